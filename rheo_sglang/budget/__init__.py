@@ -1,0 +1,1 @@
+"""How many pages a request may attend in one decode step."""

@@ -1,0 +1,55 @@
+"""Every difference between the supported SGLang versions (0.5.17 to 0.5.23), and nothing else."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from typing import Any
+
+
+def create_tree_cache(ctx: Any, component: type) -> Any:
+    """Build SGLang's unified radix cache with ``component`` in the place of its full-attention component.
+
+    0.5.23 offers a factory that also serves ``--disable-radix-cache``; before it, the cache is put together here
+    and a disabled cache is SGLang's chunk cache.
+    """
+    from sglang.srt.mem_cache import registry
+    from sglang.srt.mem_cache.unified_cache.components import ComponentType
+
+    ctx.params.component_registry_override = {ComponentType.FULL: component}
+    if hasattr(registry, "create_unified_radix_cache"):
+        return registry.create_unified_radix_cache(ctx)
+    if ctx.disable_radix_cache:
+        ctx.params.component_registry_override = None
+        return registry.default_radix_cache_factory(ctx)
+    from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+
+    ctx.params.tree_components = (ComponentType.FULL,)
+    return UnifiedRadixCache(ctx.params)
+
+
+def unresolved_arguments_hook() -> str:
+    """Method of ``ServerArgs`` that runs before the arguments are resolved and may still change them.
+
+    0.5.23 resolves in a method of its own; before it, construction did.
+    """
+    from sglang.srt.server_args import ServerArgs
+
+    return "resolve_once" if hasattr(ServerArgs, "resolve_once") else "__post_init__"
+
+
+def without_triton() -> bool:
+    """Whether this is SGLang's CPU engine in a version that would still run Triton kernels there.
+
+    Up to 0.5.20 ``support_triton`` decides by the attention backend's name and takes an unknown one for a GPU's,
+    and the paged allocator always launches Triton kernels; 0.5.23 asks the platform in both places.
+    """
+    from sglang.srt.utils import common
+
+    by_name = "capabilities" not in inspect.getsource(common.support_triton)
+    return by_name and os.environ.get("SGLANG_USE_CPU_ENGINE") == "1"
+
+
+def interpret_triton() -> None:
+    """Have Triton's interpreter run the allocator's kernels; takes effect in processes started from here on."""
+    os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -1,0 +1,168 @@
+"""RheoConfig: every setting of the rheo backend, validated before anything is built."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+FLAG = "--rheo-config"
+ENVIRONMENT = "RHEO_CONFIG"
+PAGE_SIZES = (16, 32, 64)
+DEFAULT_PAGE_SIZE = 32
+
+
+class ConfigError(ValueError):
+    """A setting that RheoServe cannot serve with; the message names it, its value and what is allowed."""
+
+
+def reject(name: str, value: object, allowed: str, source: str = FLAG) -> typing.NoReturn:
+    """Raise a `ConfigError` in the one form that all of them have."""
+    raise ConfigError(f"{source}: {name}={value!r} is not supported; allowed: {allowed}")
+
+
+@dataclass(frozen=True)
+class RheoConfig:
+    """Settings of ``--attention-backend rheo``, from ``--rheo-config`` (JSON text or a file) or ``RHEO_CONFIG``.
+
+    Raises
+    ------
+    ConfigError
+        On a value of the wrong type or out of range.
+    """
+
+    budget_ratio: float = 0.1
+    """Share of its pages that a request may select per KV head and step; 1.0 is dense attention."""
+    budget_min_pages: int = 16
+    """Fewest pages the budget may be, however short the request."""
+    budget_max_pages: int | None = None
+    """Most pages the budget may be, however long the request."""
+    sink_pages: int = 1
+    """First pages of a request, always selected."""
+    window_pages: int = 2
+    """Last pages of a request, the one being written included, always selected."""
+    dense_threshold: int = 4096
+    """Requests up to this many tokens select all their pages."""
+    metadata: Literal["minmax", "mean"] = "minmax"
+    """What summarises a page's keys: their bounding box, or their average."""
+    grouping: Literal["mean", "max"] = "mean"
+    """How the query heads of a GQA group agree on one score."""
+    importance_alpha: float = 0.3
+    """Weight of the newest step in a page's importance."""
+    policy: Literal["importance", "lru", "lfu"] = "importance"
+    """Which pages keep their frames."""
+    miss_mode: Literal["split", "fetch"] = "split"
+    """Missed pages are attended where they are, or brought into frames first."""
+    host_pool_gib: float | None = None
+    """Size of the host pool in GiB."""
+    host_pool_ratio: float | None = None
+    """Size of the host pool as a multiple of the frame pool (8 when neither is given)."""
+    frame_pool_gib: float | None = None
+    """Size of the frame pool in GiB; on a GPU, what SGLang would give the KV cache when not given."""
+    frame_pool_tokens: int | None = None
+    """Size of the frame pool in tokens, instead of GiB."""
+    recorder: Literal["off", "hits", "mass"] = "hits"
+    """Count hits per request, layer and KV head; ``mass`` also measures the attention mass that the selection
+    covers, by attending the rest as well (a diagnosis: it costs dense attention)."""
+
+    def __post_init__(self) -> None:
+        """Validate types and ranges."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            coerced = _typed(field.name, value, _HINTS[field.name])
+            object.__setattr__(self, field.name, coerced)
+        _in_range("budget_ratio", self.budget_ratio, low=0, high=1, open_low=True)
+        _in_range("budget_min_pages", self.budget_min_pages, low=1)
+        _in_range("sink_pages", self.sink_pages, low=0)
+        _in_range("window_pages", self.window_pages, low=1)
+        _in_range("dense_threshold", self.dense_threshold, low=0)
+        _in_range("importance_alpha", self.importance_alpha, low=0, high=1, open_low=True)
+        for name in ("host_pool_gib", "host_pool_ratio", "frame_pool_gib", "frame_pool_tokens"):
+            if getattr(self, name) is not None:
+                _in_range(name, getattr(self, name), low=0, open_low=True)
+        if self.budget_max_pages is not None and self.budget_max_pages < self.budget_min_pages:
+            reject(
+                "budget_max_pages", self.budget_max_pages, f"at least budget_min_pages={self.budget_min_pages}"
+            )
+        for one, other in (("host_pool_gib", "host_pool_ratio"), ("frame_pool_gib", "frame_pool_tokens")):
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                reject(other, getattr(self, other), f"one of {one} and {other}, not both")
+        if self.host_pool_ratio is not None and self.host_pool_ratio < 1:
+            reject("host_pool_ratio", self.host_pool_ratio, "at least 1 (the host pool holds every page)")
+        if self.host_pool_gib is not None and (self.frame_pool_gib or 0) > self.host_pool_gib:
+            reject(
+                "host_pool_gib",
+                self.host_pool_gib,
+                f"at least frame_pool_gib={self.frame_pool_gib} (the host pool holds every page)",
+            )
+
+    @classmethod
+    def parse(cls, text: str, source: str = FLAG) -> RheoConfig:
+        """Build a config from JSON text, or from the file that ``text`` names.
+
+        Raises
+        ------
+        ConfigError
+            If the file cannot be read, the text is no JSON object, a key is unknown or a value is bad.
+        """
+        if not text.lstrip().startswith("{"):
+            try:
+                text = Path(text).read_text()
+            except OSError as error:
+                raise ConfigError(
+                    f"{source}: {text!r} is neither a JSON object nor a readable file ({error.strerror})"
+                ) from None
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{source}: {text!r} is not valid JSON ({error})") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{source}: {text!r} is not a JSON object; allowed: an object of settings")
+        unknown = sorted(set(values) - set(_HINTS))
+        if unknown:
+            raise ConfigError(
+                f"{source}: unknown key {unknown[0]!r}={values[unknown[0]]!r}; allowed keys: {', '.join(_HINTS)}"
+            )
+        return cls(**values)
+
+    @classmethod
+    def from_environment(cls) -> RheoConfig:
+        """The config that ``RHEO_CONFIG`` holds, or the defaults."""
+        text = os.environ.get(ENVIRONMENT, "").strip()
+        return cls.parse(text, ENVIRONMENT) if text else cls()
+
+    def to_json(self) -> str:
+        """JSON text from which `parse` builds this config again."""
+        return json.dumps(dataclasses.asdict(self))
+
+
+_HINTS: dict[str, Any] = typing.get_type_hints(RheoConfig)
+
+
+def _typed(name: str, value: object, hint: Any) -> object:
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            reject(name, value, ", ".join(choices))
+        return value
+    kinds = typing.get_args(hint) or (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    if float in kinds and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if int in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    reject(name, value, "a number" if float in kinds else "a whole number")
+
+
+def _in_range(
+    name: str, value: float, low: float, high: float = float("inf"), open_low: bool = False
+) -> None:
+    above = value > low if open_low else value >= low
+    if not (above and value <= high):
+        lower = f"above {low}" if open_low else f"at least {low}"
+        reject(name, value, lower if high == float("inf") else f"{lower}, at most {high}")

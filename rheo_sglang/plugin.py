@@ -1,0 +1,148 @@
+"""Entry point: the only file that registers or hooks anything in SGLang."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from rheo_sglang.config import ENVIRONMENT, FLAG, ConfigError, RheoConfig
+
+CONFIGURATOR = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator"
+SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
+
+
+def register() -> None:
+    """Make ``--attention-backend rheo`` work: called by SGLang in every process before arguments are parsed."""
+    from sglang.srt.layers.attention.attention_registry import register_attention_backend
+    from sglang.srt.mem_cache.registry import register_radix_cache_backend
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+    from sglang.srt.server_args import add_attention_backend_choices
+
+    from rheo_sglang import compat
+
+    add_attention_backend_choices(["rheo"])
+    register_attention_backend("rheo")(create_backend)
+    register_radix_cache_backend("rheo", create_tree_cache)
+    HookRegistry.register(f"{SERVER_ARGS}.add_cli_args", add_flag, HookType.AFTER)
+    HookRegistry.register(f"{SERVER_ARGS}.from_cli_args", parse_flag, HookType.AROUND)
+    HookRegistry.register(
+        f"{SERVER_ARGS}.{compat.unresolved_arguments_hook()}", adapt_arguments, HookType.BEFORE
+    )
+    HookRegistry.register(f"{CONFIGURATOR}._profile_available_bytes", size_logical_space, HookType.AROUND)
+    HookRegistry.register(f"{CONFIGURATOR}.resolve_max_num_reqs", limit_requests, HookType.AROUND)
+    HookRegistry.register(f"{CONFIGURATOR}._build_mha_kv_pool", build_pool, HookType.AROUND)
+    HookRegistry.register(f"{CONFIGURATOR}._build_token_to_kv_pool_allocator", build_allocator, HookType.AROUND)
+    HookRegistry.register(
+        "sglang.srt.managers.scheduler.Scheduler.get_internal_state", add_state, HookType.AFTER
+    )
+    if compat.without_triton():
+        compat.interpret_triton()
+        HookRegistry.register("sglang.srt.utils.common.support_triton", no_triton, HookType.REPLACE)
+
+
+def create_backend(runner: Any) -> Any:
+    """Attention backend factory."""
+    from rheo_sglang.backend import RheoAttentionBackend
+
+    return RheoAttentionBackend(runner)
+
+
+def create_tree_cache(ctx: Any) -> Any:
+    """Radix cache factory."""
+    from rheo_sglang import compat
+    from rheo_sglang.tree.component import RheoFullComponent
+
+    return compat.create_tree_cache(ctx, RheoFullComponent)
+
+
+def add_flag(result: Any, parser: Any, *args: Any, **kwargs: Any) -> Any:
+    """Add ``--rheo-config`` to SGLang's command line."""
+    parser.add_argument(
+        FLAG,
+        type=str,
+        default=None,
+        help="Settings of --attention-backend rheo: a JSON object, or a file that holds one. "
+        f"The environment variable {ENVIRONMENT} takes the same.",
+    )
+    return result
+
+
+def parse_flag(original: Any, cls: Any, args: Any) -> Any:
+    """Hand ``--rheo-config`` to every process of this server, and end a bad start with one sentence."""
+    text = getattr(args, "rheo_config", None)
+    try:
+        if text is not None:
+            if args.attention_backend != "rheo":
+                raise ConfigError(
+                    f"{FLAG}: needs --attention-backend rheo, not {args.attention_backend!r}"
+                )
+            os.environ[ENVIRONMENT] = RheoConfig.parse(text).to_json()
+        return original(cls, args)
+    except ConfigError as error:
+        print(f"launch_server: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def adapt_arguments(server_args: Any) -> None:
+    """Check the unresolved server arguments and select what rheo needs."""
+    from rheo_sglang.validate import adapt_server_args, uses_rheo
+
+    if uses_rheo(server_args) and not getattr(server_args, "_resolution_finished", False):
+        RheoConfig.from_environment()
+        adapt_server_args(server_args)
+
+
+def size_logical_space(original: Any, configurator: Any, *args: Any, **kwargs: Any) -> int:
+    """Report the host pool's bytes as what the KV cache has, and keep the device's for the frames."""
+    from rheo_sglang.pools.sizing import make_plan
+    from rheo_sglang.validate import check_model, uses_rheo
+
+    device_bytes = original(configurator, *args, **kwargs)
+    if not uses_rheo(configurator.server_args):
+        return device_bytes
+    check_model(configurator)
+    return make_plan(configurator, device_bytes)
+
+
+def limit_requests(original: Any, configurator: Any, *args: Any, **kwargs: Any) -> int:
+    """Keep no more requests running than have a frame for their tail pages."""
+    from rheo_sglang.pools.sizing import planned, running_limit
+
+    requests = original(configurator, *args, **kwargs)
+    return requests if planned() is None else running_limit(configurator, requests)
+
+
+def build_pool(original: Any, configurator: Any, *args: Any, **kwargs: Any) -> Any:
+    """Build the rheo KV pool in the place of SGLang's."""
+    from rheo_sglang.pools.sizing import build_kv_pool, planned
+
+    if planned() is None:
+        return original(configurator, *args, **kwargs)
+    return build_kv_pool(configurator, kwargs["max_total_num_tokens"])
+
+
+def build_allocator(original: Any, configurator: Any, *args: Any, **kwargs: Any) -> Any:
+    """Build the rheo allocator over the rheo KV pool."""
+    from rheo_sglang.pools.allocator import RheoAllocator
+    from rheo_sglang.pools.sizing import planned
+
+    if planned() is None:
+        return original(configurator, *args, **kwargs)
+
+    return RheoAllocator(kwargs["token_to_kv_pool"], need_sort=False)
+
+
+def add_state(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+    """Put the recorder's report and the counters into ``/server_info``."""
+    from rheo_sglang.state import describe_scheduler
+
+    state = describe_scheduler(scheduler)
+    if state is not None:
+        result.internal_state["rheo"] = state
+    return result
+
+
+def no_triton(backend: str) -> bool:
+    """SGLang's ``support_triton`` on a machine without a GPU."""
+    return False

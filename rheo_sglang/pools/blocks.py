@@ -1,0 +1,39 @@
+"""Host pool and frame pool: page blocks in DRAM and in HBM."""
+
+from __future__ import annotations
+
+import torch
+
+
+def host_pool(
+    layers: int, pages: int, kv_heads: int, head_dim: int, page_size: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """Allocate the home of every logical page.
+
+    Returns
+    -------
+    torch.Tensor
+        Page blocks ``[L, N, H, 2, D * P]`` in DRAM: one page's blocks over all KV heads of a layer are contiguous,
+        so saving and loading whole pages moves long runs.
+    """
+    return torch.zeros((layers, pages, kv_heads, 2, head_dim * page_size), dtype=dtype)
+
+
+def frame_pool(
+    layers: int,
+    kv_heads: int,
+    frames: int,
+    head_dim: int,
+    page_size: int,
+    dtype: torch.dtype,
+    device: str | torch.device,
+) -> torch.Tensor:
+    """Allocate the frames.
+
+    Returns
+    -------
+    torch.Tensor
+        Page blocks ``[L, H, F, 2, D * P]`` on ``device``. Every layer and KV head has its own ``F`` frames.
+    """
+    shape = (layers, kv_heads, frames, 2, head_dim * page_size)
+    return torch.zeros(shape, dtype=dtype, device=device)

@@ -1,0 +1,154 @@
+"""How many host pages and frames a server gets."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from rheo_kernels.reference import METADATA_ROWS
+from rheo_sglang.config import FLAG, ConfigError, RheoConfig
+
+logger = logging.getLogger(__name__)
+
+GIB = 1 << 30
+DEFAULT_RATIO = 8.0
+DRAM_SHARE = 0.8
+"""Share of the available DRAM that the host pool takes at most when its size is not given."""
+
+
+@dataclass(frozen=True)
+class KVShape:
+    """What one page holds.
+
+    Attributes
+    ----------
+    layers, kv_heads, head_dim
+        Of this rank's part of the model.
+    itemsize
+        Bytes of one KV element.
+    page_size
+        Tokens of a page.
+    """
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    itemsize: int
+    page_size: int
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's K and V over all layers and KV heads."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.itemsize
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page's K and V over all layers and KV heads."""
+        return self.page_size * self.token_bytes
+
+    def table_bytes(self, metadata: str) -> int:
+        """HBM bytes that every logical page costs: metadata, page table, importance and policy rows."""
+        rows = METADATA_ROWS[metadata] * self.head_dim * self.itemsize
+        return self.layers * self.kv_heads * (rows + 3 * 4)
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """Sizes of both pools, in pages over all layers and KV heads (the padding page not counted)."""
+
+    host_pages: int
+    frame_pages: int
+
+
+def plan_pools(
+    config: RheoConfig,
+    shape: KVShape,
+    device_bytes: int,
+    dram_bytes: int,
+    max_total_tokens: int | None,
+    frames_in_dram: bool,
+) -> PoolPlan:
+    """Decide both pool sizes.
+
+    Parameters
+    ----------
+    config
+        Sizes the user asked for.
+    shape
+        What one page holds.
+    device_bytes
+        Device memory that SGLang would give the KV cache.
+    dram_bytes
+        Host memory that is available.
+    max_total_tokens
+        SGLang's ``--max-total-tokens``: a cap on the tokens the server may hold.
+    frames_in_dram
+        Whether the frame pool is a second DRAM pool (``--device cpu``).
+
+    Raises
+    ------
+    ConfigError
+        If a size asked for is not to be had, or the host pool would be smaller than the frame pool.
+    """
+    table_bytes = shape.table_bytes(config.metadata)
+    frame_pages = _frames_asked(config, shape)
+    if config.host_pool_gib is not None:
+        host_pages = int(config.host_pool_gib * GIB) // shape.page_bytes
+    elif frame_pages is not None:
+        host_pages = int(frame_pages * (config.host_pool_ratio or DEFAULT_RATIO))
+    else:
+        ratio = config.host_pool_ratio or DEFAULT_RATIO
+        room = dram_bytes * DRAM_SHARE if frames_in_dram else device_bytes
+        shares = (1 + 1 / ratio) if frames_in_dram else (1 / ratio)
+        host_pages = int(room / (shape.page_bytes * shares + table_bytes))
+    if max_total_tokens is not None:
+        asked = max_total_tokens // shape.page_size
+        derived = config.host_pool_gib is None and config.host_pool_ratio is None
+        host_pages = asked if derived else min(host_pages, asked)
+
+    dram_room = dram_bytes - (frame_pages or 0) * shape.page_bytes * frames_in_dram
+    if host_pages * shape.page_bytes > dram_room:
+        if config.host_pool_gib is not None or config.host_pool_ratio is not None:
+            raise ConfigError(
+                f"{FLAG}: a host pool of {host_pages * shape.page_bytes / GIB:.2f} GiB does not fit into the "
+                f"{dram_room / GIB:.2f} GiB of available DRAM; allowed: a smaller host_pool_gib or host_pool_ratio"
+            )
+        host_pages = int(dram_room * DRAM_SHARE) // shape.page_bytes
+        logger.warning(
+            "rheo: the host pool is cut to %.2f GiB, %d %% of the available DRAM; "
+            "set host_pool_gib to choose its size",
+            host_pages * shape.page_bytes / GIB,
+            100 * DRAM_SHARE,
+        )
+    if frame_pages is None:
+        if frames_in_dram:
+            frame_pages = max(1, int(host_pages / (config.host_pool_ratio or DEFAULT_RATIO)))
+        else:
+            frame_pages = min(host_pages, (device_bytes - host_pages * table_bytes) // shape.page_bytes)
+    if not frames_in_dram and frame_pages * shape.page_bytes + host_pages * table_bytes > device_bytes:
+        raise ConfigError(
+            f"{FLAG}: a frame pool of {frame_pages * shape.page_bytes / GIB:.2f} GiB and the page table of a host "
+            f"pool of {host_pages * shape.page_bytes / GIB:.2f} GiB ({host_pages * table_bytes / GIB:.2f} GiB) do "
+            f"not fit into the {device_bytes / GIB:.2f} GiB of device memory that --mem-fraction-static leaves; "
+            "allowed: a smaller frame_pool_gib or host_pool_gib"
+        )
+    if host_pages < frame_pages:
+        raise ConfigError(
+            f"{FLAG}: the host pool ({host_pages * shape.page_size} tokens) is smaller than the frame pool "
+            f"({frame_pages * shape.page_size} tokens); allowed: host_pool_gib, host_pool_ratio or "
+            "--max-total-tokens that make it at least as large"
+        )
+    if frame_pages < 1:
+        raise ConfigError(
+            f"{FLAG}: no frame fits (one page takes {shape.page_bytes / GIB:.4f} GiB); allowed: a larger "
+            "frame_pool_gib or frame_pool_tokens"
+        )
+    return PoolPlan(host_pages, frame_pages)
+
+
+def _frames_asked(config: RheoConfig, shape: KVShape) -> int | None:
+    if config.frame_pool_tokens is not None:
+        return config.frame_pool_tokens // shape.page_size
+    if config.frame_pool_gib is not None:
+        return int(config.frame_pool_gib * GIB) // shape.page_bytes
+    return None

@@ -1,0 +1,105 @@
+"""Pool sizes and pools of a server that is starting, from SGLang's configurator."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import psutil
+
+from rheo_sglang.config import FLAG, ConfigError, RheoConfig
+from rheo_sglang.pools.kv_pool import RheoKVPool
+from rheo_sglang.pools.plan import KVShape, PoolPlan, plan_pools
+
+logger = logging.getLogger(__name__)
+
+_plan: PoolPlan | None = None
+"""The plan of this process, which runs one model; SGLang's configurator has no room for attributes."""
+
+
+def planned() -> PoolPlan | None:
+    """The plan of this process, or None if its model is not served by rheo."""
+    return _plan
+
+
+def kv_shape(configurator: Any) -> KVShape:
+    """Shape of this rank's KV."""
+    from sglang.srt.runtime_context import get_parallel
+
+    model = configurator.model_config
+    return KVShape(
+        layers=configurator.layer_info.num_effective_layers,
+        kv_heads=model.get_num_kv_heads(get_parallel().attn_tp_size),
+        head_dim=model.head_dim,
+        itemsize=configurator.kv_cache_dtype.itemsize,
+        page_size=configurator.page_size,
+    )
+
+
+def make_plan(configurator: Any, device_bytes: int) -> int:
+    """Plan both pools of this process.
+
+    Parameters
+    ----------
+    configurator
+        SGLang's ``KVCacheConfigurator``.
+    device_bytes
+        Device memory that SGLang would give the KV cache.
+
+    Returns
+    -------
+    int
+        The host pool's size in bytes, of which SGLang derives the number of tokens.
+    """
+    global _plan
+    shape = kv_shape(configurator)
+    _plan = plan_pools(
+        RheoConfig.from_environment(),
+        shape,
+        device_bytes,
+        dram_bytes=psutil.virtual_memory().available,
+        max_total_tokens=configurator.server_args.max_total_tokens,
+        frames_in_dram=configurator.device == "cpu",
+    )
+    return _plan.host_pages * shape.page_bytes
+
+
+def running_limit(configurator: Any, requests: int) -> int:
+    """Requests that may run at once: every one keeps its tail page resident.
+
+    Raises
+    ------
+    ConfigError
+        If the user asked for more than the frame pool can hold.
+    """
+    assert _plan is not None
+    frames = _plan.frame_pages
+    if requests <= frames:
+        return requests
+    asked = configurator.server_args.max_running_requests
+    if asked is not None:
+        raise ConfigError(
+            f"--max-running-requests={asked} needs as many frames for the pages being written, but the frame pool "
+            f"has {frames}; allowed: at most {frames}, or a larger frame_pool_gib or frame_pool_tokens in {FLAG}"
+        )
+    logger.info("rheo: at most %d requests run at once, for each keeps one of as many frames", frames)
+    return frames
+
+
+def build_kv_pool(configurator: Any, tokens: int) -> RheoKVPool:
+    """Build the pool of ``tokens`` logical tokens with the planned frames."""
+    assert _plan is not None
+    shape = kv_shape(configurator)
+    return RheoKVPool(
+        tokens,
+        shape.page_size,
+        configurator.kv_cache_dtype,
+        shape.kv_heads,
+        shape.head_dim,
+        shape.layers,
+        configurator.device,
+        frame_pages=_plan.frame_pages,
+        config=RheoConfig.from_environment(),
+        start_layer=configurator.layer_info.start_layer,
+        end_layer=configurator.layer_info.end_layer,
+    )

@@ -1,0 +1,92 @@
+"""Residency: gives pages frames and fills them, one layer at a time."""
+
+from __future__ import annotations
+
+import torch
+
+from rheo_kernels.reference import NEVER_EVICT, admit, load
+from rheo_sglang.page_table import PageTable
+from rheo_sglang.tiering import SELECTED
+
+
+class Residency:
+    """Admission, eviction and the transfers that go with them.
+
+    Parameters
+    ----------
+    table
+        Page table.
+    host, frames
+        Both pools' blocks, ``[L, N, H, 2, D * P]`` and ``[L, H, F, 2, D * P]``.
+    """
+
+    def __init__(self, table: PageTable, host: torch.Tensor, frames: torch.Tensor) -> None:
+        self.table = table
+        self.host = host
+        self.frames = frames
+
+    def claim(self, layer: int, pages: torch.Tensor) -> None:
+        """Make pages resident in every KV head, whatever has to be evicted for them.
+
+        Parameters
+        ----------
+        layer
+            Layer index.
+        pages
+            Logical pages, ``[X]``, integer; entries of 0 are skipped. At most ``F``, the pinned ones included.
+        """
+        candidates = pages.long()[None].expand(self.table.frame_of.shape[1], -1)
+        frame_values = self._frame_values(layer)
+        claimed = self._in_frames(self.table.frame_of[layer].gather(1, candidates))
+        values = torch.full(candidates.shape, NEVER_EVICT, device=pages.device)
+        self._admit(layer, candidates, values, frame_values.masked_fill_(claimed, NEVER_EVICT))
+
+    def admit_selected(self, layer: int, misses: torch.Tensor, hits: torch.Tensor) -> None:
+        """Give a step's missed pages frames, as far as they outrank what is resident.
+
+        Parameters
+        ----------
+        layer
+            Layer index.
+        misses
+            Missed logical pages, ``[B, H, S]``, int32, -1 = none.
+        hits
+            Frames that the step hit, ``[B, H, S]``, int32, -1 = none; their pages count as selected too.
+        """
+        candidates = misses.transpose(0, 1).flatten(1).long()
+        values = self.table.policy.values(layer, candidates.clamp(min=0)) + SELECTED
+        frame_values = self._frame_values(layer)
+        frame_values += self._in_frames(hits.transpose(0, 1).flatten(1)) * SELECTED
+        self._admit(layer, candidates, values, frame_values)
+
+    def admit_seeded(self, layer: int, pages: torch.Tensor) -> None:
+        """Offer frames to a prefilled request's best pages, against everything else that is resident.
+
+        Parameters
+        ----------
+        layer
+            Layer index.
+        pages
+            Logical pages per KV head, ``[H, X]``, int64.
+        """
+        self._admit(layer, pages, self.table.policy.values(layer, pages), self._frame_values(layer))
+
+    def _frame_values(self, layer: int) -> torch.Tensor:
+        table = self.table
+        page_of = table.page_of[layer].long()
+        pages = page_of.clamp(min=0)
+        pinned = table.unsaved[layer][pages] & (page_of >= 0)
+        return table.policy.values(layer, pages).masked_fill(pinned, NEVER_EVICT)
+
+    def _in_frames(self, frames: torch.Tensor) -> torch.Tensor:
+        """Mark listed frames: ``[H, X]`` with -1 = none to ``[H, F]``, bool."""
+        heads, count = self.table.page_of.shape[1:]
+        marks = torch.zeros((heads, count + 1), dtype=torch.bool, device=frames.device)
+        return marks.scatter_(1, frames.long() + 1, True)[:, 1:]
+
+    def _admit(
+        self, layer: int, candidates: torch.Tensor, values: torch.Tensor, frame_values: torch.Tensor
+    ) -> None:
+        table = self.table
+        admitted = admit(candidates, values, table.frame_of[layer], table.page_of[layer], frame_values)
+        load(self.host[layer], self.frames[layer], admitted.heads, admitted.pages, admitted.frames)

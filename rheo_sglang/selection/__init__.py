@@ -1,0 +1,1 @@
+"""Which pages a request attends in one decode step."""

@@ -1,0 +1,33 @@
+"""RheoFullComponent: SGLang's full-attention tree component, with importance that survives deduplication."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sglang.srt.mem_cache.unified_cache.components import FullComponent
+
+from rheo_sglang.tree.nodes import slot_pages
+
+
+class RheoFullComponent(FullComponent):
+    """A node's importance, metadata and frames are rows of the page table, found through the node's slots.
+
+    Splits need no work, for the slots are divided and the rows stay. Eviction and abort need none either, for
+    freed slots go through the allocator. Only an insert that overlaps an existing node frees pages in favour of
+    equal ones; those hand their importance on first.
+    """
+
+    def update_component_on_insert_overlap(
+        self, node: Any, prefix_len: int, total_prefix_len: int, value_slice: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> int:
+        """Fold duplicate pages into the node's before SGLang frees them."""
+        kept = node.component_data[self.component_type].value
+        if kept is not None:
+            allocator = self.cache.token_to_kv_pool_allocator
+            survivors = slot_pages(kept[:prefix_len], allocator.page_size)
+            duplicates = slot_pages(value_slice[:prefix_len], allocator.page_size)
+            allocator.table.fold(duplicates, survivors)
+        return super().update_component_on_insert_overlap(
+            node, prefix_len, total_prefix_len, value_slice, *args, **kwargs
+        )

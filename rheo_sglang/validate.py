@@ -1,0 +1,103 @@
+"""What of SGLang's own settings and models rheo can serve with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rheo_sglang.config import DEFAULT_PAGE_SIZE, PAGE_SIZES, ConfigError, reject
+
+KV_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+KV_DTYPE_NAMES = ("auto", "bf16", "bfloat16")
+
+
+def uses_rheo(server_args: Any) -> bool:
+    """Whether any attention backend flag names rheo."""
+    names = ("attention_backend", "prefill_attention_backend", "decode_attention_backend")
+    return any(getattr(server_args, name, None) == "rheo" for name in names)
+
+
+def adapt_server_args(server_args: Any) -> None:
+    """Check unresolved server arguments and select what ``--attention-backend rheo`` implies.
+
+    Sets the radix cache backend, the page size where none was given, and turns CUDA graphs off, which the decode
+    path cannot be captured into yet.
+
+    Raises
+    ------
+    ConfigError
+        Naming the flag, its value and what is allowed.
+    """
+    for name in ("prefill_attention_backend", "decode_attention_backend"):
+        if getattr(server_args, name, None) is not None:
+            reject(_flag(name), getattr(server_args, name), "not set beside --attention-backend rheo", "rheo")
+    if server_args.page_size is None:
+        server_args.page_size = DEFAULT_PAGE_SIZE
+    if server_args.page_size not in PAGE_SIZES:
+        reject("--page-size", server_args.page_size, ", ".join(map(str, PAGE_SIZES)), "rheo")
+    if server_args.kv_cache_dtype not in KV_DTYPE_NAMES:
+        reject("--kv-cache-dtype", server_args.kv_cache_dtype, ", ".join(KV_DTYPE_NAMES), "rheo")
+    if server_args.radix_cache_backend not in (None, "rheo"):
+        reject("--radix-cache-backend", server_args.radix_cache_backend, "not set, or 'rheo'", "rheo")
+    unsupported = {
+        "speculative_algorithm": (None,),
+        "disaggregation_mode": (None, "null"),
+        "enable_mixed_chunk": (False,),
+        "enable_hierarchical_cache": (False,),
+        "enable_two_batch_overlap": (False,),
+        "enable_pdmux": (False,),
+        "enable_lmcache": (False,),
+        "enable_hisparse": (False,),
+        "enable_streaming_session": (False,),
+        "enable_memory_saver": (False,),
+        "dcp_size": (1, None),
+    }
+    for name, allowed in unsupported.items():
+        value = getattr(server_args, name, allowed[0])
+        if value not in allowed:
+            reject(_flag(name), value, "not set", "rheo")
+    server_args.radix_cache_backend = "rheo"
+    server_args.disable_cuda_graph = True
+
+
+def check_model(configurator: Any) -> None:
+    """Check the loaded model's attention against what rheo serves.
+
+    Parameters
+    ----------
+    configurator
+        SGLang's ``KVCacheConfigurator``.
+
+    Raises
+    ------
+    ConfigError
+        Naming the model, what it needs and what is allowed.
+    """
+    model = configurator.model_config
+    name = (model.hf_config.architectures or ["this model"])[0]
+    text = model.hf_text_config
+    reasons = {
+        "multi-head latent attention (MLA)": configurator.use_mla_backend,
+        "sliding-window attention": configurator.is_hybrid_swa or configurator.sliding_window_size is not None,
+        "recurrent (Mamba) layers": configurator.mambaish_config is not None,
+        "different head sizes for K and V": model.v_head_dim != model.head_dim,
+        "capped attention logits": bool(getattr(text, "attn_logit_softcapping", None)),
+        "cross attention": bool(getattr(model, "is_encoder_decoder", False)),
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise ConfigError(
+                f"--attention-backend: 'rheo' does not support {name}, which has {reason}; allowed: dense GQA or "
+                "MHA models (Llama, Qwen2, Qwen3, SmolLM2, ...)"
+            )
+    if configurator.kv_cache_dtype not in KV_DTYPES:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in KV_DTYPES)
+        raise ConfigError(
+            f"--kv-cache-dtype: the KV dtype {configurator.kv_cache_dtype} of this model is not supported by "
+            f"--attention-backend rheo; allowed: {allowed}"
+        )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
