@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import psutil
+import torch
 
 from rheo_sglang.config import FLAG, ConfigError, RheoConfig
 from rheo_sglang.pools.kv_pool import RheoKVPool
@@ -53,15 +54,34 @@ def make_plan(configurator: Any, device_bytes: int) -> int:
     """
     global _plan
     shape = kv_shape(configurator)
+    server_args = configurator.server_args
     _plan = plan_pools(
         RheoConfig.from_environment(),
         shape,
-        device_bytes,
-        dram_bytes=psutil.virtual_memory().available,
-        max_total_tokens=configurator.server_args.max_total_tokens,
+        agree(device_bytes),
+        dram_bytes=agree(available_dram(server_args.nnodes)),
+        max_total_tokens=server_args.max_total_tokens,
         frames_in_dram=configurator.device == "cpu",
     )
     return _plan.host_pages * shape.page_bytes
+
+
+def agree(size: int) -> int:
+    """The smallest value of any rank: pools that the scheduler can observe have one size everywhere."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return size
+    from sglang.srt.runtime_context import get_parallel
+
+    value = torch.tensor(size, dtype=torch.int64)
+    group = get_parallel().world_group.cpu_group
+    torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MIN, group=group)
+    return int(value)
+
+
+def available_dram(nodes: int) -> int:
+    """Bytes of available DRAM for this rank's host pool; the ranks of a host share it evenly."""
+    ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    return psutil.virtual_memory().available // max(1, ranks // nodes)
 
 
 def running_limit(configurator: Any, requests: int) -> int:

@@ -1,0 +1,151 @@
+"""Sharing, overload, aborts and limits on one server: nothing is lost, nothing leaks, nobody is harmed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+import torch
+
+PAGE = 16
+POOL_TOKENS = 6144
+CONTEXT = 4096
+VOCABULARY = 256
+SPARSE = {
+    "budget_ratio": 0.25,
+    "budget_min_pages": 4,
+    "dense_threshold": 0,
+    "frame_pool_tokens": 1024,
+}
+
+
+@pytest.fixture(scope="module")
+def server(serve):
+    return serve(
+        "tiny-llama-group4",
+        page_size=PAGE,
+        rheo_config=SPARSE,
+        max_running_requests=16,
+        arguments=["--max-total-tokens", str(POOL_TOKENS), "--context-length", str(CONTEXT)],
+    )
+
+
+def tokens(length: int, seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
+
+
+def nothing_is_left(server) -> None:
+    server.flush_cache()
+    counters = server.counters()
+    used = ("frames_used", "pages_resident", "pages_unsaved", "pages_described", "pages_important", "pages_allocated")
+    assert {name: counters[name] for name in used} == dict.fromkeys(used, 0)
+
+
+def alone(server, prompt: list[int], new_tokens: int) -> list[int]:
+    server.flush_cache()
+    return server.generate(prompt, new_tokens, ignore_eos=True)["output_ids"]
+
+
+def test_a_shared_prefix_is_neither_recomputed_nor_described_again(server):
+    shared, first, second = tokens(1000, 1), tokens(100, 2), tokens(60, 3)
+    server.generate(shared + first, 8, ignore_eos=True)
+    before = server.counters()["described_tokens"]
+    answer = server.generate(shared + second, 8, ignore_eos=True)
+    cached = 1000 // PAGE * PAGE
+    assert answer["meta_info"]["cached_tokens"] == cached
+    decoded = 7
+    assert server.counters()["described_tokens"] - before == len(shared + second) - cached + decoded
+    assert answer["output_ids"] == alone(server, shared + second, 8)
+    nothing_is_left(server)
+
+
+def test_a_client_that_leaves_midway_frees_its_pages_and_harms_nobody(server):
+    leaving, staying = tokens(700, 4), tokens(500, 5)
+    expected = alone(server, staying, 48)
+    with ThreadPoolExecutor() as pool:
+        neighbour = pool.submit(server.generate, staying, 48, ignore_eos=True)
+        for events, _ in enumerate(server.stream(leaving, 2000, ignore_eos=True)):
+            if events == 3:
+                break
+        assert neighbour.result()["output_ids"] == expected
+    deadline = time.monotonic() + 30
+    while server.counters()["pages_unsaved"] and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert server.counters()["pages_unsaved"] == 0
+    nothing_is_left(server)
+
+
+def test_more_requests_than_the_host_pool_holds_wait_and_are_answered_right(server):
+    prompts = [tokens(1500, 10 + number) for number in range(8)]
+    assert sum(map(len, prompts)) > POOL_TOKENS
+    expected = [alone(server, prompt, 40) for prompt in prompts]
+    server.flush_cache()
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        answers = list(pool.map(lambda prompt: server.generate(prompt, 40, ignore_eos=True), prompts))
+    assert [answer["output_ids"] for answer in answers] == expected
+    nothing_is_left(server)
+
+
+def test_decoding_past_the_host_pool_retracts_and_resumes(server):
+    prompts = [tokens(900, 30 + number) for number in range(6)]
+    new_tokens = 200
+    assert len(prompts) * (900 + new_tokens) > POOL_TOKENS
+    expected = [alone(server, prompt, new_tokens) for prompt in prompts]
+    server.flush_cache()
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        answers = list(pool.map(lambda prompt: server.generate(prompt, new_tokens, ignore_eos=True), prompts))
+    assert [answer["output_ids"] for answer in answers] == expected
+    assert sum(answer["meta_info"]["num_retractions"] for answer in answers) > 0
+    nothing_is_left(server)
+
+
+def test_sixty_four_short_requests_at_once_are_all_answered(server):
+    prompts = [tokens(20 + number, 100 + number) for number in range(64)]
+    with ThreadPoolExecutor(64) as pool:
+        answers = list(pool.map(lambda prompt: server.generate(prompt, 12, ignore_eos=True), prompts))
+    for number in (0, 31, 63):
+        assert answers[number]["output_ids"] == alone(server, prompts[number], 12)
+    nothing_is_left(server)
+
+
+@pytest.mark.parametrize("length", [CONTEXT + 1, POOL_TOKENS + 500])
+def test_a_prompt_past_the_limit_is_refused_while_others_go_on(server, length):
+    running = tokens(300, 6)
+    expected = alone(server, running, 32)
+    results: list[list[int]] = []
+    neighbour = threading.Thread(
+        target=lambda: results.append(server.generate(running, 32, ignore_eos=True)["output_ids"])
+    )
+    neighbour.start()
+    with pytest.raises(requests.HTTPError, match=r"(?i)longer|exceed|length"):
+        server.generate(tokens(length, 7), 4)
+    neighbour.join()
+    assert results == [expected]
+    nothing_is_left(server)
+
+
+def test_the_recorder_reports_every_request(server):
+    answer = server.generate(tokens(800, 8), 21, ignore_eos=True)
+    report = server.rheo_state()["recorder"]
+    (entry,) = [entry for entry in report["requests"] if entry["rid"] == answer["meta_info"]["id"]]
+    layers, heads = len(entry["per_layer"]), len(entry["per_head"])
+    assert entry["iterations"] == 20
+    assert entry["samples"] == layers * heads * 20
+    assert 0 < entry["hit_rate"] <= 1
+    assert report["overall"]["samples"] >= entry["samples"]
+    nothing_is_left(server)
+
+
+def test_cached_prefixes_are_described_through_the_tree(server):
+    server.flush_cache()
+    server.generate(tokens(640, 9), 4, ignore_eos=True)
+    (prefix,) = server.rheo_state()["prefixes"]
+    assert prefix["tokens"] == 640
+    assert 0 < prefix["importance"] <= 1
+    assert 0 < prefix["resident"] <= 1
+    assert not prefix["locked"]
+    nothing_is_left(server)
