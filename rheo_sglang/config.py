@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,9 +113,10 @@ class RheoConfig:
         if not text.lstrip().startswith("{"):
             try:
                 text = Path(text).read_text()
-            except OSError as error:
+            except (OSError, UnicodeDecodeError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "not text"
                 raise ConfigError(
-                    f"{source}: {text!r} is neither a JSON object nor a readable file ({error.strerror})"
+                    f"{source}: {text!r} is neither a JSON object nor a readable file ({reason})"
                 ) from None
         try:
             values = json.loads(text)
@@ -152,11 +154,15 @@ def _typed(name: str, value: object, hint: Any) -> object:
     kinds = typing.get_args(hint) or (hint,)
     if value is None and type(None) in kinds:
         return None
-    if float in kinds and isinstance(value, int | float) and not isinstance(value, bool):
+    if float in kinds and _is_finite_number(value):
         return float(value)
     if int in kinds and isinstance(value, int) and not isinstance(value, bool):
         return value
-    reject(name, value, "a number" if float in kinds else "a whole number")
+    reject(name, value, "a finite number" if float in kinds else "a whole number")
+
+
+def _is_finite_number(value: object) -> typing.TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _in_range(

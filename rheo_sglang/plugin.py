@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from rheo_sglang.config import ENVIRONMENT, FLAG, ConfigError, RheoConfig
 
+MODEL_CONFIG = "sglang.srt.configs.model_config.ModelConfig"
 CONFIGURATOR = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator"
 SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
+
+_from_command_line = False
+"""Whether this process parsed a command line: then errors are meant for a terminal, not for a caller."""
 
 
 def register() -> None:
@@ -29,6 +33,7 @@ def register() -> None:
     HookRegistry.register(
         f"{SERVER_ARGS}.{compat.unresolved_arguments_hook()}", adapt_arguments, HookType.BEFORE
     )
+    HookRegistry.register(f"{MODEL_CONFIG}.from_server_args", check_model, HookType.AFTER)
     HookRegistry.register(f"{CONFIGURATOR}._profile_available_bytes", size_logical_space, HookType.AROUND)
     HookRegistry.register(f"{CONFIGURATOR}.resolve_max_num_reqs", limit_requests, HookType.AROUND)
     HookRegistry.register(f"{CONFIGURATOR}._build_mha_kv_pool", build_pool, HookType.AROUND)
@@ -68,40 +73,63 @@ def add_flag(result: Any, parser: Any, *args: Any, **kwargs: Any) -> Any:
     return result
 
 
+def refuse(error: ConfigError) -> NoReturn:
+    """End a bad start: with one sentence on a terminal, with the exception in a program."""
+    if not _from_command_line:
+        raise error
+    print(f"launch_server: error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
 def parse_flag(original: Any, cls: Any, args: Any) -> Any:
-    """Hand ``--rheo-config`` to every process of this server, and end a bad start with one sentence."""
+    """Hand ``--rheo-config`` to every process of this server, and adapt the other arguments."""
+    global _from_command_line
+    _from_command_line = True
     text = getattr(args, "rheo_config", None)
     try:
         if text is not None:
             if args.attention_backend != "rheo":
-                raise ConfigError(
-                    f"{FLAG}: needs --attention-backend rheo, not {args.attention_backend!r}"
-                )
+                raise ConfigError(f"{FLAG}: needs --attention-backend rheo, not {args.attention_backend!r}")
             os.environ[ENVIRONMENT] = RheoConfig.parse(text).to_json()
-        return original(cls, args)
     except ConfigError as error:
-        print(f"launch_server: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        refuse(error)
+    return original(cls, args)
 
 
 def adapt_arguments(server_args: Any) -> None:
     """Check the unresolved server arguments and select what rheo needs."""
     from rheo_sglang.validate import adapt_server_args, uses_rheo
 
-    if uses_rheo(server_args) and not getattr(server_args, "_resolution_finished", False):
+    if not uses_rheo(server_args) or getattr(server_args, "_resolution_finished", False):
+        return
+    try:
         RheoConfig.from_environment()
         adapt_server_args(server_args)
+    except ConfigError as error:
+        refuse(error)
+
+
+def check_model(result: Any, server_args: Any, *args: Any, **kwargs: Any) -> Any:
+    """Check the model's configuration, before its weights are loaded."""
+    from rheo_sglang.validate import check_model_config, uses_rheo
+
+    if uses_rheo(server_args):
+        try:
+            check_model_config(result)
+        except ConfigError as error:
+            refuse(error)
+    return result
 
 
 def size_logical_space(original: Any, configurator: Any, *args: Any, **kwargs: Any) -> int:
     """Report the host pool's bytes as what the KV cache has, and keep the device's for the frames."""
     from rheo_sglang.pools.sizing import make_plan
-    from rheo_sglang.validate import check_model, uses_rheo
+    from rheo_sglang.validate import check_loaded_model, uses_rheo
 
     device_bytes = original(configurator, *args, **kwargs)
     if not uses_rheo(configurator.server_args):
         return device_bytes
-    check_model(configurator)
+    check_loaded_model(configurator)
     return make_plan(configurator, device_bytes)
 
 

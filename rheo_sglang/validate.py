@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -61,8 +61,38 @@ def adapt_server_args(server_args: Any) -> None:
     server_args.disable_cuda_graph = True
 
 
-def check_model(configurator: Any) -> None:
-    """Check the loaded model's attention against what rheo serves.
+def check_model_config(model: Any) -> None:
+    """Check a model's configuration against what rheo serves; its weights need not be loaded.
+
+    Parameters
+    ----------
+    model
+        SGLang's ``ModelConfig``.
+
+    Raises
+    ------
+    ConfigError
+        Naming the model, what it needs and what is allowed.
+    """
+    from sglang.srt.configs.model_config import AttentionArch
+
+    text = model.hf_text_config
+    reasons = {
+        "multi-head latent attention (MLA)": model.attention_arch == AttentionArch.MLA,
+        "recurrent or other layers without a KV cache": model.attention_arch
+        not in (AttentionArch.MHA, AttentionArch.MLA),
+        "sliding-window attention": bool(model.is_hybrid_swa),
+        "different head sizes for K and V": model.v_head_dim != model.head_dim,
+        "capped attention logits": bool(getattr(text, "attn_logit_softcapping", None)),
+        "an encoder with cross attention": bool(getattr(model.hf_config, "is_encoder_decoder", False)),
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            _reject_model(model, reason)
+
+
+def check_loaded_model(configurator: Any) -> None:
+    """Check what SGLang knows of a model only once it is built.
 
     Parameters
     ----------
@@ -72,31 +102,27 @@ def check_model(configurator: Any) -> None:
     Raises
     ------
     ConfigError
-        Naming the model, what it needs and what is allowed.
+        Naming the model or the flag, and what is allowed.
     """
     model = configurator.model_config
-    name = (model.hf_config.architectures or ["this model"])[0]
-    text = model.hf_text_config
-    reasons = {
-        "multi-head latent attention (MLA)": configurator.use_mla_backend,
-        "sliding-window attention": configurator.is_hybrid_swa or configurator.sliding_window_size is not None,
-        "recurrent (Mamba) layers": configurator.mambaish_config is not None,
-        "different head sizes for K and V": model.v_head_dim != model.head_dim,
-        "capped attention logits": bool(getattr(text, "attn_logit_softcapping", None)),
-        "cross attention": bool(getattr(model, "is_encoder_decoder", False)),
-    }
-    for reason, applies in reasons.items():
-        if applies:
-            raise ConfigError(
-                f"--attention-backend: 'rheo' does not support {name}, which has {reason}; allowed: dense GQA or "
-                "MHA models (Llama, Qwen2, Qwen3, SmolLM2, ...)"
-            )
+    if configurator.is_hybrid_swa or configurator.sliding_window_size is not None:
+        _reject_model(model, "sliding-window attention")
+    if configurator.mambaish_config is not None:
+        _reject_model(model, "recurrent or other layers without a KV cache")
     if configurator.kv_cache_dtype not in KV_DTYPES:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in KV_DTYPES)
         raise ConfigError(
             f"--kv-cache-dtype: the KV dtype {configurator.kv_cache_dtype} of this model is not supported by "
             f"--attention-backend rheo; allowed: {allowed}"
         )
+
+
+def _reject_model(model: Any, reason: str) -> NoReturn:
+    name = (model.hf_config.architectures or ["this model"])[0]
+    raise ConfigError(
+        f"--attention-backend: 'rheo' does not support {name}, which has {reason}; allowed: dense GQA or MHA models "
+        "(Llama, Qwen2, Qwen3, SmolLM2, ...)"
+    )
 
 
 def _flag(name: str) -> str:

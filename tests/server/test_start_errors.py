@@ -41,12 +41,15 @@ TINY = {
     "torch_dtype": "float32",
 }
 REFUSED_MODELS = {
-    "sliding-window attention": {
+    "capped attention logits": {
         **TINY,
-        "architectures": ["MistralForCausalLM"],
-        "model_type": "mistral",
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
         "head_dim": 16,
         "sliding_window": 128,
+        "query_pre_attn_scalar": 16,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
     },
     "multi-head latent attention (MLA)": {
         **TINY,
@@ -54,12 +57,17 @@ REFUSED_MODELS = {
         "model_type": "deepseek_v2",
         "num_key_value_heads": 4,
         "kv_lora_rank": 32,
-        "q_lora_rank": None,
+        "q_lora_rank": 32,
         "qk_nope_head_dim": 16,
         "qk_rope_head_dim": 16,
         "v_head_dim": 16,
-        "n_routed_experts": None,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 1,
+        "moe_intermediate_size": 32,
         "first_k_dense_replace": 2,
+        "n_group": 1,
+        "topk_group": 1,
     },
 }
 
