@@ -83,6 +83,8 @@ class RheoAttentionBackend(AttentionBackend):
             self.page_size,
             self.controller,
         )
+        table.step += 1
+        table.list_pages(self.decode_batch.pages, self.decode_batch.num_pages)
         if self.recorder is not None:
             self.recorder.begin_step(forward_batch.rids, slots.tolist())
 
@@ -90,11 +92,12 @@ class RheoAttentionBackend(AttentionBackend):
         slots = forward_batch.req_pool_indices
         prefixes, lengths = forward_batch.extend_prefix_lens_cpu, forward_batch.extend_seq_lens_cpu
         totals = [prefix + length for prefix, length in zip(prefixes, lengths, strict=True)]
-        lists = page_lists(self.req_to_token, slots, max(totals), self.page_size).long()
+        counts = [-(-total // self.page_size) for total in totals]
+        lists = page_lists(self.req_to_token, slots, max(totals), self.page_size)
+        self.pool.table.list_pages(lists, torch.tensor(counts, dtype=torch.int32, device=lists.device))
         requests, start = [], 0
-        for row, (prefix, length, total) in enumerate(zip(prefixes, lengths, totals, strict=True)):
-            count = -(-total // self.page_size)
-            requests.append(PrefillRequest(start, length, prefix, lists[row, :count]))
+        for row, (prefix, length, count) in enumerate(zip(prefixes, lengths, counts, strict=True)):
+            requests.append(PrefillRequest(start, length, prefix, lists[row, :count].long()))
             start += length
         return requests
 

@@ -42,6 +42,9 @@ class PageTable:
         Pages whose metadata has been computed, ``[N]``, bool.
     importance
         ``[L, H, N]``, float32 in [0, 1].
+    step, listed_at
+        Decode steps so far, int32 scalar, and the one in which a running request last listed each page, ``[N]``,
+        int32.
     described_tokens
         Keys folded into metadata since the start, counted once per token.
 
@@ -71,7 +74,9 @@ class PageTable:
         self.metadata = torch.zeros(shape, dtype=dtype, device=device)
         self.described = torch.zeros(pages, dtype=torch.bool, device=device)
         self.importance = torch.zeros((layers, kv_heads, pages), dtype=torch.float32, device=device)
-        self.policy: Policy = make_policy(policy, self.importance)
+        self.step = torch.zeros((), dtype=torch.int32, device=device)
+        self.listed_at = torch.zeros(pages, dtype=torch.int32, device=device)
+        self.policy: Policy = make_policy(policy, self)
         self.described_tokens = 0
         self._notes: list[tuple[str, tuple[torch.Tensor, ...]]] = []
 
@@ -148,6 +153,20 @@ class PageTable:
         """
         self.described[slots // page_size] = True
         self.described_tokens += slots.numel()
+
+    def list_pages(self, pages: torch.Tensor, num_pages: torch.Tensor) -> None:
+        """Note the pages of the running requests, so that those of nobody can be told apart.
+
+        Parameters
+        ----------
+        pages
+            Page lists, ``[B, M]``, int32.
+        num_pages
+            Pages of each request, ``[B]``, int32.
+        """
+        position = torch.arange(pages.shape[1], device=pages.device)
+        listed = pages.long().masked_fill(position >= num_pages[:, None], 0)
+        self.listed_at[listed.flatten()] = self.step
 
     def node_importance(self, pages: torch.Tensor) -> torch.Tensor:
         """Importance of a radix node: the mean over its pages' rows.

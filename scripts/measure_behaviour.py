@@ -30,7 +30,7 @@ BUDGET = 0.2
 FRAMES = 1.25
 COMMON = ["--max-running-requests", "1", "--context-length", "8192", "--max-total-tokens", "16384"]
 REPORTED = {
-    "source": "docs/measurements.md: offline replay of SmolLM2 at 4096 tokens, 64 steps, four prompts",
+    "source": "docs/measurements.md, offline replay of SmolLM2 at 4096 tokens, 64 steps, four prompts",
     "hit_rate_page16": {"lru": 0.94, "belady": 0.96},
     "mass_covered_20pct_page16": [0.91, 0.93],
     "mass_covered_20pct_page32": [0.88, 0.91],
@@ -80,6 +80,7 @@ def rheo_state(server: SGLangServer) -> dict[str, Any]:
 
 def conversation(server: SGLangServer, model: Path, turns: int) -> dict[str, Any]:
     """A conversation that grows by 1000 tokens a turn, then a flush."""
+    server.flush_cache()
     start = rheo_state(server)["counters"]
     passages = text_prompts(model, [1000] * turns)
     history: list[int] = []

@@ -33,7 +33,7 @@ class BudgetController:
             ``[B, H]``, int32, between 1 and the request's pages.
         """
         config = self.config
-        share = (num_pages * config.budget_ratio).ceil().to(torch.int32)
+        share = (num_pages.double() * config.budget_ratio).ceil().to(torch.int32)
         share = share.clamp(config.budget_min_pages, min(self.most, torch.iinfo(torch.int32).max))
         share = torch.where(seq_lens <= config.dense_threshold, num_pages, torch.minimum(share, num_pages))
         return share.to(torch.int32)[:, None].expand(-1, self.kv_heads)

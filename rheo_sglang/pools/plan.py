@@ -106,7 +106,10 @@ def plan_pools(
         derived = config.host_pool_gib is None and config.host_pool_ratio is None
         host_pages = asked if derived else min(host_pages, asked)
 
-    dram_room = dram_bytes - (frame_pages or 0) * shape.page_bytes * frames_in_dram
+    dram_room = dram_bytes
+    if frames_in_dram:
+        derived_frames = 1 / (config.host_pool_ratio or DEFAULT_RATIO) if frame_pages is None else 0
+        dram_room = int((dram_bytes - (frame_pages or 0) * shape.page_bytes) / (1 + derived_frames))
     if host_pages * shape.page_bytes > dram_room:
         if config.host_pool_gib is not None or config.host_pool_ratio is not None:
             raise ConfigError(
@@ -124,7 +127,8 @@ def plan_pools(
         if frames_in_dram:
             frame_pages = max(1, int(host_pages / (config.host_pool_ratio or DEFAULT_RATIO)))
         else:
-            frame_pages = min(host_pages, (device_bytes - host_pages * table_bytes) // shape.page_bytes)
+            device_room = device_bytes - host_pages * table_bytes
+            frame_pages = max(0, min(host_pages, device_room // shape.page_bytes))
     if not frames_in_dram and frame_pages * shape.page_bytes + host_pages * table_bytes > device_bytes:
         raise ConfigError(
             f"{FLAG}: a frame pool of {frame_pages * shape.page_bytes / GIB:.2f} GiB and the page table of a host "

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from rheo_sglang.tiering.base import SELECTED, Policy
 from rheo_sglang.tiering.importance import Importance
 from rheo_sglang.tiering.lfu import LeastFrequentlyUsed
 from rheo_sglang.tiering.lru import LeastRecentlyUsed
+
+if TYPE_CHECKING:
+    from rheo_sglang.page_table import PageTable
 
 POLICIES: dict[str, type[Policy]] = {
     "importance": Importance,
@@ -16,9 +19,9 @@ POLICIES: dict[str, type[Policy]] = {
 }
 
 
-def make_policy(name: str, importance: torch.Tensor) -> Policy:
-    """Build a policy over the page table's importance ``[L, H, N]``."""
-    return POLICIES[name](importance)
+def make_policy(name: str, table: PageTable) -> Policy:
+    """Build a policy over a page table."""
+    return POLICIES[name](table)
 
 
 __all__ = ["POLICIES", "SELECTED", "Policy", "make_policy"]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from rheo_sglang.page_table import PageTable
 
 SELECTED = 1.0
 """Added to the value of a page that the current step selected: values lie in [0, 1), so it outranks all others."""
@@ -15,12 +19,12 @@ class Policy(ABC):
 
     Parameters
     ----------
-    importance
-        The page table's importance, ``[L, H, N]``, float32; read only.
+    table
+        The page table whose pages are valued; read only.
     """
 
-    def __init__(self, importance: torch.Tensor) -> None:
-        self.importance = importance
+    def __init__(self, table: PageTable) -> None:
+        self.table = table
 
     @abstractmethod
     def touch(self, layer: int, pages: torch.Tensor) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from rheo_sglang.tiering.base import Policy
+
+if TYPE_CHECKING:
+    from rheo_sglang.page_table import PageTable
 
 
 class Counting(Policy):
     """A policy over one state value per page, ``[L, H, N]``, float32, 0 for pages never selected."""
 
-    def __init__(self, importance: torch.Tensor) -> None:
-        super().__init__(importance)
-        self.state = torch.zeros_like(importance)
+    def __init__(self, table: PageTable) -> None:
+        super().__init__(table)
+        self.state = torch.zeros_like(table.importance)
 
     def reset(self, pages: torch.Tensor) -> None:
         """See `Policy.reset`."""

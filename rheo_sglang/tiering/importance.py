@@ -6,16 +6,22 @@ import torch
 
 from rheo_sglang.tiering.base import Policy
 
+IDLE_DECAY = 0.7
+"""Factor per decode step on the value of a page that no running request lists: its rank in such a step is none.
+Without it, pages of finished requests hold frames for as long as their prefixes are cached."""
+
 
 class Importance(Policy):
-    """The page table's importance is the value; there is no state of its own."""
+    """The page table's importance, fading while nobody runs over the page; there is no state of its own."""
 
     def touch(self, layer: int, pages: torch.Tensor) -> None:
         """Nothing to record."""
 
     def values(self, layer: int, pages: torch.Tensor) -> torch.Tensor:
         """See `Policy.values`."""
-        return self.importance[layer].gather(1, pages)
+        table = self.table
+        idle = table.step - table.listed_at[pages]
+        return table.importance[layer].gather(1, pages) * torch.pow(IDLE_DECAY, idle)
 
     def reset(self, pages: torch.Tensor) -> None:
         """Nothing to forget."""

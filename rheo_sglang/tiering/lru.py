@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from rheo_sglang.tiering.counting import Counting
+
+if TYPE_CHECKING:
+    from rheo_sglang.page_table import PageTable
 
 
 class LeastRecentlyUsed(Counting):
     """State is the step of the last selection; steps are counted per layer."""
 
-    def __init__(self, importance: torch.Tensor) -> None:
-        super().__init__(importance)
-        self.step = [0] * importance.shape[0]
+    def __init__(self, table: PageTable) -> None:
+        super().__init__(table)
+        self.step = [0] * table.importance.shape[0]
 
     def touch(self, layer: int, pages: torch.Tensor) -> None:
         """See `Policy.touch`."""

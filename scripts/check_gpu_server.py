@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""rheo on a GPU against SGLang's triton backend: greedy tokens of a tiny random model in fp32.
+
+    python scripts/check_gpu_server.py --out DIR
+
+Each engine runs in a process of its own. Prints one line per engine and writes ``server_gpu.json`` to ``--out``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from checkpoints import MODELS
+from make_tiny_models import TINY_MODELS, make
+
+LENGTHS = (40, 700, 1500, 3000)
+NEW_TOKENS = 40
+ENGINES: dict[str, dict[str, Any] | None] = {
+    "triton": None,
+    "rheo exact": {"budget_ratio": 1.0, "frame_pool_tokens": 1024},
+    "rheo exact, fetch": {"budget_ratio": 1.0, "frame_pool_tokens": 1024, "miss_mode": "fetch"},
+    "rheo budget 20 %": {"budget_ratio": 0.2, "dense_threshold": 0, "frame_pool_tokens": 2048},
+}
+
+
+def generate(model: str, config: dict[str, Any] | None) -> list[list[int]]:
+    """Greedy tokens of one engine for four prompts at once, twice."""
+    import random
+
+    import sglang
+
+    random.seed(3)
+    prompts = [[random.randrange(3, 256) for _ in range(length)] for length in LENGTHS]
+    engine = sglang.Engine(
+        model_path=model,
+        dtype="float32",
+        attention_backend="triton" if config is None else "rheo",
+        page_size=32,
+        max_total_tokens=32768,
+        max_running_requests=16,
+        disable_cuda_graph=True,
+        mem_fraction_static=0.3,
+        log_level="warning",
+        grammar_backend="none",
+        skip_tokenizer_init=True,
+    )
+    sampling = {"temperature": 0.0, "max_new_tokens": NEW_TOKENS, "ignore_eos": True}
+    answers = []
+    for _ in range(2):
+        answers += engine.generate(input_ids=prompts, sampling_params=sampling)
+    tokens = [answer["output_ids"] for answer in answers]
+    engine.shutdown()
+    return tokens
+
+
+def main() -> int:
+    """Run every engine and compare; 1 if an exact one differs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the result")
+    parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
+    parser.add_argument("--tokens", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    model = str(make(TINY_MODELS[0], MODELS))
+    if arguments.engine:
+        arguments.tokens.write_text(json.dumps(generate(model, ENGINES[arguments.engine])))
+        return 0
+    outputs: dict[str, list[list[int]]] = {}
+    report: dict[str, Any] = {}
+    for name, config in ENGINES.items():
+        with tempfile.NamedTemporaryFile(suffix=".json") as file:
+            command = [*sys.argv, "--engine", name, "--tokens", file.name]
+            environment = {**os.environ, "RHEO_CONFIG": json.dumps(config or {})}
+            start = time.monotonic()
+            subprocess.run([sys.executable, *command], check=True, env=environment)
+            outputs[name] = json.loads(Path(file.name).read_text())
+        pairs = zip(outputs["triton"], outputs[name], strict=True)
+        differing = sum(a != b for one, other in pairs for a, b in zip(one, other, strict=True))
+        report[name] = {"differing_tokens": differing, "seconds": round(time.monotonic() - start, 1)}
+        print(name, report[name], flush=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "server_gpu.json").write_text(json.dumps(report, indent=1) + "\n")
+    return int(any(report[name]["differing_tokens"] for name in report if name.startswith("rheo exact")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
