@@ -1,0 +1,1 @@
+"""The environments this package runs in on a machine without a GPU."""
