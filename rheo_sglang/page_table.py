@@ -188,7 +188,10 @@ class PageTable:
         return (self.frame_of[:, :, pages.long()] >= 0).float().mean()
 
     def counters(self) -> dict[str, Any]:
-        """What is in use; after all requests finished and the cache was flushed, all but the totals are 0."""
+        """What is in use; after all requests finished and the cache was flushed, all but the totals are 0.
+
+        The padding page is not counted.
+        """
         self.settle()
         layers, heads = self.frame_of.shape[:2]
         return {
@@ -197,8 +200,8 @@ class PageTable:
             "frames_used": int((self.page_of >= 0).sum()),
             "pages_resident": int((self.frame_of >= 0).any(0).any(0).sum()),
             "pages_unsaved": int(self.unsaved.any(0).sum()),
-            "pages_described": int(self.described.sum()),
-            "pages_important": int((self.importance > 0).any(0).any(0).sum()),
+            "pages_described": int(self.described[1:].sum()),
+            "pages_important": int((self.importance[:, :, 1:] > 0).any(0).any(0).sum()),
             "described_tokens": self.described_tokens,
         }
 

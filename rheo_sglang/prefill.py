@@ -131,7 +131,10 @@ class Prefill:
     def _seed(
         self, layer: int, queries: torch.Tensor, keys: torch.Tensor, request: PrefillRequest, scale: float
     ) -> None:
-        """Rank pages by the attention of the chunk's last tokens, and offer the best ones frames."""
+        """Rank pages by the attention of the chunk's last tokens, and offer the best full ones frames.
+
+        A page that is not full stays out of the frames: the next chunk would write to its host page alone.
+        """
         heads, total, dim = keys.shape
         last = queries.shape[1]
         grouped = queries.float().reshape(heads, -1, last, dim)
@@ -147,6 +150,7 @@ class Prefill:
         update_importance(
             self.table.importance[layer], ranks, request.pages[None], num_pages, self.config.importance_alpha
         )
-        offered = min(count, self.controller.width(total))
-        best = ranks[0].topk(offered, dim=1).indices
+        full = total // self.page_size
+        offered = min(full, self.controller.width(total))
+        best = ranks[0, :, :full].topk(offered, dim=1).indices
         self.residency.admit_seeded(layer, request.pages[best])

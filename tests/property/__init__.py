@@ -1,0 +1,1 @@
+"""Tests of the invariants under random sequences of operations."""

@@ -1,0 +1,255 @@
+"""SGLang's radix tree over rheo's pool under random operations: nodes, allocator and page table stay in step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis.strategies as st
+import torch
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from rheo_sglang.config import RheoConfig
+from rheo_sglang.pools.allocator import RheoAllocator
+from rheo_sglang.pools.kv_pool import RheoKVPool
+from rheo_sglang.tiering import POLICIES
+from rheo_sglang.tree.nodes import describe_tree, slot_pages, walk
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams
+from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
+from sglang.srt.mem_cache.unified_cache.components import ComponentType
+
+from unit import sglang_versions
+
+LAYERS, HEADS, PAGES, FRAMES = 2, 2, 24, 6
+
+Prefix = tuple[int, ...]
+prefixes = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
+"""Token sequences a page at a time; few kinds of pages, so that they share prefixes and split each other."""
+
+
+class RadixTreeMachine(RuleBasedStateMachine):
+    """A dictionary from page-aligned prefixes to pages says what the tree holds; another, what pages are worth."""
+
+    @initialize(
+        page_size=st.sampled_from([16, 32, 64]),
+        policy=st.sampled_from(sorted(POLICIES)),
+        seed=st.integers(0, 2**32 - 1),
+    )
+    def build(self, page_size: int, policy: str, seed: int) -> None:
+        self.page_size = page_size
+        self.random = torch.Generator().manual_seed(seed)
+        self.pool = RheoKVPool(
+            PAGES * page_size,
+            page_size,
+            torch.float32,
+            HEADS,
+            4,
+            LAYERS,
+            "cpu",
+            FRAMES,
+            RheoConfig(policy=policy),
+        )
+        self.allocator = RheoAllocator(self.pool, need_sort=False)
+        rows = ReqToTokenPool(size=2, max_context_len=page_size, device="cpu", enable_memory_saver=False)
+        self.tree = sglang_versions.build_tree(self.allocator, rows)
+        self.table = self.pool.table
+        self.cached: dict[Prefix, int] = {}
+        self.importance: dict[int, torch.Tensor] = {}
+        self.locked: list[tuple[Prefix, Any, Any]] = []
+        self.start = self.table.counters()
+
+    def tokens(self, prefix: Prefix, extra: int = 0) -> list[int]:
+        return [kind for kind in prefix for _ in range(self.page_size)] + [9] * extra
+
+    def slots(self, pages: list[int]) -> torch.Tensor:
+        offsets = torch.arange(self.page_size)
+        return (torch.tensor(pages, dtype=torch.int64)[:, None] * self.page_size + offsets).flatten()
+
+    def cached_part(self, prefix: Prefix) -> Prefix:
+        count = 0
+        while count < len(prefix) and prefix[: count + 1] in self.cached:
+            count += 1
+        return prefix[:count]
+
+    def allocate(self, count: int) -> list[int] | None:
+        """Pages from the allocator, described, resident as far as frames allow, and worth something."""
+        slots = self.allocator.alloc(count * self.page_size)
+        if slots is None:
+            return None
+        pages = slot_pages(slots, self.page_size)
+        self.table.settle()
+        assert not self.table.described[pages].any(), "a page was handed out with leftovers"
+        assert (self.table.frame_of[:, :, pages] < 0).all(), "a page was handed out with frames"
+        self.table.describe(slots, self.page_size)
+        self.table.importance[:, :, pages] = torch.rand(LAYERS, HEADS, count, generator=self.random)
+        for page in pages.tolist():
+            self.importance[page] = self.table.importance[:, :, page].clone()
+            for layer, head in ((0, 0), (1, 1)):
+                free = (self.table.page_of[layer, head] < 0).nonzero().flatten()
+                if len(free):
+                    self.table.page_of[layer, head, free[0]] = page
+                    self.table.frame_of[layer, head, page] = free[0].int()
+        return pages.tolist()
+
+    @rule(prefix=prefixes, reuse=st.booleans(), extra=st.integers(0, 15))
+    def insert(self, prefix: Prefix, reuse: bool, extra: int) -> None:
+        """A request is cached: one that found its prefix, or one that computed all of it beside another."""
+        shared = self.cached_part(prefix) if reuse else ()
+        found, _ = sglang_versions.match(self.tree, self.tokens(shared))
+        assert found.numel() == len(shared) * self.page_size
+        computed = self.allocate(len(prefix) - len(shared))
+        if computed is None:
+            return
+        tail = self.allocator.alloc(self.page_size) if extra else torch.empty(0, dtype=torch.int64)
+        if tail is None:
+            self.allocator.free(self.slots(computed))
+            self.forget(computed)
+            return
+        self.tree.insert(
+            InsertParams(
+                key=sglang_versions.radix_key(self.tokens(prefix, extra)),
+                value=torch.cat([found, self.slots(computed), tail[:extra]]),
+                prev_prefix_len=len(shared) * self.page_size,
+            )
+        )
+        self.allocator.free(tail[:extra])
+        for count, page in enumerate(computed, len(shared) + 1):
+            survivor = self.cached.setdefault(prefix[:count], page)
+            if survivor != page:
+                self.importance[survivor] = torch.maximum(self.importance[survivor], self.importance[page])
+                self.forget([page])
+
+    def forget(self, pages: list[int]) -> None:
+        for page in pages:
+            del self.importance[page]
+
+    @rule(prefix=prefixes, extra=st.integers(0, 15))
+    def match_and_split(self, prefix: Prefix, extra: int) -> None:
+        shared = self.cached_part(prefix)
+        slots, _ = sglang_versions.match(self.tree, self.tokens(prefix, extra))
+        expected = [self.cached[shared[:count]] for count in range(1, len(shared) + 1)]
+        assert torch.equal(slots, self.slots(expected))
+
+    @rule(prefix=prefixes)
+    def lock(self, prefix: Prefix) -> None:
+        """A request starts to run on a cached prefix."""
+        _, node = sglang_versions.match(self.tree, self.tokens(prefix))
+        self.locked.append((self.cached_part(prefix), node, sglang_versions.lock(self.tree, node)))
+
+    @precondition(lambda self: self.locked)
+    @rule(data=st.data())
+    def unlock(self, data: st.DataObject) -> None:
+        _, node, receipt = self.locked.pop(data.draw(st.integers(0, len(self.locked) - 1)))
+        sglang_versions.unlock(self.tree, node, receipt)
+
+    @rule(pages=st.integers(1, PAGES))
+    def evict(self, pages: int) -> None:
+        before = self.tree.evictable_size()
+        self.tree.evict(EvictParams(num_tokens=pages * self.page_size))
+        left = self.prefixes_in_tree()
+        assert left.items() <= self.cached.items()
+        evicted = [page for prefix, page in self.cached.items() if prefix not in left]
+        assert len(evicted) >= min(pages, before // self.page_size)
+        for prefix, _, _ in self.locked:
+            assert not prefix or prefix in left, "a locked prefix was evicted"
+        self.cached = left
+        self.forget(evicted)
+
+    @rule()
+    def flush(self) -> None:
+        """What SGLang does on ``/flush_cache``, which it refuses while requests run."""
+        while self.locked:
+            _, node, receipt = self.locked.pop()
+            sglang_versions.unlock(self.tree, node, receipt)
+        self.tree.reset()
+        self.allocator.clear()
+        self.cached.clear()
+        self.importance.clear()
+
+    def nodes(self) -> list[Any]:
+        return list(walk(self.tree.tree_core.root_node))
+
+    def node_pages(self, node: Any) -> torch.Tensor:
+        return slot_pages(node.component_data[ComponentType.FULL].value, self.page_size)
+
+    def prefixes_in_tree(self) -> dict[Prefix, int]:
+        """Every page of every node under the whole prefix that ends with it."""
+        found: dict[Prefix, int] = {}
+        above: dict[int, Prefix] = {self.tree.tree_core.root_node.id: ()}
+        for node in self.nodes():
+            prefix = above[node.parent.id]
+            kinds = list(node.key.token_ids)[:: self.page_size]
+            for kind, page in zip(kinds, self.node_pages(node).tolist(), strict=True):
+                prefix = (*prefix, kind)
+                found[prefix] = page
+            above[node.id] = prefix
+        return found
+
+    @invariant()
+    def the_tree_holds_exactly_what_was_inserted(self) -> None:
+        assert self.prefixes_in_tree() == self.cached
+        assert len(set(self.cached.values())) == len(self.cached), "two prefixes share a page"
+
+    @invariant()
+    def tree_and_allocator_account_for_every_page(self) -> None:
+        cached = len(self.cached) * self.page_size
+        assert self.tree.evictable_size() + self.tree.protected_size() == cached
+        assert self.allocator.available_size() == PAGES * self.page_size - cached
+        protected = {prefix[:count] for prefix, _, _ in self.locked for count in range(1, len(prefix) + 1)}
+        assert self.tree.protected_size() >= len(protected) * self.page_size
+        if not self.locked:
+            assert self.tree.protected_size() == 0
+
+    @invariant()
+    def pages_and_frames_are_each_others_inverse(self) -> None:
+        self.table.check()
+
+    @invariant()
+    def cached_pages_keep_their_rows_and_freed_pages_have_none(self) -> None:
+        self.table.settle()
+        kept = sorted(self.cached.values())
+        freed = [page for page in range(PAGES + 1) if page not in kept]
+        assert set(kept) == self.importance.keys()
+        for page in kept:
+            assert torch.equal(self.table.importance[:, :, page], self.importance[page])
+        assert self.table.described[kept].all()
+        assert not self.table.importance[:, :, freed].any()
+        assert not self.table.described[freed].any()
+        assert (self.table.frame_of[:, :, freed] < 0).all()
+
+    @invariant()
+    def a_nodes_importance_is_the_mean_of_its_rows(self) -> None:
+        self.table.settle()
+        expected = []
+        for node in self.nodes():
+            pages = self.node_pages(node)
+            rows = torch.stack([self.importance[page] for page in pages.tolist()])
+            importance = self.table.node_importance(pages)
+            torch.testing.assert_close(importance, rows.mean(), rtol=1e-5, atol=1e-6)
+            expected.append(
+                {
+                    "tokens": len(pages) * self.page_size,
+                    "importance": round(float(importance), 4),
+                    "resident": round(float((self.table.frame_of[:, :, pages] >= 0).float().mean()), 4),
+                    "locked": node.component_data[ComponentType.FULL].lock_ref > 0,
+                }
+            )
+        described = describe_tree(self.tree, self.table, self.page_size, most=PAGES)
+        assert sorted(described, key=str) == sorted(expected, key=str)
+        assert described == sorted(described, key=lambda entry: -entry["tokens"])
+
+    def teardown(self) -> None:
+        """Evicting everything returns every counter to its start (invariant 6)."""
+        if not hasattr(self, "table"):
+            return
+        for _, node, receipt in self.locked:
+            sglang_versions.unlock(self.tree, node, receipt)
+        self.tree.evict(EvictParams(num_tokens=PAGES * self.page_size))
+        assert self.allocator.available_size() == PAGES * self.page_size
+        assert self.tree.evictable_size() == self.tree.protected_size() == 0
+        assert self.nodes() == []
+        described = self.table.described_tokens
+        assert self.table.counters() == {**self.start, "described_tokens": described}
+
+
+TestRadixTree = RadixTreeMachine.TestCase
+TestRadixTree.settings = settings(max_examples=30, stateful_step_count=30)

@@ -1,0 +1,126 @@
+"""The selected set: sinks, window and tail always, never beyond the sequence, within the budget (invariant 8)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import hypothesis.strategies as st
+import torch
+from hypothesis import given
+from rheo_kernels.reference import resolve, select
+
+HEADS = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of select: lengths and budgets in pages."""
+
+    num_pages: list[int]
+    budgets: list[list[int]]
+    sink_pages: int
+    window_pages: int
+    width: int
+    scores: torch.Tensor
+
+    def forced(self, request: int) -> set[int]:
+        """Sinks and window, of which the tail page is always one."""
+        count = self.num_pages[request]
+        window = max(self.window_pages, 1)
+        return {page for page in range(count) if page < self.sink_pages or page >= count - window}
+
+    def select(self, out: torch.Tensor | None = None) -> torch.Tensor:
+        num_pages = torch.tensor(self.num_pages, dtype=torch.int32)
+        budget = torch.tensor(self.budgets, dtype=torch.int32)
+        return select(self.scores, num_pages, budget, self.sink_pages, self.window_pages, self.width, out)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    num_pages = draw(st.lists(st.integers(1, 24), min_size=1, max_size=4))
+    per_request = st.lists(st.integers(1, 24), min_size=HEADS, max_size=HEADS)
+    budgets = draw(st.lists(per_request, min_size=len(num_pages), max_size=len(num_pages)))
+    sink_pages, window_pages = draw(st.integers(0, 5)), draw(st.integers(0, 5))
+    longest = max(num_pages)
+    scores = torch.randn(
+        len(num_pages),
+        HEADS,
+        longest,
+        generator=torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1))),
+    )
+    if draw(st.booleans()):
+        scores = scores.round()
+    scores.masked_fill_(torch.arange(longest) >= torch.tensor(num_pages)[:, None, None], -math.inf)
+    needed = max(max(map(max, budgets)), sink_pages + max(window_pages, 1))
+    width = min(longest, needed) + draw(st.integers(0, 2))
+    return Case(num_pages, budgets, sink_pages, window_pages, width, scores)
+
+
+@given(cases())
+def test_sinks_window_and_tail_are_always_selected(case: Case) -> None:
+    for request, heads in enumerate(case.select().tolist()):
+        for selected in heads:
+            assert case.forced(request) <= set(selected)
+            assert case.num_pages[request] - 1 in selected
+
+
+@given(cases())
+def test_nothing_beyond_the_sequence_and_nothing_twice(case: Case) -> None:
+    for request, heads in enumerate(case.select().tolist()):
+        for selected in heads:
+            chosen = [page for page in selected if page >= 0]
+            assert len(chosen) == len(set(chosen))
+            assert all(page < case.num_pages[request] for page in chosen)
+            assert selected == chosen + [-1] * (case.width - len(chosen)), "the empty columns come last"
+
+
+@given(cases())
+def test_the_budget_is_spent_and_not_exceeded_except_by_what_is_forced(case: Case) -> None:
+    for request, heads in enumerate(case.select().tolist()):
+        for budget, selected in zip(case.budgets[request], heads, strict=True):
+            forced = len(case.forced(request))
+            assert sum(page >= 0 for page in selected) == min(case.num_pages[request], max(budget, forced))
+
+
+@given(cases())
+def test_the_rest_of_the_budget_goes_to_the_best_scores(case: Case) -> None:
+    for request, heads in enumerate(case.select().tolist()):
+        for head, selected in enumerate(heads):
+            scores = case.scores[request, head]
+            retrieved = set(selected) - case.forced(request) - {-1}
+            left_out = set(range(case.num_pages[request])) - set(selected)
+            if retrieved and left_out:
+                assert min(scores[list(retrieved)]) >= max(scores[list(left_out)])
+
+
+@given(cases())
+def test_a_dirty_result_buffer_is_overwritten(case: Case) -> None:
+    out = torch.full((len(case.num_pages), HEADS, case.width), 77, dtype=torch.int32)
+    assert case.select(out) is out
+    assert torch.equal(out, case.select())
+
+
+@given(cases(), st.sampled_from([16, 32, 64]), st.integers(0, 2**32 - 1))
+def test_resolved_pages_are_hits_or_misses_and_hold_the_requests_tokens(
+    case: Case, page_size: int, seed: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    longest, batch = max(case.num_pages), len(case.num_pages)
+    pages = torch.stack([1 + torch.randperm(40, generator=draw)[:longest] for _ in range(batch)]).int()
+    page_table = torch.randint(-1, 6, (HEADS, 41), generator=draw, dtype=torch.int32)
+    tails = torch.randint(1, page_size + 1, (batch,), generator=draw)
+    seq_lens = (torch.tensor(case.num_pages) - 1) * page_size + tails
+    selected = case.select()
+    found = resolve(selected, pages, seq_lens, page_table, page_size)
+    for request in range(batch):
+        for head in range(HEADS):
+            for column, index in enumerate(selected[request, head].tolist()):
+                got = [int(field[request, head, column]) for field in found]
+                if index < 0:
+                    assert got == [-1, -1, -1, 0]
+                    continue
+                page = int(pages[request, index])
+                frame = int(page_table[head, page])
+                tokens = min(page_size, int(seq_lens[request]) - index * page_size)
+                assert got == [page, frame, page if frame < 0 else -1, tokens]

@@ -1,0 +1,1 @@
+"""Tests of one part each, against plain loops and hand-computed examples."""

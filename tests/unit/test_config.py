@@ -1,0 +1,190 @@
+"""Settings come from text, file or environment; a bad one is one sentence with name, value and what is allowed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rheo_sglang.config import ENVIRONMENT, FLAG, ConfigError, RheoConfig
+
+GOOD = {
+    "budget_ratio": 0.25,
+    "budget_min_pages": 4,
+    "budget_max_pages": 4,
+    "sink_pages": 0,
+    "window_pages": 1,
+    "dense_threshold": 0,
+    "metadata": "mean",
+    "grouping": "max",
+    "importance_alpha": 1.0,
+    "policy": "lfu",
+    "miss_mode": "fetch",
+    "host_pool_gib": 2.0,
+    "frame_pool_tokens": 4096,
+    "recorder": "mass",
+}
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    *(({"budget_ratio": value}, "above 0, at most 1") for value in (0, -0.1, 1.01)),
+    *(({"budget_ratio": value}, "a finite number") for value in ("0.1", None, True, [0.1], float("nan"))),
+    ({"budget_min_pages": 0}, "at least 1"),
+    *(({"budget_min_pages": value}, "a whole number") for value in (1.5, "16", None, False)),
+    ({"budget_max_pages": 15}, "at least budget_min_pages=16"),
+    ({"budget_max_pages": 20.0}, "a whole number"),
+    ({"sink_pages": -1}, "at least 0"),
+    ({"window_pages": 0}, "at least 1"),
+    ({"dense_threshold": -1}, "at least 0"),
+    ({"metadata": "quest"}, "minmax, mean"),
+    ({"metadata": None}, "minmax, mean"),
+    ({"grouping": "sum"}, "mean, max"),
+    *(({"importance_alpha": value}, "above 0, at most 1") for value in (0, 1.5)),
+    ({"policy": "random"}, "importance, lru, lfu"),
+    ({"policy": ["lru"]}, "importance, lru, lfu"),
+    ({"miss_mode": "auto"}, "split, fetch"),
+    *(({"host_pool_gib": value}, "above 0") for value in (0, -1)),
+    *(({"host_pool_gib": value}, "a finite number") for value in (float("inf"), 10**400)),
+    ({"host_pool_gib": "8 GiB"}, "a finite number"),
+    *(({"host_pool_ratio": value}, "above 0") for value in (0, -1)),
+    *(({"host_pool_ratio": value}, "a finite number") for value in (float("inf"), 10**400)),
+    ({"host_pool_ratio": 0.5}, "at least 1"),
+    ({"frame_pool_gib": 0}, "above 0"),
+    ({"frame_pool_gib": float("inf")}, "a finite number"),
+    ({"frame_pool_tokens": 0}, "above 0"),
+    ({"frame_pool_tokens": 0.5}, "a whole number"),
+    ({"host_pool_gib": 1, "host_pool_ratio": 2}, "not both"),
+    ({"frame_pool_gib": 1, "frame_pool_tokens": 64}, "not both"),
+    ({"host_pool_gib": 1, "frame_pool_gib": 2}, "at least frame_pool_gib=2.0"),
+    ({"recorder": "on"}, "off, hits, mass"),
+    ({"recorder": False}, "off, hits, mass"),
+    ({"budget": 0.1}, "budget_ratio, budget_min_pages"),
+    ({"Budget_ratio": 0.1}, "budget_ratio, budget_min_pages"),
+]
+
+
+def assert_one_sentence(message: str, source: str, value: str, allowed: str) -> None:
+    assert message.startswith(f"{source}: ")
+    assert value in message
+    assert allowed in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(("values", "allowed"), BAD, ids=[json.dumps(values)[:40] for values, _ in BAD])
+def test_a_bad_value_is_one_sentence_with_key_value_and_what_is_allowed(
+    values: dict[str, Any], allowed: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RheoConfig.parse(json.dumps(values))
+    message = str(caught.value)
+    shown = [
+        f"{name}={number!r}"
+        for key, value in values.items()
+        for name in (key, repr(key))
+        for number in ([value, float(value)] if isinstance(value, int) and value < 10**9 else [value])
+    ]
+    assert any(pair in message for pair in shown), f"the sentence names neither key nor value: {message}"
+    assert_one_sentence(message, FLAG, "", allowed)
+
+
+def test_every_setting_is_covered_by_a_bad_value() -> None:
+    assert {key for values, _ in BAD for key in values} >= {
+        field.name for field in dataclasses.fields(RheoConfig)
+    }
+
+
+def test_a_typed_constructor_rejects_the_same_values() -> None:
+    with pytest.raises(ConfigError, match=r"window_pages=0 .* at least 1"):
+        RheoConfig(window_pages=0)
+
+
+def test_good_values_at_the_edges_of_their_ranges_are_kept() -> None:
+    config = RheoConfig.parse(json.dumps(GOOD))
+    assert {key: getattr(config, key) for key in GOOD} == GOOD
+
+
+def test_whole_numbers_are_numbers() -> None:
+    config = RheoConfig(budget_ratio=1, host_pool_gib=3)
+    assert (config.budget_ratio, config.host_pool_gib) == (1.0, 3.0)
+    assert isinstance(config.budget_ratio, float)
+
+
+@pytest.mark.parametrize("values", [{}, GOOD, {"host_pool_ratio": 1}])
+def test_json_round_trip(values: dict[str, Any]) -> None:
+    config = RheoConfig(**values)
+    assert RheoConfig.parse(config.to_json()) == config
+
+
+def test_a_config_is_read_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "rheo.json"
+    file.write_text("\n " + json.dumps(GOOD))
+    assert RheoConfig.parse(str(file)) == RheoConfig(**GOOD)
+
+
+def test_a_config_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "rheo.json"
+    file.write_text('{"policy": "lru"}')
+    for text in (str(file), ' {"policy": "lru"} '):
+        monkeypatch.setenv(ENVIRONMENT, text)
+        assert RheoConfig.from_environment() == RheoConfig(policy="lru")
+
+
+@pytest.mark.parametrize("text", [None, "", "  "])
+def test_an_empty_environment_means_the_defaults(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    if text is not None:
+        monkeypatch.setenv(ENVIRONMENT, text)
+    assert RheoConfig.from_environment() == RheoConfig()
+
+
+def test_a_bad_environment_is_blamed_on_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENVIRONMENT, '{"polcy": "lru"}')
+    with pytest.raises(ConfigError) as caught:
+        RheoConfig.from_environment()
+    assert_one_sentence(str(caught.value), ENVIRONMENT, "'polcy'='lru'", "policy")
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        ("no/such/file.json", "neither a JSON object nor a readable file (No such file or directory)"),
+        ("", "neither a JSON object nor a readable file"),
+        ("[1, 2]", "neither a JSON object nor a readable file"),
+        ("{budget_ratio: 0.1}", "not valid JSON"),
+        ('{"budget_ratio": 0.1', "not valid JSON"),
+        ("x" * 5000, "neither a JSON object nor a readable file (File name too long)"),
+    ],
+)
+def test_text_that_is_no_object_and_no_file_is_one_sentence(text: str, allowed: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RheoConfig.parse(text)
+    assert_one_sentence(str(caught.value), FLAG, repr(text), allowed)
+
+
+@pytest.mark.parametrize(
+    ("content", "allowed"),
+    [
+        (b"[]", "not a JSON object"),
+        (b"policy = lru", "not valid JSON"),
+        (b"", "not valid JSON"),
+        (b"\x89PNG\r\n\x1a\n\xff", "neither a JSON object nor a readable file"),
+    ],
+    ids=["list", "other format", "empty", "binary"],
+)
+def test_a_file_that_holds_no_object_is_one_sentence(tmp_path: Path, content: bytes, allowed: str) -> None:
+    file = tmp_path / "rheo.json"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        RheoConfig.parse(str(file))
+    assert_one_sentence(str(caught.value), FLAG, "", allowed)
+
+
+def test_a_directory_is_not_a_config(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Is a directory"):
+        RheoConfig.parse(str(tmp_path))
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RheoConfig().policy = "lru"  # type: ignore[misc]

@@ -1,0 +1,175 @@
+"""Both pools get what was asked for or a share of what is there, and never more than there is."""
+
+from __future__ import annotations
+
+import logging
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+from rheo_sglang.config import FLAG, ConfigError, RheoConfig
+from rheo_sglang.pools.plan import GIB, KVShape, PoolPlan, plan_pools
+
+SHAPE = KVShape(layers=2, kv_heads=2, head_dim=64, itemsize=2, page_size=32)
+PAGE = SHAPE.page_bytes
+
+
+def plan(
+    config: RheoConfig,
+    device: float = 1000 * PAGE,
+    dram: float = 100_000 * PAGE,
+    tokens: int | None = None,
+    in_dram: bool = False,
+) -> PoolPlan:
+    return plan_pools(config, SHAPE, int(device), int(dram), tokens, in_dram)
+
+
+def refusal(config: RheoConfig, **room: float) -> str:
+    with pytest.raises(ConfigError) as caught:
+        plan(config, **room)
+    message = str(caught.value)
+    assert message.startswith(f"{FLAG}: ")
+    assert "; allowed: " in message
+    assert "\n" not in message
+    return message
+
+
+def test_a_page_holds_k_and_v_of_all_layers_and_heads() -> None:
+    assert SHAPE.token_bytes == 2 * 2 * 2 * 64 * 2
+    assert PAGE == 32 * SHAPE.token_bytes
+    assert SHAPE.table_bytes("minmax") == 2 * 2 * (2 * 64 * 2 + 12)
+    assert SHAPE.table_bytes("mean") == 2 * 2 * (64 * 2 + 12)
+
+
+def test_sizes_that_were_asked_for_are_given() -> None:
+    config = RheoConfig(host_pool_gib=4000 * PAGE / GIB, frame_pool_gib=200 * PAGE / GIB)
+    assert plan(config) == PoolPlan(4000, 200)
+
+
+def test_frames_in_tokens_round_down_to_pages() -> None:
+    assert plan(RheoConfig(frame_pool_tokens=33 * 32 + 31)) == PoolPlan(33 * 8, 33)
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(None, 800), (3.0, 300), (2.5, 250)])
+def test_the_host_pool_is_a_multiple_of_the_frames(ratio: float | None, expected: int) -> None:
+    assert plan(RheoConfig(frame_pool_tokens=3200, host_pool_ratio=ratio)) == PoolPlan(expected, 100)
+
+
+@pytest.mark.parametrize("ratio", [None, 1.0, 4.0, 50.0])
+def test_without_frames_asked_for_the_device_is_filled_with_frames_and_the_page_table(
+    ratio: float | None,
+) -> None:
+    found = plan(RheoConfig(host_pool_ratio=ratio))
+    used = found.frame_pages * PAGE + found.host_pages * SHAPE.table_bytes("minmax")
+    assert 1000 * PAGE - PAGE <= used <= 1000 * PAGE
+    assert found.host_pages / found.frame_pages == pytest.approx(ratio or 8, rel=0.02)
+
+
+@pytest.mark.parametrize("ratio", [None, 1.0, 4.0])
+def test_on_a_cpu_both_pools_share_the_available_dram(ratio: float | None) -> None:
+    found = plan(RheoConfig(host_pool_ratio=ratio), dram=10_000 * PAGE, in_dram=True)
+    assert found.host_pages / found.frame_pages == pytest.approx(ratio or 8, rel=0.02)
+    assert 0.7 * 10_000 <= found.host_pages + found.frame_pages <= 0.8 * 10_000
+
+
+def test_max_total_tokens_is_the_host_pool_where_its_size_is_not_given() -> None:
+    assert plan(RheoConfig(frame_pool_tokens=3200), tokens=6400 + 31) == PoolPlan(200, 100)
+    assert plan(RheoConfig(), tokens=6400, in_dram=True) == PoolPlan(200, 25)
+
+
+@pytest.mark.parametrize(
+    "config", [RheoConfig(host_pool_gib=900 * PAGE / GIB), RheoConfig(host_pool_ratio=2)]
+)
+def test_max_total_tokens_only_caps_a_host_pool_that_was_asked_for(config: RheoConfig) -> None:
+    uncapped = plan(config, in_dram=True)
+    assert plan(config, tokens=10**9, in_dram=True) == uncapped
+    assert plan(config, tokens=100 * 32, in_dram=True).host_pages == 100
+
+
+def test_a_host_pool_that_was_asked_for_must_fit() -> None:
+    for config in (
+        RheoConfig(host_pool_gib=4000 * PAGE / GIB, frame_pool_tokens=320),
+        RheoConfig(host_pool_ratio=400, frame_pool_tokens=320),
+    ):
+        message = refusal(config, dram=3999 * PAGE)
+        assert f"{4000 * PAGE / GIB:.2f} GiB does not fit into the {3999 * PAGE / GIB:.2f} GiB" in message
+        assert plan(config, dram=4000 * PAGE).host_pages == 4000
+
+
+def test_frames_of_a_cpu_count_against_the_same_dram() -> None:
+    config = RheoConfig(host_pool_gib=900 * PAGE / GIB, frame_pool_tokens=200 * 32)
+    assert plan(config, dram=1100 * PAGE, in_dram=True) == PoolPlan(900, 200)
+    assert "does not fit" in refusal(config, dram=1099 * PAGE, in_dram=True)
+    assert plan(config, dram=1099 * PAGE) == PoolPlan(900, 200)
+
+
+def test_a_derived_host_pool_is_cut_to_the_dram_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        found = plan(RheoConfig(), dram=1000 * PAGE)
+    assert found.host_pages == 800
+    assert found.frame_pages == 800, "the page table of 800 pages leaves the device room for all of them"
+    assert "host_pool_gib" in caplog.text
+
+
+def test_frames_and_page_table_must_fit_the_device() -> None:
+    message = refusal(RheoConfig(frame_pool_gib=1000 * PAGE / GIB))
+    assert "do not fit into" in message
+    assert "--mem-fraction-static" in message
+
+
+def test_a_page_table_alone_that_exceeds_the_device_is_refused() -> None:
+    message = refusal(RheoConfig(host_pool_gib=90_000 * PAGE / GIB))
+    assert "a smaller frame_pool_gib or host_pool_gib" in message
+
+
+def test_a_host_pool_smaller_than_the_frames_is_refused() -> None:
+    config = RheoConfig(frame_pool_tokens=3200)
+    message = refusal(config, tokens=3199)
+    assert "(3168 tokens) is smaller than the frame pool (3200 tokens)" in message
+    assert plan(config, tokens=3200) == PoolPlan(100, 100)
+
+
+def test_less_than_one_frame_is_refused() -> None:
+    assert "no frame fits" in refusal(RheoConfig(frame_pool_tokens=31))
+    assert "no frame fits" in refusal(RheoConfig(), device=PAGE // 2)
+
+
+@given(
+    frames=st.one_of(st.none(), st.integers(1, 3000)),
+    host=st.one_of(st.none(), st.integers(1, 12_000)),
+    ratio=st.one_of(st.none(), st.floats(1, 100)),
+    device=st.integers(0, 4000),
+    dram=st.integers(1, 20_000),
+    tokens=st.one_of(st.none(), st.integers(1, 500_000)),
+    in_dram=st.booleans(),
+)
+def test_a_plan_is_refused_or_fits(
+    frames: int | None,
+    host: int | None,
+    ratio: float | None,
+    device: int,
+    dram: int,
+    tokens: int | None,
+    in_dram: bool,
+) -> None:
+    config = RheoConfig(
+        frame_pool_tokens=None if frames is None else frames * 32,
+        host_pool_gib=None if host is None else host * PAGE / GIB,
+        host_pool_ratio=None if host is not None else ratio,
+    )
+    try:
+        found = plan(config, device * PAGE, dram * PAGE, tokens, in_dram)
+    except ConfigError:
+        return
+    assert found.host_pages >= found.frame_pages >= 1
+    assert frames is None or found.frame_pages == frames
+    assert tokens is None or found.host_pages <= max(tokens // 32, 1)
+    if in_dram:
+        least = int(frames is None)
+        assert found.host_pages + found.frame_pages <= dram + least, (
+            "a derived frame pool is one frame or more"
+        )
+    else:
+        table = found.host_pages * SHAPE.table_bytes("minmax")
+        assert found.host_pages <= dram
+        assert found.frame_pages * PAGE + table <= device * PAGE

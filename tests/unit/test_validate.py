@@ -1,0 +1,82 @@
+"""Server arguments that rheo cannot serve with end the start with one sentence; the others get what rheo needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from rheo_sglang.config import ConfigError
+from rheo_sglang.validate import adapt_server_args, uses_rheo
+
+from unit.sglang_versions import unresolved_arguments
+
+REFUSED: list[tuple[str, Any, str]] = [
+    ("prefill_attention_backend", "rheo", "not set beside --attention-backend rheo"),
+    ("decode_attention_backend", "triton", "not set beside --attention-backend rheo"),
+    ("page_size", 1, "16, 32, 64"),
+    ("page_size", 128, "16, 32, 64"),
+    ("kv_cache_dtype", "fp8_e4m3", "auto, bf16, bfloat16"),
+    ("radix_cache_backend", "lmcache", "not set, or 'rheo'"),
+    ("speculative_algorithm", "EAGLE", "not set"),
+    ("disaggregation_mode", "decode", "not set"),
+    ("enable_mixed_chunk", True, "not set"),
+    ("enable_hierarchical_cache", True, "not set"),
+    ("enable_two_batch_overlap", True, "not set"),
+    ("enable_pdmux", True, "not set"),
+    ("enable_lmcache", True, "not set"),
+    ("enable_hisparse", True, "not set"),
+    ("enable_streaming_session", True, "not set"),
+    ("enable_memory_saver", True, "not set"),
+    ("dcp_size", 2, "not set"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"), REFUSED, ids=[f"{case[0]}={case[1]}" for case in REFUSED]
+)
+def test_an_unsupported_argument_is_one_sentence(name: str, value: Any, allowed: str) -> None:
+    arguments = unresolved_arguments(attention_backend="rheo", **{name: value})
+    with pytest.raises(ConfigError) as caught:
+        adapt_server_args(arguments)
+    flag = "--" + name.replace("_", "-")
+    assert str(caught.value) == f"rheo: {flag}={value!r} is not supported; allowed: {allowed}"
+
+
+def test_the_flag_alone_selects_everything_rheo_needs() -> None:
+    arguments = unresolved_arguments(attention_backend="rheo")
+    adapt_server_args(arguments)
+    assert arguments.page_size == 32
+    assert arguments.radix_cache_backend == "rheo"
+    assert arguments.disable_cuda_graph is True
+    assert arguments.attention_backend == "rheo"
+
+
+@pytest.mark.parametrize("page_size", [16, 32, 64])
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "bf16", "bfloat16"])
+def test_supported_choices_are_kept(page_size: int, kv_cache_dtype: str) -> None:
+    arguments = unresolved_arguments(
+        page_size=page_size, kv_cache_dtype=kv_cache_dtype, radix_cache_backend="rheo"
+    )
+    adapt_server_args(arguments)
+    assert (arguments.page_size, arguments.kv_cache_dtype) == (page_size, kv_cache_dtype)
+
+
+def test_adapting_twice_is_adapting_once() -> None:
+    arguments = unresolved_arguments(attention_backend="rheo", page_size=64)
+    adapt_server_args(arguments)
+    adapt_server_args(arguments)
+    assert arguments.page_size == 64
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, False),
+        ({"attention_backend": "triton"}, False),
+        ({"attention_backend": "rheo"}, True),
+        ({"prefill_attention_backend": "rheo"}, True),
+        ({"decode_attention_backend": "rheo"}, True),
+    ],
+)
+def test_rheo_is_used_where_any_backend_flag_names_it(values: dict[str, str], expected: bool) -> None:
+    assert uses_rheo(unresolved_arguments(**values)) is expected
