@@ -56,9 +56,7 @@ class RheoAttentionBackend(AttentionBackend):
                 with_mass=config.recorder == "mass",
             )
         self.controller = BudgetController(config, pool.head_num, self.page_size)
-        self.decode = DecodeStep(
-            config, pool.table, pool.host, pool.frames, self.page_size, self.recorder
-        )
+        self.decode = DecodeStep(config, pool.table, pool.host, pool.frames, self.page_size, self.recorder)
         self.prefill = Prefill(config, pool.table, pool.host, pool.frames, self.page_size, self.controller)
         self.decode_batch: DecodeBatch | None = None
         self.prefill_requests: list[PrefillRequest] = []

@@ -34,7 +34,10 @@ def run_report(arguments: argparse.Namespace) -> int:
     try:
         states = fetch_states(arguments.url)
     except (urllib.error.URLError, OSError, ValueError) as error:
-        print(f"rheo report: error: no SGLang server answers at --url {arguments.url} ({error})", file=sys.stderr)
+        print(
+            f"rheo report: error: no SGLang server answers at --url {arguments.url} ({error})",
+            file=sys.stderr,
+        )
         return 1
     if not states:
         print(

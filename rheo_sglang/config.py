@@ -87,7 +87,9 @@ class RheoConfig:
                 _in_range(name, getattr(self, name), low=0, open_low=True)
         if self.budget_max_pages is not None and self.budget_max_pages < self.budget_min_pages:
             reject(
-                "budget_max_pages", self.budget_max_pages, f"at least budget_min_pages={self.budget_min_pages}"
+                "budget_max_pages",
+                self.budget_max_pages,
+                f"at least budget_min_pages={self.budget_min_pages}",
             )
         for one, other in (("host_pool_gib", "host_pool_ratio"), ("frame_pool_gib", "frame_pool_tokens")):
             if getattr(self, one) is not None and getattr(self, other) is not None:

@@ -37,7 +37,9 @@ def register() -> None:
     HookRegistry.register(f"{CONFIGURATOR}._profile_available_bytes", size_logical_space, HookType.AROUND)
     HookRegistry.register(f"{CONFIGURATOR}.resolve_max_num_reqs", limit_requests, HookType.AROUND)
     HookRegistry.register(f"{CONFIGURATOR}._build_mha_kv_pool", build_pool, HookType.AROUND)
-    HookRegistry.register(f"{CONFIGURATOR}._build_token_to_kv_pool_allocator", build_allocator, HookType.AROUND)
+    HookRegistry.register(
+        f"{CONFIGURATOR}._build_token_to_kv_pool_allocator", build_allocator, HookType.AROUND
+    )
     HookRegistry.register(
         "sglang.srt.managers.scheduler.Scheduler.get_internal_state", add_state, HookType.AFTER
     )

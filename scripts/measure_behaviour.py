@@ -40,8 +40,14 @@ REPORTED = {
 def needle_samples(model: Path) -> list[tuple[int, Sample]]:
     """The retrieval questions, shortest first."""
     encode = tokenizer(model).encode_batch
-    haystack = Haystack(documentation_text(held_out=True), lambda texts: [len(one.ids) for one in encode(list(texts))])
-    return [(length, haystack.sample("needle", length, seed)) for length, count in NEEDLES.items() for seed in range(count)]
+    haystack = Haystack(
+        documentation_text(held_out=True), lambda texts: [len(one.ids) for one in encode(list(texts))]
+    )
+    return [
+        (length, haystack.sample("needle", length, seed))
+        for length, count in NEEDLES.items()
+        for seed in range(count)
+    ]
 
 
 def ask(server: SGLangServer, samples: list[tuple[int, Sample]], name: str) -> dict[str, Any]:
@@ -70,7 +76,15 @@ def rheo_arguments(page_size: int, longest: int, **settings: Any) -> list[str]:
         "frame_pool_tokens": math.ceil(FRAMES * selected) * page_size,
         **settings,
     }
-    return [*COMMON, "--attention-backend", "rheo", "--page-size", str(page_size), "--rheo-config", json.dumps(config)]
+    return [
+        *COMMON,
+        "--attention-backend",
+        "rheo",
+        "--page-size",
+        str(page_size),
+        "--rheo-config",
+        json.dumps(config),
+    ]
 
 
 def rheo_state(server: SGLangServer) -> dict[str, Any]:
@@ -107,7 +121,9 @@ def conversation(server: SGLangServer, model: Path, turns: int) -> dict[str, Any
 
 def main() -> None:
     """Run all servers one after the other and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, default=MODEL, help="checkpoint directory")
     model: Path = parser.parse_args().model
 
@@ -116,7 +132,9 @@ def main() -> None:
     metrics: dict[str, Any] = {"budget": BUDGET, "frames_per_selected": FRAMES, "needle_total": len(samples)}
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        with SGLangServer(model, [*COMMON, "--attention-backend", "torch_native"], scratch / "dense.log") as server:
+        with SGLangServer(
+            model, [*COMMON, "--attention-backend", "torch_native"], scratch / "dense.log"
+        ) as server:
             metrics["needle_dense_cases"] = ask(server, samples, "dense needles")
         longest = max(NEEDLES) + 10
         with SGLangServer(model, rheo_arguments(16, longest), scratch / "needles.log") as server:

@@ -38,7 +38,9 @@ def compare(expected: list[dict[str, Any]], got: list[dict[str, Any]]) -> dict[s
     for one, other in zip(expected, got, strict=True):
         mismatches += sum(a != b for a, b in zip(one["output_ids"], other["output_ids"], strict=True))
         for a, b in zip(
-            one["meta_info"]["output_token_logprobs"], other["meta_info"]["output_token_logprobs"], strict=True
+            one["meta_info"]["output_token_logprobs"],
+            other["meta_info"]["output_token_logprobs"],
+            strict=True,
         ):
             if a[1] == b[1]:
                 worst = max(worst, abs(a[0] - b[0]))
@@ -66,7 +68,12 @@ def attention_error(page_size: int) -> float:
     slots = torch.arange(page_size, page_size + length)
     write(k[:-1], v[:-1], slots[:-1], host[0], table.metadata[0], page_size)
     batch = build_decode_batch(
-        slots[None], torch.tensor([0]), torch.tensor([length]), length, page_size, BudgetController(config, heads, page_size)
+        slots[None],
+        torch.tensor([0]),
+        torch.tensor([length]),
+        length,
+        page_size,
+        BudgetController(config, heads, page_size),
     )
     q = torch.randn(1, queries, dim)
     step = DecodeStep(config, table, host, frames, page_size, None)
@@ -80,7 +87,9 @@ def attention_error(page_size: int) -> float:
 
 def main() -> None:
     """Run all servers one after the other and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, default=MODEL, help="checkpoint directory")
     parser.add_argument("--new-tokens", type=int, default=48, help="tokens to generate per prompt")
     arguments = parser.parse_args()
@@ -91,7 +100,15 @@ def main() -> None:
     config = json.dumps({"budget_ratio": 1.0, "frame_pool_tokens": int(total * FRAME_SHARE)})
     runs = {"torch_native": [*common, "--attention-backend", "torch_native"]}
     for page_size in (16, 32):
-        rheo = [*common, "--attention-backend", "rheo", "--page-size", str(page_size), "--rheo-config", config]
+        rheo = [
+            *common,
+            "--attention-backend",
+            "rheo",
+            "--page-size",
+            str(page_size),
+            "--rheo-config",
+            config,
+        ]
         runs[f"rheo_page{page_size}_radix_on"] = rheo
         runs[f"rheo_page{page_size}_radix_off"] = [*rheo, "--disable-radix-cache"]
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draw the tables and plots of docs/results.md from the result files.
 
-    python scripts/render_results.py
+python scripts/render_results.py
 """
 
 from __future__ import annotations
@@ -59,8 +59,10 @@ def exactness(result: dict[str, Any]) -> str:
             "with SGLang's `torch_native` backend. The frame pool holds "
             f"{metrics['frame_pool_tokens']} tokens, 10 % of the KV. *cached* sends the same prompts again, so that "
             "their prefixes come from the radix cache.",
-            table(["server", "differing tokens", "largest log-probability difference", "cached tokens"], rows),
-            f"Relative error of one decode step's attention output against float64: {metrics['max_rel_err_fp32']:.1e}.",
+            table(
+                ["server", "differing tokens", "largest log-probability difference", "cached tokens"], rows
+            ),
+            f"Relative error of a decode step's attention output against float64: {metrics['max_rel_err_fp32']:.1e}.",
             provenance(result),
         ]
     )
@@ -84,20 +86,38 @@ def behaviour(result: dict[str, Any]) -> str:
     compared = table(
         ["in the server, per decode step", "measured", "offline replay"],
         [
-            ["attention mass covered, page 16", f"{metrics['mass_covered_20pct_page16']:.3f}", f"{low16} to {high16}"],
-            ["attention mass covered, page 32", f"{metrics['mass_covered_20pct_page32']:.3f}", f"{low32} to {high32}"],
+            [
+                "attention mass covered, page 16",
+                f"{metrics['mass_covered_20pct_page16']:.3f}",
+                f"{low16} to {high16}",
+            ],
+            [
+                "attention mass covered, page 32",
+                f"{metrics['mass_covered_20pct_page32']:.3f}",
+                f"{low32} to {high32}",
+            ],
             [
                 "hit rate, page 16, frames for 1.25x the selection",
                 f"{metrics['hit_rate_page16']:.3f}",
                 f"LRU {reported['hit_rate_page16']['lru']}, Belady {reported['hit_rate_page16']['belady']}",
             ],
-            ["hit rate, page 32, frames for 1.25x the selection", f"{metrics['hit_rate_page32']:.3f}", "0.90 to 0.91"],
+            [
+                "hit rate, page 32, frames for 1.25x the selection",
+                f"{metrics['hit_rate_page32']:.3f}",
+                "0.90 to 0.91",
+            ],
         ],
     )
     requests = table(
         ["request", "iterations", "samples", "hit rate", "mass covered"],
         [
-            [number, entry["iterations"], entry["samples"], f"{entry['hit_rate']:.4f}", f"{entry['mass_covered']:.4f}"]
+            [
+                number,
+                entry["iterations"],
+                entry["samples"],
+                f"{entry['hit_rate']:.4f}",
+                f"{entry['mass_covered']:.4f}",
+            ]
             for number, entry in enumerate(metrics["recorder_page16"]["requests"][:4], 1)
         ],
     )

@@ -72,7 +72,9 @@ def attend(
     weights = (logits - top[target].unsqueeze(2)).exp()
     values.masked_fill_(masked[:, :, None], 0.0)
     total = torch.zeros((parts, group), device=q.device).index_add_(0, target, weights.sum(2))
-    mixed = torch.zeros((parts, group, dim), device=q.device).index_add_(0, target, torch.bmm(weights, values))
+    mixed = torch.zeros((parts, group, dim), device=q.device).index_add_(
+        0, target, torch.bmm(weights, values)
+    )
 
     result = (mixed / total.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(2)).view(q.shape)
     result_lse = (total.log() + top.masked_fill(total == 0, 0.0)).view(batch, num_queries)

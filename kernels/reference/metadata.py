@@ -16,7 +16,9 @@ def metadata_kind(metadata: torch.Tensor) -> str:
     return {rows: kind for kind, rows in METADATA_ROWS.items()}[metadata.shape[-2]]
 
 
-def fold_token(metadata: torch.Tensor, pages: torch.Tensor, offsets: torch.Tensor, keys: torch.Tensor) -> None:
+def fold_token(
+    metadata: torch.Tensor, pages: torch.Tensor, offsets: torch.Tensor, keys: torch.Tensor
+) -> None:
     """Fold one key per page into one layer's metadata.
 
     Parameters
@@ -40,7 +42,9 @@ def fold_token(metadata: torch.Tensor, pages: torch.Tensor, offsets: torch.Tenso
         metadata[:, pages, 0] = torch.where(first, keys, mean + (keys - mean) / (offsets + 1)[None, :, None])
 
 
-def fold_chunk(metadata: torch.Tensor, pages: torch.Tensor, offsets: torch.Tensor, keys: torch.Tensor) -> None:
+def fold_chunk(
+    metadata: torch.Tensor, pages: torch.Tensor, offsets: torch.Tensor, keys: torch.Tensor
+) -> None:
     """Fold consecutive keys of one or more pages into one layer's metadata.
 
     Parameters

@@ -19,7 +19,13 @@ class RheoFullComponent(FullComponent):
     """
 
     def update_component_on_insert_overlap(
-        self, node: Any, prefix_len: int, total_prefix_len: int, value_slice: torch.Tensor, *args: Any, **kwargs: Any
+        self,
+        node: Any,
+        prefix_len: int,
+        total_prefix_len: int,
+        value_slice: torch.Tensor,
+        *args: Any,
+        **kwargs: Any,
     ) -> int:
         """Fold duplicate pages into the node's before SGLang frees them."""
         kept = node.component_data[self.component_type].value

@@ -20,7 +20,9 @@ SERVERS = {
 def prompts(vocabulary: int = 256) -> list[list[int]]:
     """Random token ids, the same in every run."""
     generator = torch.Generator().manual_seed(7)
-    return [torch.randint(3, vocabulary, (length,), generator=generator).tolist() for length in PROMPT_LENGTHS]
+    return [
+        torch.randint(3, vocabulary, (length,), generator=generator).tolist() for length in PROMPT_LENGTHS
+    ]
 
 
 def dense_tokens(model: str) -> list[list[int]]:

@@ -41,7 +41,14 @@ def tokens(length: int, seed: int) -> list[int]:
 def nothing_is_left(server) -> None:
     server.flush_cache()
     counters = server.counters()
-    used = ("frames_used", "pages_resident", "pages_unsaved", "pages_described", "pages_important", "pages_allocated")
+    used = (
+        "frames_used",
+        "pages_resident",
+        "pages_unsaved",
+        "pages_described",
+        "pages_important",
+        "pages_allocated",
+    )
     assert {name: counters[name] for name in used} == dict.fromkeys(used, 0)
 
 

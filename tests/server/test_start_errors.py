@@ -9,7 +9,10 @@ from launch import RheoServer
 from sglang_server import ServerError
 
 REFUSED_BY_ARGUMENTS = {
-    "unknown key": ({"rheo_config": {"budget": 0.2}}, "--rheo-config: unknown key 'budget'=0.2; allowed keys: "),
+    "unknown key": (
+        {"rheo_config": {"budget": 0.2}},
+        "--rheo-config: unknown key 'budget'=0.2; allowed keys: ",
+    ),
     "negative size": (
         {"rheo_config": {"host_pool_gib": -1}},
         "--rheo-config: host_pool_gib=-1.0 is not supported; allowed: above 0",
