@@ -1,0 +1,228 @@
+"""attend: decode attention over per-head lists of pages, as a partial with its LSE."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from rheo_kernels.triton.partial import (
+    LOG2_E,
+    Workspace,
+    accumulate,
+    finish,
+    num_splits,
+    pages_per_tile,
+    splits_per_merge,
+)
+
+STAGES = 3
+"""Software pipeline stages: ``STAGES - 1`` tiles of K and V are in flight or in use."""
+WARPS = 2
+
+
+def attend(
+    q: torch.Tensor,
+    blocks: torch.Tensor,
+    index: torch.Tensor,
+    valid: torch.Tensor,
+    scale: float,
+    page_size: int,
+    out: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+    first: torch.Tensor | None = None,
+    last: torch.Tensor | None = None,
+    workspace: Workspace | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend one query token per request to the listed pages of each KV head.
+
+    Every list is split over programs, each of which reads K and V of its pages once for the whole GQA group;
+    the last one to finish merges the splits. Lists of any length share the splits evenly, so no program
+    waits for a long request.
+
+    Parameters
+    ----------
+    q
+        Queries, ``[B, Hq, D]``, contiguous in ``D``; the dtype of ``blocks``.
+    blocks
+        Page blocks ``[H, X, 2, D * P]`` (any strides over ``H`` and ``X``): frames, or host pages in mapped
+        pinned memory.
+    index
+        Blocks to attend, ``[B, H, S]``, int32, -1 = none; contiguous.
+    valid
+        Tokens of each listed block to attend, ``[B, H, S]``, int32; contiguous.
+    scale
+        Softmax scale.
+    page_size
+        Tokens per page.
+    out, lse
+        Result buffers, ``[B, Hq, D]`` and ``[B, Hq]``, float32, contiguous.
+    first, last
+        Range of columns of each list to look at, ``[B, H]``, int32, contiguous; the whole list by default.
+    workspace
+        Buffers for `num_splits` splits; allocated when not given.
+
+    Returns
+    -------
+    tuple of torch.Tensor
+        Output and natural-log LSE; ``(0, -inf)`` where nothing is listed.
+
+    Notes
+    -----
+    Reads ``2 * D * P`` elements and 8 bytes of lists per listed page; memory bound for groups of up to 16.
+    """
+    batch, queries, dim = q.shape
+    heads = blocks.shape[0]
+    width = index.shape[2]
+    group = queries // heads
+    if out is None or lse is None:
+        out = torch.empty((batch, queries, dim), dtype=torch.float32, device=q.device)
+        lse = torch.empty((batch, queries), dtype=torch.float32, device=q.device)
+    pairs = batch * heads
+    splits = num_splits(pairs, width)
+    if workspace is None:
+        workspace = Workspace.allocate(pairs, group, dim, splits, q.device)
+    splits = min(splits, workspace.out.shape[1])
+    block_d = triton.next_power_of_2(dim)
+    block_g = triton.next_power_of_2(group)
+    _attend[(splits, pairs)](
+        q,
+        blocks,
+        index,
+        valid,
+        first,
+        last,
+        out,
+        lse,
+        workspace.out,
+        workspace.lse,
+        workspace.arrived,
+        scale,
+        splits,
+        width,
+        heads,
+        q.stride(0),
+        q.stride(1),
+        blocks.stride(0),
+        blocks.stride(1),
+        workspace.out.stride(0),
+        workspace.lse.stride(0),
+        DIM=dim,
+        BLOCK_D=block_d,
+        GROUP=group,
+        BLOCK_G=block_g,
+        PAGE_SIZE=page_size,
+        TILE=pages_per_tile(block_d, page_size) * page_size,
+        SPLIT=splits > 1,
+        REDUCED=splits_per_merge(block_g, block_d),
+        STAGES=STAGES,
+        RANGED=first is not None,
+        num_warps=WARPS,
+    )
+    return out, lse
+
+
+@triton.jit(do_not_specialize=["splits"])
+def _attend(
+    q,
+    blocks,
+    index,
+    valid,
+    first,
+    last,
+    out,
+    lse,
+    split_out,
+    split_lse,
+    arrived,
+    scale,
+    splits,
+    width,
+    heads,
+    stride_qb,
+    stride_qh,
+    stride_bh,
+    stride_bx,
+    stride_wo,
+    stride_wl,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    SPLIT: tl.constexpr,
+    REDUCED: tl.constexpr,
+    STAGES: tl.constexpr,
+    RANGED: tl.constexpr,
+):
+    split = tl.program_id(0)
+    pair = tl.program_id(1).to(tl.int64)
+    request = pair // heads
+    head = pair % heads
+    begin = 0
+    end = width
+    if RANGED:
+        begin = tl.load(first + pair)
+        end = tl.load(last + pair)
+    tile_pages: tl.constexpr = TILE // PAGE_SIZE
+    tiles = tl.cdiv(tl.maximum(end - begin, 0), tile_pages)
+    pages_per_split = tl.cdiv(tiles, splits) * tile_pages
+    begin += split * pages_per_split
+    end = tl.minimum(begin + pages_per_split, end)
+
+    rows: tl.constexpr = 16 if BLOCK_G < 16 else BLOCK_G
+    g = tl.arange(0, rows)
+    d = tl.arange(0, BLOCK_D)
+    token = tl.arange(0, TILE)
+    offset = token % PAGE_SIZE
+    inside = d < DIM
+    query = tl.load(
+        q + request * stride_qb + (head * GROUP + g[:, None]) * stride_qh + d[None, :],
+        mask=(g < GROUP)[:, None] & inside[None, :],
+        other=0.0,
+    )
+    keys = blocks + head * stride_bh + (d * PAGE_SIZE)[:, None] + offset[None, :]
+    values = blocks + head * stride_bh + (DIM * PAGE_SIZE) + (offset * DIM)[:, None] + d[None, :]
+    listed_blocks = index + pair * width
+    listed_valid = valid + pair * width
+
+    top = tl.full([rows], float("-inf"), tl.float32)
+    total = tl.zeros([rows], tl.float32)
+    mixed = tl.zeros([rows, BLOCK_D], tl.float32)
+    for start in tl.range(begin, end, tile_pages, num_stages=STAGES):
+        block = tl.full([TILE], -1, tl.int32)
+        tokens = tl.full([TILE], 0, tl.int32)
+        for slot in tl.static_range(tile_pages):
+            listed = start + slot < end
+            mine = token // PAGE_SIZE == slot
+            block = tl.where(mine, tl.load(listed_blocks + start + slot, mask=listed, other=-1), block)
+            tokens = tl.where(mine, tl.load(listed_valid + start + slot, mask=listed, other=0), tokens)
+        block = tl.max_constancy(block, [PAGE_SIZE])
+        present = block >= 0
+        live = present & (offset < tokens)
+        where = block.to(tl.int64) * stride_bx
+        key = tl.load(keys + where[None, :], mask=present[None, :] & inside[:, None], other=0.0)
+        value = tl.load(values + where[:, None], mask=live[:, None] & inside[None, :], other=0.0)
+        top, total, mixed = accumulate(query, key, value, live, scale * LOG2_E, top, total, mixed)
+    finish(
+        top,
+        total,
+        mixed,
+        pair,
+        split,
+        out,
+        lse,
+        split_out,
+        split_lse,
+        arrived,
+        stride_wo,
+        stride_wl,
+        DIM,
+        BLOCK_D,
+        GROUP,
+        BLOCK_G,
+        splits,
+        SPLIT,
+        REDUCED,
+    )

@@ -1,0 +1,229 @@
+"""select_resolve: choose each request's pages and look them up in the page table, in one kernel."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from rheo_kernels.triton.launch import row_block, row_warps
+from rheo_kernels.triton.resolve import page_tokens
+from rheo_kernels.triton.select import choose
+
+
+class Selected(NamedTuple):
+    """The selection of a batch: columns ``[0, num_hits)`` are hits, ``[num_hits, num_selected)`` misses.
+
+    The first four fields are those of `rheo_kernels.reference.Resolved`.
+    """
+
+    pages: torch.Tensor
+    """Logical pages, ``[B, H, S]``, int32, -1 where nothing was selected."""
+    hits: torch.Tensor
+    """Frames of resident pages, else -1, ``[B, H, S]``, int32."""
+    misses: torch.Tensor
+    """Logical pages without a frame, else -1, ``[B, H, S]``, int32."""
+    valid: torch.Tensor
+    """Tokens of each page that belong to the request, ``[B, H, S]``, int32."""
+    indices: torch.Tensor
+    """Indices into the request's page list, else -1, ``[B, H, S]``, int32."""
+    num_hits: torch.Tensor
+    """``[B, H]``, int32."""
+    num_selected: torch.Tensor
+    """``[B, H]``, int32."""
+
+    @classmethod
+    def allocate(cls, batch: int, heads: int, width: int, device: torch.device | str) -> Selected:
+        """Buffers for a batch of ``B`` requests, ``H`` KV heads and ``S`` columns."""
+        lists = (torch.empty((batch, heads, width), dtype=torch.int32, device=device) for _ in range(5))
+        counts = (torch.empty((batch, heads), dtype=torch.int32, device=device) for _ in range(2))
+        return cls(*lists, *counts)
+
+
+class HitCounters(NamedTuple):
+    """The recorder's counters of one layer; every selection is added to the row of its request's slot."""
+
+    rates: torch.Tensor
+    """Sum over steps of hits / selected, ``[R, H]``, float32, any stride over ``R``."""
+    hits: torch.Tensor
+    """``[R, H]``, int64, strides of ``rates``."""
+    selected: torch.Tensor
+    """``[R, H]``, int64, strides of ``rates``."""
+    slots: torch.Tensor
+    """Request-pool row of each request, ``[B]``, int64."""
+
+
+def select_resolve(
+    scores: torch.Tensor,
+    pages: torch.Tensor,
+    num_pages: torch.Tensor,
+    seq_lens: torch.Tensor,
+    budget: torch.Tensor,
+    page_table: torch.Tensor,
+    page_size: int,
+    sink_pages: int,
+    window_pages: int,
+    out: Selected,
+    accessed: torch.Tensor | None = None,
+    counters: HitCounters | None = None,
+) -> Selected:
+    """Select pages as `select` does and resolve them as `resolve` does; list hits before misses.
+
+    Parameters
+    ----------
+    scores
+        Page scores, ``[B, H, M]``, float32.
+    pages
+        Page lists, ``[B, M]``, int32.
+    num_pages, seq_lens
+        Pages (int32) and tokens (integer) of each request, ``[B]``.
+    budget
+        Pages each request and KV head may select, ``[B, H]``, int32.
+    page_table
+        One layer's page table, ``[H, N]``, int32, negative = no frame.
+    page_size
+        Tokens per page.
+    sink_pages, window_pages
+        Always-selected pages at the start and at the end.
+    out
+        Result buffers.
+    accessed
+        One layer's accessed bits, ``[H, F]``, int8: set to 1 for every hit frame. `value_frames` reads and
+        clears them.
+    counters
+        The recorder's counters of this layer; updated atomically.
+
+    Returns
+    -------
+    Selected
+        ``out``. Within hits and within misses, pages keep the order of the request's page list.
+
+    Notes
+    -----
+    Reads ``4 M`` bytes a row and 8 a selected page, writes ``20 S`` a row; bound by latency.
+    """
+    batch, heads, columns = scores.shape
+    width = out.pages.shape[2]
+    block = row_block(columns)
+    rates, hits, selected, slots = counters or (None, None, None, None)
+    _select_resolve[(batch, heads)](
+        scores,
+        pages,
+        num_pages,
+        seq_lens,
+        budget,
+        page_table,
+        *out,
+        accessed,
+        rates,
+        hits,
+        selected,
+        slots,
+        columns,
+        width,
+        sink_pages,
+        max(window_pages, 1),
+        scores.stride(0),
+        scores.stride(1),
+        pages.stride(0),
+        budget.stride(0),
+        budget.stride(1),
+        page_table.stride(0),
+        0 if accessed is None else accessed.stride(0),
+        0 if rates is None else rates.stride(0),
+        PAGE_SIZE=page_size,
+        BLOCK_M=block,
+        BLOCK_S=triton.next_power_of_2(width),
+        MARK=accessed is not None,
+        COUNT=counters is not None,
+        num_warps=row_warps(block),
+    )
+    return out
+
+
+@triton.jit
+def _select_resolve(
+    scores,
+    pages,
+    num_pages,
+    seq_lens,
+    budget,
+    page_table,
+    out_pages,
+    out_hits,
+    out_misses,
+    out_valid,
+    out_indices,
+    out_num_hits,
+    out_num_selected,
+    accessed,
+    rates,
+    hit_total,
+    selected_total,
+    slots,
+    columns,
+    width,
+    sink_pages,
+    window_pages,
+    stride_sb,
+    stride_sh,
+    stride_pb,
+    stride_bb,
+    stride_bh,
+    stride_th,
+    stride_ah,
+    stride_cr,
+    PAGE_SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    MARK: tl.constexpr,
+    COUNT: tl.constexpr,
+):
+    request = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1).to(tl.int64)
+    position = tl.arange(0, BLOCK_M)
+    exists = position < columns
+    row = tl.load(scores + request * stride_sb + head * stride_sh + position, mask=exists, other=0.0)
+    count = tl.minimum(tl.load(num_pages + request), columns)
+    allowed = tl.load(budget + request * stride_bb + head * stride_bh)
+    chosen, num_selected = choose(row, position, count, allowed, width, sink_pages, window_pages)
+
+    num_selected = tl.minimum(num_selected, width)
+    pair = request * tl.num_programs(1) + head
+    lists = pair * width
+    place = tl.cumsum(chosen.to(tl.int32), 0) - 1
+    tl.store(out_indices + lists + place, position, mask=chosen & (place < width))
+    tl.debug_barrier()
+
+    column = tl.arange(0, BLOCK_S)
+    taken = column < num_selected
+    index = tl.load(out_indices + lists + column, mask=taken, other=-1)
+    tl.debug_barrier()
+    page = tl.load(pages + request * stride_pb + index, mask=taken, other=-1)
+    frame = tl.load(page_table + head * stride_th + page, mask=taken, other=-1)
+    resident = taken & (frame >= 0)
+    tokens = page_tokens(index, tl.load(seq_lens + request), PAGE_SIZE)
+    num_hits = tl.sum(resident.to(tl.int32), 0)
+    before = tl.cumsum(resident.to(tl.int32), 0)
+    column = tl.where(resident, before - 1, tl.where(taken, num_hits + column - before, column))
+
+    inside = column < width
+    target = lists + column
+    tl.store(out_pages + target, page, mask=inside)
+    tl.store(out_hits + target, tl.where(resident, frame, -1), mask=inside)
+    tl.store(out_misses + target, tl.where(resident, -1, page), mask=inside)
+    tl.store(out_valid + target, tl.where(taken, tokens, 0), mask=inside)
+    tl.store(out_indices + target, index, mask=inside)
+    tl.store(out_num_hits + pair, num_hits)
+    tl.store(out_num_selected + pair, num_selected)
+
+    if MARK:
+        tl.store(accessed + head * stride_ah + frame, tl.full([BLOCK_S], 1, tl.int8), mask=resident)
+    if COUNT:
+        counter = tl.load(slots + request) * stride_cr + head
+        share = num_hits.to(tl.float32) / tl.maximum(num_selected, 1).to(tl.float32)
+        tl.atomic_add(rates + counter, share, sem="relaxed")
+        tl.atomic_add(hit_total + counter, num_hits.to(tl.int64), sem="relaxed")
+        tl.atomic_add(selected_total + counter, num_selected.to(tl.int64), sem="relaxed")

@@ -1,0 +1,238 @@
+"""values: what `admit` weighs: resident frames by their pages, and a step's misses as candidates."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+FRAMES_PER_PROGRAM = 128
+MISSES_PER_PASS = 1024
+
+
+class Fade(NamedTuple):
+    """How the worth of pages that no running request lists fades: by a factor in every step."""
+
+    factor: float
+    """In (0, 1]."""
+    step: torch.Tensor
+    """Steps so far, scalar, int32."""
+    listed_at: torch.Tensor
+    """Step in which a running request last listed each page, ``[N]``, int32."""
+
+
+def value_frames(
+    page_of: torch.Tensor,
+    worth: torch.Tensor,
+    unsaved: torch.Tensor,
+    boost: float = 0.0,
+    accessed: torch.Tensor | None = None,
+    keep: torch.Tensor | None = None,
+    fade: Fade | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Value every frame by the page in it. A row is one KV head of one of ``L`` layers, ``R = L * H``.
+
+    Parameters
+    ----------
+    page_of
+        Page in each frame, ``[R, F]``, int32, -1 = free.
+    worth
+        What each page is worth, ``[R, N]``, float32.
+    unsaved
+        Pages without a complete host copy, ``[L, N]``, bool; their frames are pinned.
+    boost
+        Added to the value of accessed frames.
+    accessed
+        Accessed bits, ``[R, F]``, int8; cleared.
+    keep
+        Pages whose frames are pinned too, ``[X]``, int32.
+    fade
+        Fades the worth of idle pages; none fades by default.
+    out
+        Result buffer, ``[R, F]``, float32, contiguous.
+
+    Returns
+    -------
+    torch.Tensor
+        ``[R, F]``, float32: ``-inf`` for a free frame, ``inf`` for a pinned one.
+
+    Notes
+    -----
+    Moves about 18 bytes per frame.
+    """
+    rows, num_frames = page_of.shape
+    if out is None:
+        out = torch.empty((rows, num_frames), dtype=torch.float32, device=page_of.device)
+    kept = 0 if keep is None else keep.shape[0]
+    factor, step, listed_at = fade or (1.0, None, None)
+    _value_frames[(triton.cdiv(num_frames, FRAMES_PER_PROGRAM), rows)](
+        page_of,
+        worth,
+        unsaved,
+        accessed,
+        keep,
+        step,
+        listed_at,
+        out,
+        boost,
+        math.log2(factor),
+        num_frames,
+        kept,
+        rows // unsaved.shape[0],
+        page_of.stride(0),
+        worth.stride(0),
+        unsaved.stride(0),
+        0 if accessed is None else accessed.stride(0),
+        BLOCK_F=FRAMES_PER_PROGRAM,
+        BLOCK_K=triton.next_power_of_2(max(kept, 1)),
+        ACCESSED=accessed is not None,
+        KEEP=keep is not None,
+        FADE=fade is not None,
+        num_warps=4,
+    )
+    return out
+
+
+@triton.jit
+def _value_frames(
+    page_of,
+    worth,
+    unsaved,
+    accessed,
+    keep,
+    step,
+    listed_at,
+    out,
+    boost,
+    log_factor,
+    num_frames,
+    kept,
+    rows_per_layer,
+    stride_pr,
+    stride_wr,
+    stride_ul,
+    stride_ar,
+    BLOCK_F: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    ACCESSED: tl.constexpr,
+    KEEP: tl.constexpr,
+    FADE: tl.constexpr,
+):
+    frame = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)
+    row = tl.program_id(1).to(tl.int64)
+    exists = frame < num_frames
+    page = tl.load(page_of + row * stride_pr + frame, mask=exists, other=-1)
+    occupied = page >= 0
+    value = tl.load(worth + row * stride_wr + page, mask=occupied, other=float("-inf"))
+    pinned = tl.load(unsaved + (row // rows_per_layer) * stride_ul + page, mask=occupied, other=0) != 0
+    if FADE:
+        idle = tl.load(step) - tl.load(listed_at + page, mask=occupied, other=0)
+        value *= tl.exp2(log_factor * idle.to(tl.float32))
+    if ACCESSED:
+        bits = accessed + row * stride_ar + frame
+        value += boost * tl.load(bits, mask=exists, other=0).to(tl.float32)
+        tl.store(bits, tl.zeros([BLOCK_F], tl.int8), mask=exists)
+    if KEEP:
+        k = tl.arange(0, BLOCK_K)
+        listed = tl.load(keep + k, mask=k < kept, other=-1)
+        hit = (page[:, None] == listed[None, :]) & occupied[:, None]
+        pinned = pinned | (tl.max(hit.to(tl.int32), 1) > 0)
+    value = tl.where(occupied & pinned, float("inf"), value)
+    tl.store(out + row * num_frames + frame, value, mask=exists)
+
+
+def gather_misses(
+    misses: torch.Tensor,
+    num_hits: torch.Tensor,
+    num_selected: torch.Tensor,
+    worth: torch.Tensor,
+    boost: float,
+    candidates: torch.Tensor,
+    candidate_values: torch.Tensor,
+) -> None:
+    """List one step's misses per KV head as candidates for `admit`, all requests together.
+
+    Parameters
+    ----------
+    misses
+        Missed pages of each request, ``[B, H, S]``, int32, in columns ``[num_hits, num_selected)``.
+    num_hits, num_selected
+        ``[B, H]``, int32, contiguous; see `Selected`.
+    worth
+        What each page is worth in this layer, ``[H, N]``, float32.
+    boost
+        Added to the value of every candidate, as they were selected.
+    candidates, candidate_values
+        Written, ``[H, C]``, int32 and float32, contiguous. Misses beyond ``C`` per head are left out, those
+        of the last requests first; unused columns become -1 and ``-inf``.
+    """
+    batch, heads, width = misses.shape
+    _gather_misses[(batch, heads)](
+        misses,
+        num_hits,
+        num_selected,
+        worth,
+        candidates,
+        candidate_values,
+        boost,
+        batch,
+        width,
+        candidates.shape[1],
+        worth.stride(0),
+        BLOCK_B=triton.next_power_of_2(batch),
+        BLOCK=min(triton.next_power_of_2(width), MISSES_PER_PASS),
+        num_warps=4,
+    )
+
+
+@triton.jit
+def _gather_misses(
+    misses,
+    num_hits,
+    num_selected,
+    worth,
+    candidates,
+    candidate_values,
+    boost,
+    batch,
+    width,
+    columns,
+    stride_wh,
+    BLOCK_B: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    request = tl.program_id(0)
+    head = tl.program_id(1).to(tl.int64)
+    heads = tl.num_programs(1)
+    b = tl.arange(0, BLOCK_B)
+    pair = b * heads + head
+    selected = tl.load(num_selected + pair, mask=b < batch, other=0)
+    missed = selected - tl.load(num_hits + pair, mask=b < batch, other=0)
+    before = tl.sum(tl.where(b < request, missed, 0), 0)
+    count = tl.sum(tl.where(b == request, missed, 0), 0)
+    first = tl.sum(tl.where(b == request, selected, 0), 0) - count
+    source = misses + (request.to(tl.int64) * heads + head) * width + first
+    target = head * columns + before
+    i = tl.arange(0, BLOCK)
+    for start in range(0, count, BLOCK):
+        column = start + i
+        taken = (column < count) & (before + column < columns)
+        page = tl.load(source + column, mask=taken, other=0)
+        value = tl.load(worth + head * stride_wh + page, mask=taken, other=0.0) + boost
+        tl.store(candidates + target + column, page, mask=taken)
+        tl.store(candidate_values + target + column, value, mask=taken)
+    if request == batch - 1:
+        for start in range(before + count, columns, BLOCK):
+            column = start + i
+            tl.store(
+                candidates + head * columns + column, tl.full([BLOCK], -1, tl.int32), mask=column < columns
+            )
+            tl.store(
+                candidate_values + head * columns + column,
+                tl.full([BLOCK], float("-inf"), tl.float32),
+                mask=column < columns,
+            )

@@ -1,0 +1,126 @@
+"""Time every Triton kernel of the decode path at the Qwen3-8B shape, against this run's copy bandwidth.
+
+    python scripts/bench_kernels.py --out docs/benchmarks/results/kernels_gpu.json
+
+Each kernel runs inside a CUDA graph over as many layers' buffers as it takes to exceed the L2 cache; a figure
+is the median replay divided by the number of layers, launch gaps included. Fractions are of the device copy,
+for ``load`` and ``save`` of the pinned-memory copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+import triton
+from kernel_case import DIM, DTYPE, HEADS, PAGE, DecodeCase
+
+CONTEXTS = {"8k": 8192, "32k": 32768, "128k": 131072}
+REPLAYS = 15
+MIN_CALLS = 16
+HOST_PAGES = 8200
+
+
+def time_us(calls: Sequence[Callable[[], object]]) -> float:
+    """Median microseconds per call of a CUDA graph that makes the calls in turn, `MIN_CALLS` or more."""
+    calls = list(calls) * max(-(-MIN_CALLS // len(calls)), 1)
+    for call in calls:
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    for _ in range(3):
+        graph.replay()
+    times = []
+    for _ in range(REPLAYS):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e3)
+    return statistics.median(times) / len(calls)
+
+
+def copy_gbps() -> dict[str, float]:
+    """Bandwidth of the copies that the kernels are compared with, GB/s; a device copy counts twice."""
+    size = 2**30
+    source, target = (torch.empty(size, dtype=torch.int8, device="cuda") for _ in range(2))
+    host = torch.empty(size // 4, dtype=torch.int8, pin_memory=True)
+    part = target[: size // 4]
+    return {
+        "device_copy_gbps": 2 * size / time_us([lambda: target.copy_(source)]) / 1e3,
+        "pinned_h2d_gbps": size / 4 / time_us([lambda: part.copy_(host, non_blocking=True)]) / 1e3,
+        "pinned_d2h_gbps": size / 4 / time_us([lambda: host.copy_(part, non_blocking=True)]) / 1e3,
+    }
+
+
+def transfer_metrics(
+    case: DecodeCase, host: torch.Tensor, tag: str, limits: dict[str, float]
+) -> dict[str, float]:
+    """Time what crosses PCIe: a step's misses loaded, or fetched while attending, and tail pages saved."""
+    metrics = {}
+    for kernel, call, moved, limit in case.transfers(host):
+        us = time_us([call])
+        metrics[f"{kernel}_us_{tag}"] = us
+        metrics[f"{kernel}_mb_{tag}"] = moved / 1e6
+        metrics[f"{kernel}_bw_frac_{tag}"] = moved / us / 1e3 / limits[limit]
+    return metrics
+
+
+def measure(batches: Sequence[int], contexts: Sequence[str]) -> dict[str, float]:
+    """All metrics of the given batch sizes and contexts."""
+    metrics = copy_gbps()
+    limits = dict(metrics)
+    host = torch.zeros((HOST_PAGES, HEADS, 2, DIM * PAGE), dtype=DTYPE).pin_memory()
+    for batch in batches:
+        for name in contexts:
+            case, tag = DecodeCase(batch, CONTEXTS[name]), f"bs{batch}_{name}"
+            for kernel, calls, moved in case.kernels():
+                us = time_us(calls)
+                if kernel == "admit":
+                    us -= time_us([partial(case.reset, 0)])
+                metrics[f"{kernel}_us_{tag}"] = us
+                metrics[f"{kernel}_mb_{tag}"] = moved / 1e6
+                metrics[f"{kernel}_bw_frac_{tag}"] = moved / us / 1e3 / limits["device_copy_gbps"]
+            metrics |= transfer_metrics(case, host, tag, limits)
+            print(tag, {k: round(v, 2) for k, v in metrics.items() if k.endswith(f"_us_{tag}")}, flush=True)
+            del case
+            torch.cuda.empty_cache()
+    return metrics
+
+
+def main() -> None:
+    """Run the benchmark and write its JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 32])
+    parser.add_argument("--contexts", nargs="+", choices=list(CONTEXTS), default=list(CONTEXTS))
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    metrics = measure(arguments.batches, arguments.contexts)
+    result = {
+        "name": "kernels_gpu",
+        "date": datetime.date.today().isoformat(),
+        "machine": f"one {torch.cuda.get_device_name()}, PCIe 5, 16 CPU cores",
+        "versions": {"torch": torch.__version__, "triton": triton.__version__},
+        "command": "python scripts/bench_kernels.py --out docs/benchmarks/results/kernels_gpu.json",
+        "shape": "Qwen3-8B: 32 query and 8 KV heads of 128, page 32, bfloat16; budget 10 %, hit rate 0.9",
+        "metrics": {key: round(value, 4) for key, value in metrics.items()},
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""admit, value_frames and gather_misses equal their references."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from triton_cases import integers, residency, to_device
+
+from rheo_kernels import reference
+
+
+def check_admission(
+    candidates: torch.Tensor,
+    values: torch.Tensor,
+    table: torch.Tensor,
+    page_of: torch.Tensor,
+    frame_values: torch.Tensor,
+) -> None:
+    """Who is admitted, who is displaced, and that page table and frames stay each other's inverse."""
+    from rheo_kernels import triton as kernels
+
+    old_page_of = page_of.clone()
+    expected_table, expected_page_of = table.clone(), page_of.clone()
+    theirs = reference.admit(candidates.long(), values, expected_table, expected_page_of, frame_values)
+    mine = kernels.admit(candidates, values, table, page_of, frame_values)
+    for row in range(table.shape[0]):
+        count = int(mine.counts[row])
+        pages, frames = mine.pages[row, :count].long(), mine.frames[row, :count].long()
+        assert mine.pages[row, count:].eq(-1).all()
+        assert mine.frames[row, count:].eq(-1).all()
+        reference_pages = theirs.pages[theirs.heads == row]
+        reference_frames = theirs.frames[theirs.heads == row]
+        assert count == reference_pages.numel()
+        assert len(set(frames.tolist())) == count
+        worth = dict(zip(candidates[row].tolist(), values[row].tolist(), strict=True))
+        assert sorted(worth[p] for p in pages.tolist()) == sorted(worth[p] for p in reference_pages.tolist())
+        cost = frame_values[row].masked_fill(old_page_of[row] < 0, -torch.inf)
+        assert sorted(cost[frames].tolist()) == sorted(cost[reference_frames].tolist())
+        assert torch.equal(page_of[row, frames].long(), pages)
+        resident = (table[row] >= 0).nonzero().squeeze(1)
+        assert torch.equal(page_of[row, table[row, resident].long()].long(), resident)
+        assert int((page_of[row] >= 0).sum()) == resident.numel()
+    assert table.min() >= -1
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(("total", "frames", "width"), [(200, 40, 30), (60, 10, 50), (300, 200, 7)])
+def test_admit_equals_reference(
+    total: int, frames: int, width: int, ties: bool, rng: torch.Generator
+) -> None:
+    rows = 3
+    table, page_of = residency(rows, total, frames, rng)
+    candidates = integers(-1, total, (rows, width), rng)
+    page_worth = torch.rand((rows, total), generator=rng, device=rng.device)
+    if ties:
+        page_worth = (page_worth * 4).floor() / 4
+    values = page_worth.gather(1, candidates.clamp(min=0).long())
+    frame_values = page_worth.gather(1, page_of.clamp(min=0).long())
+    frame_values[:, ::3] = torch.inf
+    frame_values = frame_values.masked_fill(page_of < 0, -torch.inf)
+    check_admission(candidates, values, table, page_of, frame_values)
+
+
+def test_admit_without_candidates_changes_nothing(rng: torch.Generator) -> None:
+    from rheo_kernels import triton as kernels
+
+    table, page_of = residency(2, 30, 10, rng)
+    before = table.clone(), page_of.clone()
+    candidates = to_device([-1, 0, int(page_of[0].max())], rng)[None].expand(2, -1).contiguous()
+    candidates[1, 2] = page_of[1].max()
+    worth = torch.full((2, 3), torch.inf, device=rng.device)
+    done = kernels.admit(candidates, worth, table, page_of, torch.zeros((2, 10), device=rng.device))
+    assert done.counts.eq(0).all()
+    assert done.pages.eq(-1).all()
+    assert torch.equal(table, before[0])
+    assert torch.equal(page_of, before[1])
+
+
+def test_admit_never_takes_a_pinned_frame(rng: torch.Generator) -> None:
+    table, page_of = residency(1, 50, 8, rng)
+    frame_values = torch.full((1, 8), torch.inf, device=rng.device)
+    frame_values[0, 5] = 0.2
+    frame_values = frame_values.masked_fill(page_of < 0, -torch.inf)
+    absent = (table[0] < 0).nonzero().squeeze(1)[1:7].to(torch.int32)[None]
+    worth = torch.full((1, 6), torch.inf, device=rng.device)
+    check_admission(absent, worth, table, page_of, frame_values)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_value_frames_equals_its_definition(layers: int, rng: torch.Generator) -> None:
+    from rheo_kernels import triton as kernels
+
+    rows, total, frames = layers * 2, 90, 50
+    _, page_of = residency(rows, total, frames, rng)
+    worth = torch.rand((rows, total), generator=rng, device=rng.device)
+    unsaved = torch.rand((layers, total), generator=rng, device=rng.device) < 0.2
+    accessed = integers(0, 2, (rows, frames), rng).to(torch.int8)
+    keep = to_device([0, 5, 17, int(page_of[0].max())], rng)
+    page = page_of.clamp(min=0).long()
+    listed_at = integers(0, 9, (total,), rng)
+    step = torch.tensor(8, dtype=torch.int32, device=rng.device)
+    expected = worth.gather(1, page) * torch.pow(0.7, step - listed_at[page]) + accessed
+    pinned = unsaved.repeat_interleave(2, 0).gather(1, page) | torch.isin(page_of, keep)
+    expected = expected.masked_fill(pinned, torch.inf).masked_fill(page_of < 0, -torch.inf)
+    fade = kernels.Fade(0.7, step, listed_at)
+    actual = kernels.value_frames(page_of, worth, unsaved, 1.0, accessed, keep, fade)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    plain = kernels.value_frames(page_of, worth, torch.zeros_like(unsaved))
+    assert torch.equal(plain, worth.gather(1, page).masked_fill(page_of < 0, -torch.inf))
+    assert accessed.eq(0).all()
+
+
+@pytest.mark.parametrize("room", [200, 23])
+def test_gather_misses_lists_every_request_in_order(room: int, rng: torch.Generator) -> None:
+    from rheo_kernels import triton as kernels
+
+    batch, heads, width = 5, 2, 30
+    misses = integers(1, 100, (batch, heads, width), rng)
+    num_selected = integers(0, width + 1, (batch, heads), rng)
+    num_hits = (num_selected * torch.rand((batch, heads), generator=rng, device=rng.device)).to(torch.int32)
+    worth = torch.rand((heads, 100), generator=rng, device=rng.device)
+    candidates = torch.full((heads, room), -7, dtype=torch.int32, device=rng.device)
+    values = torch.full((heads, room), torch.nan, device=rng.device)
+    kernels.gather_misses(misses, num_hits, num_selected, worth, 1.0, candidates, values)
+    for head in range(heads):
+        listed = [
+            int(misses[b, head, column])
+            for b in range(batch)
+            for column in range(int(num_hits[b, head]), int(num_selected[b, head]))
+        ][:room]
+        assert candidates[head].tolist() == listed + [-1] * (room - len(listed))
+        expected = worth[head, candidates[head].clamp(min=0).long()] + 1.0
+        assert torch.equal(values[head], expected.masked_fill(candidates[head] < 0, -torch.inf))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(("total", "frames", "width"), [(8192, 4096, 1024), (30000, 20000, 3000)])
+def test_admit_equals_reference_at_scale(
+    total: int, frames: int, width: int, ties: bool, rng: torch.Generator
+) -> None:
+    test_admit_equals_reference(total, frames, width, ties, rng)

@@ -1,0 +1,76 @@
+"""attend_fetch attends every selected page and fills exactly the frames that admission handed out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_triton_attend import TOLERANCE, exact_attend
+from triton_cases import GPU_SHAPES, SHAPES, Shape, integers, normal, permutation, relative_error
+
+from rheo_kernels import reference
+
+
+def check(shape: Shape, counts: list[list[int]], width: int, total: int, rng: torch.Generator) -> None:
+    """One step: resolve, hand some misses frames (free ones, and one that a hit loses), attend."""
+    from rheo_kernels import triton as kernels
+
+    heads, num_frames, page_size = shape.heads, total, shape.page_size
+    host = normal((total, heads, 2, shape.block), shape.dtype, rng)
+    table = torch.full((heads, total), -1, dtype=torch.int32, device=rng.device)
+    frames = torch.full((heads, num_frames, 2, shape.block), torch.nan, dtype=shape.dtype, device=rng.device)
+    for head in range(heads):
+        resident = permutation(total - 1, rng)[: total // 2] + 1
+        taken = permutation(num_frames, rng)[: resident.numel()]
+        table[head, resident] = taken.to(torch.int32)
+        frames[head, taken] = host[resident, head]
+    batch = len(counts)
+    selected = torch.full((batch, heads, width), -1, dtype=torch.int32, device=rng.device)
+    for b, row in enumerate(counts):
+        for h, count in enumerate(row):
+            selected[b, h, :count] = permutation(total - 1, rng)[:count].to(torch.int32)
+    lists = torch.arange(1, total, dtype=torch.int32, device=rng.device).expand(batch, -1)
+    seq_lens = torch.full((batch,), (total - 1) * page_size - 3, device=rng.device)
+    found = reference.resolve(selected, lists, seq_lens, table, page_size)
+
+    for head in range(heads):
+        missed = found.misses[:, head][found.misses[:, head] >= 0].unique()
+        free = torch.tensor(sorted(set(range(num_frames)) - set(table[head].tolist())), device=rng.device)
+        chosen = missed[: missed.numel() // 2].long()
+        table[head, chosen] = free[: chosen.numel()].to(torch.int32)
+        hit = found.hits[:, head][found.hits[:, head] >= 0]
+        if hit.numel() and missed.numel() > chosen.numel():
+            loser = (table[head] == hit[0]).nonzero()[0, 0]
+            table[head, loser] = -1
+            table[head, missed[-1].long()] = hit[0]
+
+    expected = frames.clone()
+    for head in range(heads):
+        for page in found.pages[:, head][found.pages[:, head] >= 0].unique().tolist():
+            if table[head, page] >= 0:
+                expected[head, table[head, page]] = host[page, head]
+    q = normal((batch, heads * shape.group, shape.dim), shape.dtype, rng)
+    scale = shape.dim**-0.5
+    exact = exact_attend(q, host.transpose(0, 1), found.pages, found.valid, scale, page_size)
+    num_selected = (found.pages >= 0).sum(2, dtype=torch.int32)
+    pinned = host.cpu().pin_memory() if rng.device.type == "cuda" else host
+    out, lse = kernels.attend_fetch(
+        q, frames, pinned, found.pages, found.hits, found.valid, num_selected, table, scale, page_size
+    )
+    filled = exact[1] > -torch.inf
+    assert torch.equal(lse > -torch.inf, filled)
+    assert relative_error(out, exact[0]) < TOLERANCE[shape.dtype]
+    assert (lse[filled] - exact[1][filled]).abs().max() < max(TOLERANCE[shape.dtype] / 4, 2e-5)
+    torch.testing.assert_close(frames, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_attend_fetch_equals_dense_attention_and_fills_frames(shape: Shape, rng: torch.Generator) -> None:
+    counts = [[11, 3], [0, 1], [9, 8]]
+    check(shape, [row[: shape.heads] for row in counts], 13, 20, rng)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", GPU_SHAPES[::7], ids=str)
+def test_attend_fetch_from_pinned_memory_on_long_lists(shape: Shape, rng: torch.Generator) -> None:
+    counts = integers(0, 120, (3, shape.heads), rng).tolist()
+    check(shape, counts, 128, 300, rng)
