@@ -1,17 +1,22 @@
 """A scheduler in miniature: real tree, allocator, pools and attention backend, without a model or a server.
 
-A token's K, V and Q are functions of its id and position alone, so that every request that shares a prefix agrees
-on what its pages contain, and dense attention over the tokens is what any output can be held against.
+Every output is held against float64 attention over the tokens that were selected for it.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams
+from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+from unit import plain, sglang_versions
+
+from property.tokens import Shape, Tokens
 from rheo_kernels.reference import block_keys
 from rheo_sglang.backend import RheoAttentionBackend
 from rheo_sglang.config import RheoConfig
@@ -19,34 +24,13 @@ from rheo_sglang.pools.allocator import RheoAllocator
 from rheo_sglang.pools.kv_pool import RheoKVPool
 from rheo_sglang.selection.selector import Selection, Selector
 from rheo_sglang.tree.nodes import slot_pages
-from sglang.srt.layers.radix_attention import RadixAttention
-from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams
-from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 
-from unit import plain, sglang_versions
-
-VOCABULARY = 8
 DECODE_BATCH = 3
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A model's attention, and the pools it gets."""
-
-    page_size: int = 16
-    layers: int = 2
-    kv_heads: int = 2
-    group: int = 2
-    head_dim: int = 8
-    pages: int = 24
-    frames: int = 4
-    dtype: torch.dtype = torch.float32
 
 
 @dataclass
 class Request:
-    """A running request. ``protected`` tokens of it belong to the tree, which ``node`` and ``receipt`` lock."""
+    """A running request; its first ``protected`` tokens are the tree's, locked by ``node`` and ``receipt``."""
 
     rid: str
     tokens: list[int]
@@ -55,45 +39,6 @@ class Request:
     node: Any
     receipt: Any
     computed: int = 0
-    finished: bool = False
-
-
-class Tokens:
-    """Q, K and V of every token id at every position, and attention over them in float64."""
-
-    def __init__(self, shape: Shape, positions: int) -> None:
-        draw = torch.Generator().manual_seed(1)
-
-        def table(heads: int) -> torch.Tensor:
-            by_id = torch.randn(shape.layers, VOCABULARY, 1, heads, shape.head_dim, generator=draw)
-            by_position = torch.randn(shape.layers, 1, positions, heads, shape.head_dim, generator=draw)
-            return (by_id + by_position).to(shape.dtype)
-
-        self.group = shape.group
-        self.scale = shape.head_dim**-0.5
-        self.q = table(shape.kv_heads * shape.group)
-        self.k, self.v = table(shape.kv_heads), table(shape.kv_heads)
-
-    @staticmethod
-    def rows(table: torch.Tensor, layer: int, tokens: list[int], start: int = 0) -> torch.Tensor:
-        """Rows ``[T, heads, D]`` of ``tokens[start:]``."""
-        return table[layer, tokens[start:], torch.arange(start, len(tokens))]
-
-    def attention(
-        self, layer: int, tokens: list[int], position: int, attended: torch.Tensor
-    ) -> tuple[torch.Tensor, float]:
-        """Output ``[Hq, D]`` of the token at ``position`` over the tokens that ``attended`` ``[H, T]`` marks.
-
-        Also returns how much of the attention to all tokens they hold, averaged over the query heads.
-        """
-        query = self.q[layer, tokens[position], position].double()
-        keys = self.rows(self.k, layer, tokens).double().repeat_interleave(self.group, 1)
-        values = self.rows(self.v, layer, tokens).double().repeat_interleave(self.group, 1)
-        logits = torch.einsum("hd,thd->ht", query, keys) * self.scale
-        left_out = ~attended.repeat_interleave(self.group, 0)
-        mass = float(logits.softmax(1).masked_fill(left_out, 0.0).sum(1).mean())
-        weights = logits.masked_fill(left_out, -math.inf).softmax(1)
-        return torch.einsum("ht,thd->hd", weights, values), mass
 
 
 class ObservedSelector:
@@ -226,7 +171,7 @@ class Server:
             self.cache(request)
 
     def decode(self, requests: list[Request], tokens: list[int]) -> list[Request]:
-        """Append one token to each request and hold every layer's output against attention over its selection.
+        """Append one token to each request and check every layer's output against attention over its selection.
 
         Returns the requests that found no page for their token; they were retracted.
         """
@@ -348,7 +293,6 @@ class Server:
         sglang_versions.unlock(self.tree, request.node, request.receipt)
         self.free_rows.append(request.slot)
         self.running.remove(request)
-        request.finished = True
 
     def check(self) -> None:
         """Invariants 2, 3, 5 and 6 as far as they hold between any two steps."""
@@ -363,7 +307,7 @@ class Server:
         assert self.table.counters()["frames_used"] <= self.table.counters()["frames_total"]
 
     def _check_pages_hold_their_tokens(self) -> None:
-        """What is resident equals its host page unless it is newer, and metadata summarise the page's keys."""
+        """What is resident equals its host page unless it is newer; metadata summarise the page's keys."""
         size, table = self.shape.page_size, self.table
         for layer in range(self.shape.layers):
             for head, page in (table.frame_of[layer] >= 0).nonzero().tolist():

@@ -1,4 +1,4 @@
-"""Admission keeps pages and frames each other's inverse (invariant 2) and the most valuable pages resident."""
+"""Admission keeps pages and frames inverse (invariant 2) and the most valuable pages resident."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import hypothesis.strategies as st
 import torch
 from hypothesis import given
+
 from rheo_kernels.reference import NEVER_EVICT, Admitted, admit
 
 

@@ -1,4 +1,4 @@
-"""However tokens arrive - in chunks split anywhere, or one by one - a page's K, V and metadata are the same."""
+"""However tokens arrive, in chunks split anywhere or one by one, a page's K, V and metadata are the same."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
-from rheo_kernels.reference import METADATA_ROWS, append, block_keys, block_values, load, save, write
-
 from unit import plain
+
+from rheo_kernels.reference import METADATA_ROWS, append, block_keys, block_values, load, save, write
 
 HEADS, DIM, PAGES = 2, 8, 12
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -140,17 +140,16 @@ def test_a_batch_appends_to_every_requests_own_page(kind: str) -> None:
     k, v = (torch.randn(4, HEADS, DIM, generator=draw) for _ in range(2))
     tails = torch.tensor([5, 0, 3, 9], dtype=torch.int32)
     offsets = torch.tensor([0, 7, 15, 4], dtype=torch.int32)
-    before = [tensor.clone() for tensor in (store.frames, store.metadata)]
+    expected, metadata = store.frames.clone(), store.metadata.clone()
     append(k, v, tails, offsets, store.page_table, store.frames, store.metadata, 16)
-    expected_keys, expected_values = (view(before[0], 16) for view in (block_keys, block_values))
     for row in (0, 2, 3):
         for head in range(HEADS):
             frame = int(store.page_table[head, tails[row]])
-            expected_keys[head, frame, :, offsets[row]] = k[row, head]
-            expected_values[head, frame, offsets[row]] = v[row, head]
-    assert torch.equal(store.frames, before[0]), "a padded row, or a token that is not new, was written"
+            block_keys(expected, 16)[head, frame, :, offsets[row]] = k[row, head]
+            block_values(expected, 16)[head, frame, offsets[row]] = v[row, head]
+    assert torch.equal(store.frames, expected), "a padded row, or a token that is not new, was written"
     untouched = [page for page in range(PAGES) if page not in (5, 3, 9)]
-    assert torch.equal(store.metadata[:, untouched], before[1][:, untouched])
+    assert torch.equal(store.metadata[:, untouched], metadata[:, untouched])
     torch.testing.assert_close(store.metadata[:, 5], k[0][:, None].expand(-1, METADATA_ROWS[kind], -1))
 
 

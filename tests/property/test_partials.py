@@ -7,9 +7,9 @@ import math
 import hypothesis.strategies as st
 import torch
 from hypothesis import given
-from rheo_kernels.reference import merge
-
 from unit import plain
+
+from rheo_kernels.reference import merge
 
 DIM = 4
 Partial = tuple[torch.Tensor, torch.Tensor]

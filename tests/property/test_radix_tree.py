@@ -1,4 +1,4 @@
-"""SGLang's radix tree over rheo's pool under random operations: nodes, allocator and page table stay in step."""
+"""SGLang's radix tree under random operations: nodes, allocator and page table stay in step."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import hypothesis.strategies as st
 import torch
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams
+from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
+from sglang.srt.mem_cache.unified_cache.components import ComponentType
+from unit import sglang_versions
+
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.pools.allocator import RheoAllocator
 from rheo_sglang.pools.kv_pool import RheoKVPool
 from rheo_sglang.tiering import POLICIES
 from rheo_sglang.tree.nodes import describe_tree, slot_pages, walk
-from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams
-from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
-from sglang.srt.mem_cache.unified_cache.components import ComponentType
-
-from unit import sglang_versions
 
 LAYERS, HEADS, PAGES, FRAMES = 2, 2, 24, 6
 
@@ -27,7 +27,7 @@ prefixes = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
 
 
 class RadixTreeMachine(RuleBasedStateMachine):
-    """A dictionary from page-aligned prefixes to pages says what the tree holds; another, what pages are worth."""
+    """One dictionary says which page every cached prefix ends with, another what that page is worth."""
 
     @initialize(
         page_size=st.sampled_from([16, 32, 64]),

@@ -1,4 +1,4 @@
-"""PageTable and Residency under random operations: frames and pages stay inverse, and eviction loses nothing."""
+"""Residency under random operations: frames and pages stay inverse, and eviction loses nothing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hypothesis.strategies as st
 import torch
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from rheo_kernels.reference import METADATA_ROWS, save
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
@@ -19,7 +20,7 @@ layers = st.integers(0, LAYERS - 1)
 
 
 class ResidencyMachine(RuleBasedStateMachine):
-    """Pages are filled, written, selected, folded and freed; a dictionary remembers what each must contain."""
+    """Pages are filled, written, selected, folded and freed; a dictionary knows what each must contain."""
 
     @initialize(
         policy=st.sampled_from(sorted(POLICIES)),
@@ -94,6 +95,8 @@ class ResidencyMachine(RuleBasedStateMachine):
         selected = torch.tensor([[*head, *[-1] * (width - len(head))] for head in chosen], dtype=torch.int32)
         frame = self.table.frame_of[layer].gather(1, selected.clamp(min=0).long())
         resident = (selected >= 0) & (frame >= 0)
+        self.table.step += 1
+        self.table.list_pages(selected.clamp(min=0), torch.tensor([len(head) for head in chosen]))
         self.table.policy.touch(layer, selected[None])
         misses, hits = selected.masked_fill(resident, -1), frame.masked_fill(~resident, -1)
         self.residency.admit_selected(layer, misses[None], hits[None])
@@ -183,3 +186,15 @@ class ResidencyMachine(RuleBasedStateMachine):
 
 TestResidency = ResidencyMachine.TestCase
 TestResidency.settings = settings(max_examples=40, stateful_step_count=30)
+
+
+def test_claiming_a_resident_page_never_costs_it_its_frame() -> None:
+    table = PageTable(1, 1, DIM, PAGES, 2, "mean", "importance", torch.float32, "cpu")
+    host = host_pool(1, PAGES, 1, DIM, PAGE_SIZE, torch.float32)
+    residency = Residency(table, host, frame_pool(1, 1, 2, DIM, PAGE_SIZE, torch.float32, "cpu"))
+    table.importance[0, 0, [1, 2]] = torch.tensor([0.1, 0.9])
+    residency.claim(0, torch.tensor([1, 2]))
+    residency.claim(0, torch.tensor([3, 0, 1]))
+    assert set(table.page_of[0, 0].tolist()) == {1, 3}, (
+        "the least important page is claimed, so another leaves"
+    )

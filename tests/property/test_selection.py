@@ -1,4 +1,4 @@
-"""The selected set: sinks, window and tail always, never beyond the sequence, within the budget (invariant 8)."""
+"""The selected set: sinks, window, tail, nothing beyond the sequence, within the budget (invariant 8)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import hypothesis.strategies as st
 import torch
 from hypothesis import given
+
 from rheo_kernels.reference import resolve, select
 
 HEADS = 2

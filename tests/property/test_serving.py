@@ -9,11 +9,12 @@ import pytest
 import torch
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from property.serving import DECODE_BATCH, Request, Server
+from property.tokens import VOCABULARY, Shape
 from rheo_kernels.reference import METADATA_ROWS
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.tiering import POLICIES
-
-from property.serving import DECODE_BATCH, VOCABULARY, Request, Server, Shape
 
 DENSE = {"budget_ratio": 1.0}
 SPARSE = {"budget_ratio": 0.2, "budget_min_pages": 1, "dense_threshold": 0, "window_pages": 1}

@@ -1,4 +1,4 @@
-"""A process that loads plugins the way SGLang's launcher does, parses command lines, and prints what came out.
+"""A process that loads plugins as SGLang's launcher does, parses command lines, and prints what came out.
 
 Reads a JSON list of command lines from the standard input. Prints one JSON object to the standard output.
 """

@@ -23,7 +23,7 @@ RESOLVES_LATE = hasattr(ServerArgs, "resolve_once")
 
 
 def unresolved_arguments(**values: Any) -> ServerArgs:
-    """Real ``ServerArgs`` with their defaults, as the plugin's hook sees them: before SGLang resolves them."""
+    """Real ``ServerArgs`` with their defaults, as the plugin sees them: before SGLang resolves them."""
     if RESOLVES_LATE:
         return ServerArgs(model_path="dummy", device="cpu", **values)
     arguments = object.__new__(ServerArgs)

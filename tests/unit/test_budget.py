@@ -6,6 +6,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import example, given
+
 from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import RheoConfig
 

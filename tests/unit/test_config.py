@@ -1,4 +1,4 @@
-"""Settings come from text, file or environment; a bad one is one sentence with name, value and what is allowed."""
+"""Settings come from text, file or environment; a bad one is one sentence: name, value, what is allowed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from rheo_sglang.config import ENVIRONMENT, FLAG, ConfigError, RheoConfig
 
 GOOD = {

@@ -1,9 +1,10 @@
-"""A decode batch names pages for SGLang's slots; a padded row changes nothing for the others, and leaves no trace."""
+"""A decode batch names pages for SGLang's slots; a padded row changes nothing and leaves no trace."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+
 from rheo_sglang.batch import DecodeBatch, build_decode_batch, page_lists
 from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import RheoConfig

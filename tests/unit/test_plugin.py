@@ -1,4 +1,4 @@
-"""The plugin loads once as SGLang loads it, one flag selects everything, and other runs are left as they were."""
+"""The plugin loads once, one flag selects everything, and runs without it are left as they were."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rheo_sglang import plugin
-from rheo_sglang.config import ENVIRONMENT, RheoConfig
 
+from rheo_sglang import plugin
+from rheo_sglang.config import ENVIRONMENT, ConfigError, RheoConfig
 from unit.sglang_versions import unresolved_arguments
 
 PLAIN = ["--model-path", "dummy", "--device", "cpu"]
@@ -128,6 +128,18 @@ def test_pools_of_another_backend_are_sglangs_own(hook: Any) -> None:
     assert original.calls == [((configurator, 7), {"max_total_tokens": 9})]
 
 
+def test_models_of_another_backend_are_not_checked() -> None:
+    model = object()
+    assert plugin.check_model(model, unresolved_arguments(attention_backend="triton")) is model
+
+
+def test_a_bad_start_of_a_program_is_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    monkeypatch.setattr(plugin, "_from_command_line", False)
+    with pytest.raises(ConfigError, match=r"--page-size=1 is not supported; allowed: 16, 32, 64"):
+        plugin.adapt_arguments(unresolved_arguments(attention_backend="rheo", page_size=1))
+
+
 def test_server_info_of_another_backend_says_nothing_of_rheo() -> None:
     result = SimpleNamespace(internal_state={"load": 1})
     other_pool = SimpleNamespace(get_kvcache=lambda: object())
@@ -138,6 +150,7 @@ def test_server_info_of_another_backend_says_nothing_of_rheo() -> None:
 
 def test_arguments_without_settings_parse_as_sglang_parses_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENVIRONMENT, raising=False)
+    monkeypatch.setattr(plugin, "_from_command_line", False)
     original, arguments = Original(), argparse.Namespace(attention_backend=None, rheo_config=None)
     assert plugin.parse_flag(original, SimpleNamespace, arguments) == "SGLang's answer"
     assert original.calls == [((SimpleNamespace, arguments), {})]

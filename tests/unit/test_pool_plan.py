@@ -7,6 +7,7 @@ import logging
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
+
 from rheo_sglang.config import FLAG, ConfigError, RheoConfig
 from rheo_sglang.pools.plan import GIB, KVShape, PoolPlan, plan_pools
 
@@ -36,7 +37,7 @@ def refusal(config: RheoConfig, **room: float) -> str:
 
 def test_a_page_holds_k_and_v_of_all_layers_and_heads() -> None:
     assert SHAPE.token_bytes == 2 * 2 * 2 * 64 * 2
-    assert PAGE == 32 * SHAPE.token_bytes
+    assert SHAPE.page_bytes == 32 * SHAPE.token_bytes
     assert SHAPE.table_bytes("minmax") == 2 * 2 * (2 * 64 * 2 + 12)
     assert SHAPE.table_bytes("mean") == 2 * 2 * (64 * 2 + 12)
 

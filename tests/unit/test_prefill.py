@@ -1,9 +1,10 @@
-"""Prefill seeds importance with the attention of a chunk's last tokens, and offers frames to the best pages."""
+"""Prefill seeds importance with the attention of a chunk's last tokens, and gives the best pages frames."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+
 from rheo_kernels.reference import block_keys
 from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import RheoConfig

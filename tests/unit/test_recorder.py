@@ -7,10 +7,11 @@ import json
 
 import pytest
 import torch
+from rich.console import Console
+
 from rheo_sglang.recorder import Recorder
 from rheo_sglang.recorder.recorder import KEPT_REQUESTS
 from rheo_sglang.recorder.report import render_report
-from rich.console import Console
 
 LAYERS, HEADS = 2, 3
 
@@ -22,7 +23,7 @@ def make_recorder(with_mass: bool = False, slots: int = 6) -> Recorder:
 def step(
     recorder: Recorder, rids: list[str], slots: list[int], hits: list[list[list[int]]], selected: list[int]
 ) -> None:
-    """One decode iteration: ``hits[request][layer][head]`` of ``selected[request]`` pages per layer and head."""
+    """One decode iteration: ``hits[request][layer][head]`` of ``selected[request]`` pages each."""
     recorder.begin_step(rids, slots)
     for layer in range(LAYERS):
         counted = torch.tensor([request[layer] for request in hits])

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from rheo_kernels.reference import attend, merge
 
+from rheo_kernels.reference import attend, merge
 from unit import plain
 
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from rheo_kernels.reference import rank_normalise, update_importance
 
 

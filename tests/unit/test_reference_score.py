@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from rheo_kernels.reference import score
 
 GROUPS = [1, 3, 4, 8]

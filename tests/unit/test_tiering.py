@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from rheo_kernels.reference import update_importance
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.tiering import POLICIES, SELECTED
@@ -18,26 +19,28 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 class Steps:
-    """A page table's policy, driven by decode steps that select pages and rank them as they select."""
+    """A page table and its policy, driven by decode steps of one request that runs over pages 1 to 9."""
 
     def __init__(self, name: str, alpha: float = 0.3) -> None:
-        self.table = PageTable(LAYERS, HEADS, 4, PAGES, 3, "minmax", name, torch.float32, "cpu")
-        self.importance = self.table.importance
+        self.table = PageTable(LAYERS, HEADS, 4, PAGES, 4, "mean", name, torch.float32, "cpu")
         self.policy = self.table.policy
+        self.listed = torch.arange(1, PAGES, dtype=torch.int32)[None]
         self.alpha = alpha
 
     def select(self, layer: int, *heads: list[int]) -> None:
-        """One step of one request: the pages that each head selects, best first."""
+        """One step of one layer: the pages that each head selects, ranked best first."""
         width = max(map(len, heads))
         selected = torch.tensor(
             [[*pages, *[-1] * (width - len(pages))] for pages in heads], dtype=torch.int32
         )
-        listed = torch.arange(1, PAGES, dtype=torch.int32)[None]
         ranks = torch.zeros(1, HEADS, PAGES - 1)
         for head, pages in enumerate(heads):
             for place, page in enumerate(pages):
                 ranks[0, head, page - 1] = 1 - place / PAGES
-        update_importance(self.importance[layer], ranks, listed, torch.tensor([PAGES - 1]), self.alpha)
+        count = torch.tensor([PAGES - 1], dtype=torch.int32)
+        self.table.step += 1
+        self.table.list_pages(self.listed, count)
+        update_importance(self.table.importance[layer], ranks, self.listed, count, self.alpha)
         self.policy.touch(layer, selected[None])
 
     def values(self, layer: int) -> torch.Tensor:
@@ -92,8 +95,8 @@ def test_a_freed_page_starts_from_nothing(name: str) -> None:
     steps = Steps(name)
     for layer in range(LAYERS):
         steps.select(layer, [1, 2], [2, 1])
-    steps.importance[:, :, [1]] = 0
-    steps.policy.reset(torch.tensor([1]))
+    steps.table.release(torch.tensor([1]))
+    steps.table.settle()
     for layer in range(LAYERS):
         values = steps.values(layer)
         assert not values[:, 1].any()
@@ -106,10 +109,8 @@ def test_a_survivor_inherits_the_larger_worth(name: str) -> None:
     for _ in range(3):
         steps.select(0, [2], [3])
     before = steps.values(0)
-    duplicates, survivors = torch.tensor([2, 4]), torch.tensor([1, 3])
-    pair = torch.maximum(steps.importance[:, :, survivors], steps.importance[:, :, duplicates])
-    steps.importance[:, :, survivors] = pair
-    steps.policy.fold(duplicates, survivors)
+    steps.table.fold(torch.tensor([2, 4]), torch.tensor([1, 3]))
+    steps.table.settle()
     after = steps.values(0)
     assert after[0, 1] == before[0, 2] > before[0, 1]
     assert after[1, 3] == before[1, 3] > before[1, 4]
@@ -155,4 +156,4 @@ def test_importance_fades_while_nobody_runs_over_a_page_and_stays_otherwise() ->
     after = steps.values(0)
     assert torch.equal(after[:, 1], before[:, 1])
     torch.testing.assert_close(after[:, 2], before[:, 2] * IDLE_DECAY**3)
-    assert torch.equal(steps.importance[0, :, 2], before[:, 2])
+    assert torch.equal(steps.table.importance[0, :, 2], before[:, 2])

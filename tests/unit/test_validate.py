@@ -1,13 +1,13 @@
-"""Server arguments that rheo cannot serve with end the start with one sentence; the others get what rheo needs."""
+"""Server arguments that rheo cannot serve with are one sentence; the others get what rheo needs."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+
 from rheo_sglang.config import ConfigError
 from rheo_sglang.validate import adapt_server_args, uses_rheo
-
 from unit.sglang_versions import unresolved_arguments
 
 REFUSED: list[tuple[str, Any, str]] = [
