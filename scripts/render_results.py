@@ -55,8 +55,8 @@ def exactness(result: dict[str, Any]) -> str:
         [
             "## Budget 1.0 equals dense attention",
             f"SmolLM2-135M-Instruct in fp32, {metrics['prompts']} prompts of {min(metrics['prompt_tokens'])} to "
-            f"{max(metrics['prompt_tokens'])} tokens sent at once, {metrics['new_tokens']} greedy tokens each, compared "
-            "with SGLang's `torch_native` backend. The frame pool holds "
+            f"{max(metrics['prompt_tokens'])} tokens sent at once, {metrics['new_tokens']} greedy tokens each, "
+            "compared with SGLang's `torch_native` backend. The frame pool holds "
             f"{metrics['frame_pool_tokens']} tokens, 10 % of the KV. *cached* sends the same prompts again, so that "
             "their prefixes come from the radix cache.",
             table(

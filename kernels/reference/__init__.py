@@ -1,4 +1,24 @@
-"""torch references: the definition of every kernel, and the kernels of a server without a GPU."""
+"""torch references: the definition of every kernel, and the kernels of a server without a GPU.
+
+Shape letters used by every kernel and its reference:
+
+====== =====================================================================
+``B``  requests in the batch
+``H``  KV heads; ``Hq`` query heads; ``G = Hq / H`` the GQA group size
+``D``  head dimension
+``P``  page size (tokens of one page)
+``N``  logical pages (host pages); page 0 is SGLang's padding page
+``F``  frames of one layer and KV head
+``M``  width of the batch's page lists (pages of its longest request)
+``S``  width of the selection (most pages any request and head may select)
+``R``  metadata rows of a page: 2 for ``minmax``, 1 for ``mean``
+====== =====================================================================
+
+A *block* is what one page holds in one layer and KV head: ``[2, D * P]``, first K token-inner
+(``[D, P]``, so that a dot product over ``D`` needs no horizontal reduction), then V row-major
+(``[P, D]``). Frames and host pages share the layout, so moving a page is a plain copy.
+LSE is the natural logarithm everywhere; an empty partial is ``(output 0, LSE -inf)``.
+"""
 
 from rheo_kernels.reference.admit import NEVER_EVICT, Admitted, admit
 from rheo_kernels.reference.append import append
