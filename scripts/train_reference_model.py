@@ -1,0 +1,125 @@
+"""Train the long-context reference model from scratch, evaluate it, save it for Hugging Face and SGLang.
+
+    export PYTHONPATH=. MODEL=models/rheo-reference
+    python scripts/train_reference_model.py --corpus corpus/ --out $MODEL
+    python scripts/train_reference_model.py --corpus corpus/ --out $MODEL --resume --curriculum consolidation
+
+One GPU with 80 GB. A stopped training resumes from its last checkpoint (``--resume``; the same option starts
+another curriculum from a trained model), and ``--time-limit`` stops it in good order. With nothing left to
+train, ``--resume`` evaluates only.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+from reference_model.accuracy import measure_accuracy, measure_text_loss
+from reference_model.checkpoint import Progress, load_checkpoint, save_checkpoint
+from reference_model.corpus import load_corpus
+from reference_model.curriculum import CURRICULA, Batches
+from reference_model.model import ModelShape, ReferenceModel
+from reference_model.plot import plot_history
+from reference_model.rows import RowMaker
+from reference_model.training import fast_attention, train
+
+from rheo_sglang.evaluation.haystack import Haystack, token_counter
+from rheo_sglang.evaluation.report import result_document, write_result
+
+SHAPES = {
+    "reference": ModelShape(),
+    "tiny": ModelShape(layers=2, hidden=64, intermediate=96, query_heads=4, kv_heads=1, head=16),
+}
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--corpus", type=Path, required=True, help="folder of the prepared corpus; built if empty"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder")
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
+    parser.add_argument("--result", type=Path, help="JSON file for the accuracy by task and length")
+    parser.add_argument("--plot", type=Path, help="picture of the training curve")
+    parser.add_argument("--curriculum", choices=CURRICULA, default="full", help="stages of the training")
+    parser.add_argument("--shape", choices=SHAPES, default="reference", help="size of the model")
+    parser.add_argument("--batch-tokens", type=int, default=65_536, help="tokens an optimiser step")
+    parser.add_argument("--time-limit", type=float, default=1500.0, help="seconds of training in this run")
+    parser.add_argument(
+        "--lengths", default="1024,4096,8192,16384,32768,65536", help="evaluated lengths in tokens"
+    )
+    parser.add_argument("--samples", type=int, default=100, help="evaluated samples a task and length")
+    parser.add_argument("--workers", type=int, default=14, help="processes that make batches")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train, evaluate, save."""
+    options = parse_arguments(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = device.type == "cuda"
+    try:
+        lengths = [int(length) for length in options.lengths.split(",")]
+        corpus = load_corpus(options.corpus)
+        torch.manual_seed(options.seed)
+        model = ReferenceModel(
+            SHAPES[options.shape], dtype=torch.bfloat16 if on_gpu else torch.float32, compiled=on_gpu
+        ).to(device)
+        progress = load_checkpoint(options.out, model) if options.resume else Progress(options.curriculum)
+        progress.enter(options.curriculum)
+        curriculum = CURRICULA[options.curriculum]
+        rows = RowMaker(corpus, curriculum.mixture)
+        batches = Batches(rows, curriculum.stages, options.batch_tokens, progress.step, options.seed)
+    except (OSError, RuntimeError, ValueError) as error:
+        print(f"train_reference_model.py: {error}", file=sys.stderr)
+        return 1
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters; {len(batches)} steps to go on {device}"
+    )
+    if len(batches):
+        train(
+            model,
+            corpus,
+            batches,
+            progress,
+            options.out,
+            device,
+            options.time_limit,
+            options.workers,
+            curriculum.weight_decay,
+        )
+    else:
+        save_checkpoint(options.out, model, corpus.tokenizer, progress)
+    if options.plot and progress.history:
+        plot_history(progress.history, options.plot)
+    if options.result:
+        haystack = Haystack(corpus.held_out, token_counter(corpus.tokenizer))
+        metrics: dict[str, float] = {
+            "training_steps": progress.steps_before + progress.step,
+            "training_seconds": round(progress.seconds),
+            "samples": options.samples,
+        }
+        command = shlex.join(["python", "scripts/train_reference_model.py", *(arguments or sys.argv[1:])])
+        accelerator = torch.cuda.get_device_name(device) if on_gpu else None
+        with fast_attention():
+            metrics["held_out_text_loss"] = measure_text_loss(
+                model, corpus.tokenizer, corpus.held_out, min(lengths), options.batch_tokens, device
+            )
+            for length in lengths:
+                metrics |= measure_accuracy(
+                    model, corpus.tokenizer, haystack, length, options.samples, options.batch_tokens, device
+                )
+                document = result_document("reference_model", command, metrics, ["torch"], accelerator)
+                write_result(document, options.result)
+        for name, value in metrics.items():
+            print(f"{name:20} {value:.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
