@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Tests and benchmarks on a machine with a CUDA GPU: gpu_run.sh [tests] [bench] [server].
 #
-# Results are written to $OUT (default: .gpu/out). If .gpu/site.tar.xz exists, a bundle of SGLang for machines
-# without a network, it is unpacked onto PYTHONPATH.
+# Results are written to $OUT (default: .gpu/out). If .gpu/site.tar.xz exists, whole or in parts made by `split`, a
+# bundle of SGLang for machines without a network, it is unpacked onto PYTHONPATH.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -12,9 +12,9 @@ mkdir -p "$out"
 alias_folder=$(mktemp -d)
 ln -s "$root/kernels" "$alias_folder/rheo_kernels"
 export PYTHONPATH=$alias_folder:$root PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-if [ -f .gpu/site.tar.xz ]; then
+if ls .gpu/site.tar.xz* >/dev/null 2>&1; then
     mkdir -p "$alias_folder/site"
-    tar -xJf .gpu/site.tar.xz -C "$alias_folder/site"
+    cat .gpu/site.tar.xz* | tar -xJ -C "$alias_folder/site"
     export PYTHONPATH=$PYTHONPATH:$alias_folder/site HF_HUB_OFFLINE=1
 fi
 
