@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -61,22 +62,24 @@ class Outcome:
     seconds: float
 
 
-def steps(servers: bool) -> list[Step]:
-    """The steps in order; cheap ones first."""
-    listed = [
+def preparation() -> list[Step]:
+    """The steps before the tests, in order."""
+    return [
         Step("model SmolLM2", NEWEST, ("scripts/convert_smollm2.py",)),
         Step("tiny models", NEWEST, ("scripts/make_tiny_models.py",)),
         Step("format", NEWEST, ("-m", "ruff", "format", "--check", ".")),
         Step("lint", NEWEST, ("-m", "ruff", "check", ".")),
         Step("types", NEWEST, ("-m", "mypy")),
-        Step(f"tests, SGLang {NEWEST}", NEWEST, ("-m", "pytest", "-m", "not server")),
-        Step(f"tests, SGLang {OLDEST}", OLDEST, ("-m", "pytest", "tests/unit", "tests/property")),
     ]
+
+
+def tests(version: str, servers: bool) -> list[Step]:
+    """The tests of one SGLang version, in order. What does not depend on SGLang is tested with the newest."""
+    selected = ("-m", "not server") if version == NEWEST else ("tests/unit", "tests/property")
+    listed = [Step(f"tests, SGLang {version}", version, ("-m", "pytest", *selected))]
     if servers:
-        listed += [
-            Step(f"servers, SGLang {version}", version, ("-m", "pytest", "-m", "server", "--durations=10"))
-            for version in (OLDEST, NEWEST)
-        ]
+        pytest_arguments = ("-m", "pytest", "-m", "server", "--durations=10")
+        listed.append(Step(f"servers, SGLang {version}", version, pytest_arguments))
     return listed
 
 
@@ -93,18 +96,27 @@ def create_environments() -> dict[str, Path]:
 
 
 def run(step: Step, python: Path) -> Outcome:
-    """Run one step with its output on the terminal."""
-    print(f"\n--- {step.name}", flush=True)
+    """Run one step, then print its output, so that steps that run side by side do not mix."""
+    print(f"... {step.name}", flush=True)
     began = time.monotonic()
-    process = subprocess.Popen(
-        [python, *step.arguments], cwd=REPOSITORY, env={**os.environ, **CHILD_ENVIRONMENT}
-    )
-    try:
-        process.wait(STEP_TIMEOUT)
-    except subprocess.TimeoutExpired:
-        print(f"{step.name}: not finished after {STEP_TIMEOUT:.0f} s.", flush=True)
-    finally:
-        interrupt(process)
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [python, *step.arguments],
+            cwd=REPOSITORY,
+            env={**os.environ, **CHILD_ENVIRONMENT},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        late = ""
+        try:
+            process.wait(STEP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            late = f"{step.name}: not finished after {STEP_TIMEOUT:.0f} s.\n"
+        finally:
+            interrupt(process)
+            output.seek(0)
+            text = output.read().decode(errors="replace")
+            print(f"\n--- {step.name}\n{text}{late}", flush=True)
     return Outcome(step.name, process.returncode == 0, time.monotonic() - began)
 
 
@@ -120,14 +132,13 @@ def interrupt(process: subprocess.Popen) -> None:
         process.wait()
 
 
-def summarize(outcomes: list[Outcome]) -> None:
-    """Print one line for each step."""
+def summarize(outcomes: list[Outcome], seconds: float) -> None:
+    """Print one line for each step, and how long all of it took."""
     print("\n--- summary")
     for outcome in outcomes:
         print(f"{'ok    ' if outcome.passed else 'FAILED'}  {outcome.name:<28} {outcome.seconds:7.1f} s")
     failed = sum(not outcome.passed for outcome in outcomes)
-    total = sum(outcome.seconds for outcome in outcomes)
-    print(f"{len(outcomes) - failed} of {len(outcomes)} steps passed in {total / 60:.1f} min", flush=True)
+    print(f"{len(outcomes) - failed} of {len(outcomes)} steps passed in {seconds / 60:.1f} min", flush=True)
 
 
 def main() -> None:
@@ -141,12 +152,20 @@ def main() -> None:
     except EnvironmentCreationError as error:
         sys.exit(str(error))
     outcomes = [Outcome("environments", True, time.monotonic() - began)]
+
+    def run_all(steps: list[Step]) -> list[Outcome]:
+        return [run(step, pythons[step.sglang]) for step in steps]
+
     try:
-        for step in steps(not arguments.no_servers):
-            outcomes.append(run(step, pythons[step.sglang]))
+        outcomes += run_all(preparation())
+        with ThreadPoolExecutor() as pool:
+            lanes = [
+                pool.submit(run_all, tests(version, not arguments.no_servers)) for version in (OLDEST, NEWEST)
+            ]
+        outcomes += [outcome for lane in lanes for outcome in lane.result()]
     except KeyboardInterrupt:
         sys.exit("Stopped.")
-    summarize(outcomes)
+    summarize(outcomes, time.monotonic() - began)
     sys.exit(0 if all(outcome.passed for outcome in outcomes) else 1)
 
 

@@ -8,11 +8,13 @@ from checkpoints import MODELS
 
 PROMPT_LENGTHS = (40, 333, 900, 1500)
 NEW_TOKENS = 24
+RETRACTING = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"}
+"""SGLang's own switch for tests: retract a running request every seven steps."""
 EXACT = {"budget_ratio": 1.0, "frame_pool_tokens": 512}
 SERVERS = {
     "tiny-llama-group4": {"page_size": 16},
     "tiny-llama-group1": {"page_size": 64, "arguments": ["--chunked-prefill-size", "512"]},
-    "tiny-llama-group8": {"arguments": ["--disable-radix-cache"]},
+    "tiny-llama-group8": {"arguments": ["--disable-radix-cache"], "environment": RETRACTING},
     "tiny-qwen3-group4": {"page_size": 32, "rheo_config": {**EXACT, "miss_mode": "fetch", "policy": "lru"}},
 }
 
@@ -55,6 +57,8 @@ def test_budget_one_gives_the_tokens_of_dense_attention(serve, model):
     assert [answer["output_ids"] for answer in together] == expected
     again = server.generate(prompts(), NEW_TOKENS, ignore_eos=True)
     assert [answer["output_ids"] for answer in again] == expected
+    retractions = sum(answer["meta_info"]["num_retractions"] for answer in together)
+    assert (retractions > 0) == ("environment" in SERVERS[model])
     cached = sum(answer["meta_info"]["cached_tokens"] for answer in again)
     assert (cached == 0) == ("--disable-radix-cache" in server.command)
     assert server.rheo_state()["recorder"]["overall"]["hit_rate"] < 1.0, "the frame pool was to be too small"
