@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rheo_sglang.page_table import PageTable
 
 SELECTED = 1.0
-"""Added to the value of a page that the current step selected: values lie in [0, 1), so it outranks all others."""
+"""Added to the value of a page that the current step selected: values lie in [0, 1], so it outranks all others."""
 
 
 class Policy(ABC):
