@@ -10,12 +10,17 @@ from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from rheo_sglang.batch import DecodeBatch, build_decode_batch, page_lists
 from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import ConfigError
+from rheo_sglang.cuda.heads import HeadShape
 from rheo_sglang.decode import DecodeStep
 from rheo_sglang.pools.kv_pool import RheoKVPool
 from rheo_sglang.prefill import Prefill, PrefillRequest
 from rheo_sglang.recorder import Recorder
+from rheo_sglang.residency import Residency
+from rheo_sglang.validate import captures_decode
 
 if TYPE_CHECKING:
+    from rheo_sglang.cuda.decode import CudaDecode
+    from rheo_sglang.cuda.variant import Variant
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
@@ -56,35 +61,100 @@ class RheoAttentionBackend(AttentionBackend):
                 with_mass=config.recorder == "mass",
             )
         self.controller = BudgetController(config, pool.head_num, self.page_size)
-        self.decode = DecodeStep(config, pool.table, pool.host, pool.frames, self.page_size, self.recorder)
-        self.prefill = Prefill(config, pool.table, pool.host, pool.frames, self.page_size, self.controller)
         self.decode_batch: DecodeBatch | None = None
         self.prefill_requests: list[PrefillRequest] = []
+        self.rids: list[str] | None = None
+        self.capturing: Variant | None = None
+        self.cuda: CudaDecode | None = None
+        if captures_decode(config, pool.device):
+            from rheo_sglang.cuda.decode import CudaDecode
+
+            group = runner.model_config.num_attention_heads // runner.model_config.get_total_num_kv_heads()
+            self.cuda = CudaDecode(
+                config,
+                pool.table,
+                pool.host,
+                pool.frames,
+                HeadShape(pool.head_num, group, pool.head_dim),
+                self.req_to_token,
+                runner.model_config.context_len,
+                self.controller,
+                self.recorder,
+            )
+            residency = self.cuda.residency
+        else:
+            residency = Residency(pool.table, pool.host, pool.frames)
+            self.decode = DecodeStep(
+                config, pool.table, pool.host, pool.frames, self.page_size, residency, self.recorder
+            )
+        self.prefill = Prefill(config, pool.table, pool.host, pool.frames, self.page_size, self.controller)
+        self.prefill.residency = residency
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
-        """Settle what the scheduler freed, and describe the batch in pages."""
-        table = self.pool.table
-        table.settle()
+        """Settle what the scheduler freed, and describe the batch in pages; also before a step without a graph."""
         mode = forward_batch.forward_mode
+        if self.cuda is not None and mode.is_decode():
+            self.rids = forward_batch.rids
+            self.init_forward_metadata_out_graph(forward_batch)
+            return
+        table = self.pool.table
+        if self.cuda is not None:
+            self.cuda.settle()
+        else:
+            table.settle()
         if mode.is_idle():
             return
         table.describe(forward_batch.out_cache_loc, self.page_size)
         if not mode.is_decode():
             self.prefill_requests = self._prefill_requests(forward_batch)
+            if self.cuda is not None:
+                self.cuda.note_prefill()
             return
-        slots = forward_batch.req_pool_indices
+        rows = None if self.recorder is None else self.recorder.begin_step(forward_batch.rids)
         self.decode_batch = build_decode_batch(
             self.req_to_token,
-            slots,
+            forward_batch.req_pool_indices,
             forward_batch.seq_lens,
             int(forward_batch.seq_lens_cpu.max()),
             self.page_size,
             self.controller,
+            rows,
         )
         table.step += 1
         table.list_pages(self.decode_batch.pages, self.decode_batch.num_pages)
-        if self.recorder is not None:
-            self.recorder.begin_step(forward_batch.rids, slots.tolist())
+
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
+        """Allocate what the captured kernels share."""
+        assert self.cuda is not None
+        self.cuda.reserve(max_bs)
+
+    def get_cuda_graph_seq_len_fill_value(self) -> int:
+        """Length of padded rows, which are told apart by their number and not by this."""
+        return 1
+
+    def init_forward_metadata_out_graph(self, forward_batch: ForwardBatch, in_capture: bool = False) -> None:
+        """Describe a decode step's batch, padded rows included, before its graph is captured or replayed."""
+        assert self.cuda is not None
+        self.cuda.settle()
+        padding = getattr(forward_batch, "num_padding", 0)
+        self.cuda.prepare(
+            forward_batch.req_pool_indices,
+            forward_batch.seq_lens,
+            forward_batch.seq_lens_cpu,
+            0 if in_capture else forward_batch.batch_size - padding,
+            self.rids,
+            self.capturing if in_capture else None,
+        )
+
+    def graph_variants(self) -> list[Variant]:
+        """Shapes that the decode step is captured in."""
+        assert self.cuda is not None
+        return self.cuda.variants
+
+    def graph_label(self) -> str:
+        """Name of the shape that the prepared step runs in; SGLang's runner finds its graph by it."""
+        assert self.cuda is not None
+        return str(self.cuda.variants[0] if self.cuda.step is None else self.cuda.step.variant)
 
     def _prefill_requests(self, forward_batch: ForwardBatch) -> list[PrefillRequest]:
         slots = forward_batch.req_pool_indices
@@ -135,11 +205,14 @@ class RheoAttentionBackend(AttentionBackend):
         **kwargs: Any,
     ) -> torch.Tensor:
         """Decode: ``[B, Hq * D]`` queries to ``[B, Hq * D]`` outputs, in the queries' dtype."""
-        assert self.decode_batch is not None
         queries, keys, values = self._heads(q, k, v, layer)
-        out = self.decode(
-            layer.layer_id - self.pool.start_layer, queries, keys, values, self.decode_batch, layer.scaling
-        )
+        index = layer.layer_id - self.pool.start_layer
+        if self.cuda is not None:
+            fused = torch.empty(queries.shape, dtype=q.dtype, device=q.device)
+            self.cuda(index, queries, keys, values, layer.scaling, fused)
+            return fused.view(q.shape[0], -1)
+        assert self.decode_batch is not None
+        out = self.decode(index, queries, keys, values, self.decode_batch, layer.scaling)
         return out.to(q.dtype).view(q.shape[0], -1)
 
     def _heads(

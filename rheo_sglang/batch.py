@@ -14,8 +14,8 @@ class DecodeBatch(NamedTuple):
 
     Attributes
     ----------
-    slots
-        Rows of SGLang's request pool, ``[B]``, int64.
+    rows
+        The recorder's row of each request, ``[B]``, int64; None without a recorder.
     seq_lens
         Tokens of each request, the new one included, ``[B]``, int64.
     pages
@@ -32,7 +32,7 @@ class DecodeBatch(NamedTuple):
         ``S``, columns of the selection.
     """
 
-    slots: torch.Tensor
+    rows: torch.Tensor | None
     seq_lens: torch.Tensor
     pages: torch.Tensor
     num_pages: torch.Tensor
@@ -58,6 +58,7 @@ def build_decode_batch(
     max_seq_len: int,
     page_size: int,
     controller: BudgetController,
+    rows: torch.Tensor | None = None,
 ) -> DecodeBatch:
     """Describe one decode step.
 
@@ -73,6 +74,8 @@ def build_decode_batch(
         Tokens per page.
     controller
         Decides the budgets.
+    rows
+        The recorder's row of each request, if there is one.
     """
     seq_lens = seq_lens.long()
     pages = page_lists(req_to_token, slots, max_seq_len, page_size)
@@ -80,7 +83,7 @@ def build_decode_batch(
     tail_pages = pages.gather(1, (num_pages - 1).long()[:, None]).squeeze(1)
     tail_offsets = ((seq_lens - 1) % page_size).to(torch.int32)
     return DecodeBatch(
-        slots=slots,
+        rows=rows,
         seq_lens=seq_lens,
         pages=pages,
         num_pages=num_pages,

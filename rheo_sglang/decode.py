@@ -26,6 +26,8 @@ class DecodeStep:
         Both pools' blocks, ``[L, N, H, 2, D * P]`` and ``[L, H, F, 2, D * P]``.
     page_size
         Tokens per page.
+    residency
+        Gives pages frames.
     recorder
         Counts hits, or None.
     """
@@ -37,6 +39,7 @@ class DecodeStep:
         host: torch.Tensor,
         frames: torch.Tensor,
         page_size: int,
+        residency: Residency,
         recorder: Recorder | None,
     ) -> None:
         self.config = config
@@ -46,7 +49,7 @@ class DecodeStep:
         self.page_size = page_size
         self.recorder = recorder
         self.selector = Selector(config)
-        self.residency = Residency(table, host, frames)
+        self.residency = residency
 
     def __call__(
         self,
@@ -89,7 +92,8 @@ class DecodeStep:
         found = resolve(selected, batch.pages, batch.seq_lens, table.frame_of[layer], page_size)
         table.policy.touch(layer, found.pages)
         if self.recorder is not None:
-            self.recorder.count(layer, batch.slots, (found.hits >= 0).sum(2), (found.pages >= 0).sum(2))
+            assert batch.rows is not None
+            self.recorder.count(layer, batch.rows, (found.hits >= 0).sum(2), (found.pages >= 0).sum(2))
         if self.config.miss_mode == "fetch":
             self.residency.admit_selected(layer, found.misses, found.hits)
             found = resolve(selected, batch.pages, batch.seq_lens, table.frame_of[layer], page_size)
@@ -99,8 +103,8 @@ class DecodeStep:
         miss_part = attend(q, host, found.misses, found.valid, scale, page_size)
         out, lse = merge(*hit_part, *miss_part)
 
-        if self.recorder is not None and self.recorder.mass is not None:
-            self.recorder.cover(layer, batch.slots, self._covered_mass(layer, q, selected, lse, batch, scale))
+        if self.recorder is not None and self.recorder.records_mass:
+            self.recorder.cover(layer, batch.rows, self._covered_mass(layer, q, selected, lse, batch, scale))
         if self.config.miss_mode == "split":
             self.residency.admit_selected(layer, found.misses, found.hits)
         return out

@@ -115,21 +115,24 @@ class PageTable:
         self._notes.append(("clear", ()))
 
     def settle(self) -> None:
-        """Carry out what the scheduler noted since the last forward pass, in its order."""
+        """Carry out what the scheduler noted since the last forward pass, in its order; never waits for a GPU."""
         notes, self._notes = self._notes, []
         for action, operands in notes:
+            for operand in operands:
+                if operand.is_cuda:
+                    operand.record_stream(torch.cuda.current_stream())
             getattr(self, f"_{action}")(*operands)
 
     def _release(self, pages: torch.Tensor) -> None:
+        rows = (self.frame_of.flatten(0, 1), self.page_of.flatten(0, 1), self.importance.flatten(0, 1))
+        if self.frame_of.is_cuda:
+            from rheo_kernels.triton import release
+        else:
+            from rheo_kernels.reference import release
+        release(pages, *rows)
         pages = pages.long()
-        frame = self.frame_of[:, :, pages].long()
-        layer, head, column = (frame >= 0).nonzero(as_tuple=True)
-        self.page_of[layer, head, frame[layer, head, column]] = -1
-        self.frame_of[:, :, pages] = -1
-        self.unsaved[:, pages] = False
-        self.metadata[:, :, pages] = 0
-        self.described[pages] = False
-        self.importance[:, :, pages] = 0
+        self.unsaved.index_fill_(1, pages, False)
+        self.described.index_fill_(0, pages, False)
         self.policy.reset(pages)
 
     def _fold(self, duplicates: torch.Tensor, survivors: torch.Tensor) -> None:
@@ -151,7 +154,7 @@ class PageTable:
         page_size
             Tokens per page.
         """
-        self.described[slots // page_size] = True
+        self.described.index_fill_(0, slots // page_size, True)
         self.described_tokens += slots.numel()
 
     def list_pages(self, pages: torch.Tensor, num_pages: torch.Tensor) -> None:

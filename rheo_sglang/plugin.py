@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from typing import Any, NoReturn
@@ -10,6 +11,7 @@ from rheo_sglang.config import ENVIRONMENT, FLAG, ConfigError, RheoConfig
 
 MODEL_CONFIG = "sglang.srt.configs.model_config.ModelConfig"
 CONFIGURATOR = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator"
+GRAPH_RUNNER = "sglang.srt.model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner"
 SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
 
 _from_command_line = False
@@ -43,6 +45,9 @@ def register() -> None:
     HookRegistry.register(
         "sglang.srt.managers.scheduler.Scheduler.get_internal_state", add_state, HookType.AFTER
     )
+    HookRegistry.register(f"{GRAPH_RUNNER}.capture_one_shape", capture_variants, HookType.AROUND)
+    HookRegistry.register(f"{GRAPH_RUNNER}._make_graph_key", label_graph, HookType.AFTER)
+    HookRegistry.register(f"{GRAPH_RUNNER}.load_batch", note_requests, HookType.BEFORE)
     if compat.without_triton():
         compat.interpret_triton()
         HookRegistry.register("sglang.srt.utils.common.support_triton", no_triton, HookType.REPLACE)
@@ -171,6 +176,42 @@ def add_state(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
     if state is not None:
         result.internal_state["rheo"] = state
     return result
+
+
+def served_backend(runner: Any) -> Any:
+    """The rheo backend of a CUDA graph runner, or None if it runs another."""
+    from rheo_sglang.backend import RheoAttentionBackend
+
+    backend = runner.attn_backend
+    return backend if isinstance(backend, RheoAttentionBackend) else None
+
+
+def capture_variants(original: Any, runner: Any, *args: Any, **kwargs: Any) -> None:
+    """Capture one batch size in every shape of the decode step, where SGLang would capture it once."""
+    backend = served_backend(runner)
+    if backend is None:
+        original(runner, *args, **kwargs)
+        return
+    for variant in backend.graph_variants():
+        backend.capturing = variant
+        original(runner, *args, **kwargs)
+    backend.capturing = None
+
+
+def label_graph(result: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
+    """Name a graph by the shape that it was captured in."""
+    backend = served_backend(runner)
+    if backend is None:
+        return result
+    labels = (result.variant_label, backend.graph_label())
+    return dataclasses.replace(result, variant_label=" ".join(filter(None, labels)))
+
+
+def note_requests(runner: Any, forward_batch: Any, *args: Any, **kwargs: Any) -> None:
+    """Hand the request ids over: the view of the batch that SGLang shows a backend before a replay lacks them."""
+    backend = served_backend(runner)
+    if backend is not None:
+        backend.rids = forward_batch.rids
 
 
 def no_triton(backend: str) -> bool:

@@ -51,13 +51,12 @@ class Residency:
         misses
             Missed logical pages, ``[B, H, S]``, int32, -1 = none.
         hits
-            Frames that the step hit, ``[B, H, S]``, int32, -1 = none; their pages count as selected too.
+            Frames that the step hit, ``[B, H, S]``, int32, -1 = none; none of them is given away.
         """
         candidates = misses.transpose(0, 1).flatten(1).long()
         values = self.table.policy.values(layer, candidates.clamp(min=0)) + SELECTED
-        frame_values = self._frame_values(layer)
-        frame_values += self._in_frames(hits.transpose(0, 1).flatten(1)) * SELECTED
-        self._admit(layer, candidates, values, frame_values)
+        hit = self._in_frames(hits.transpose(0, 1).flatten(1))
+        self._admit(layer, candidates, values, self._frame_values(layer).masked_fill(hit, NEVER_EVICT))
 
     def admit_seeded(self, layer: int, pages: torch.Tensor) -> None:
         """Offer frames to a prefilled request's best pages, against everything else that is resident.

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from rheo_sglang.config import DEFAULT_PAGE_SIZE, PAGE_SIZES, ConfigError, reject
+from rheo_sglang.config import DEFAULT_PAGE_SIZE, PAGE_SIZES, ConfigError, RheoConfig, reject
 
 KV_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KV_DTYPE_NAMES = ("auto", "bf16", "bfloat16")
@@ -21,8 +21,8 @@ def uses_rheo(server_args: Any) -> bool:
 def adapt_server_args(server_args: Any) -> None:
     """Check unresolved server arguments and select what ``--attention-backend rheo`` implies.
 
-    Sets the radix cache backend, the page size where none was given, and turns CUDA graphs off, which the decode
-    path cannot be captured into yet.
+    Sets the radix cache backend, the page size where none was given, and turns off the CUDA graphs that rheo cannot
+    be captured into: those of prefill, and those of decode where `captures_decode` says no.
 
     Raises
     ------
@@ -58,7 +58,19 @@ def adapt_server_args(server_args: Any) -> None:
         if value not in allowed:
             reject(_flag(name), value, "not set", "rheo")
     server_args.radix_cache_backend = "rheo"
-    server_args.disable_cuda_graph = True
+    server_args.disable_prefill_cuda_graph = True
+    if not captures_decode(RheoConfig.from_environment(), server_args.device or default_device()):
+        server_args.disable_cuda_graph = True
+
+
+def default_device() -> str:
+    """Device that SGLang picks where none was asked for."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def captures_decode(config: RheoConfig, device: str) -> bool:
+    """Whether decode runs by kernels that CUDA graphs can hold: on a GPU, unless covered mass is measured."""
+    return device.startswith("cuda") and config.recorder != "mass"
 
 
 def check_model_config(model: Any) -> None:

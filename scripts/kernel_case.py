@@ -197,7 +197,6 @@ class DecodeCase:
             self.page_of[layer],
             self.importance[layer],
             self.unsaved,
-            1.0,
             self.accessed,
             out=self.frame_values,
         )

@@ -56,6 +56,7 @@ def attention_error(page_size: int) -> float:
     from rheo_sglang.decode import DecodeStep
     from rheo_sglang.page_table import PageTable
     from rheo_sglang.pools.blocks import frame_pool, host_pool
+from rheo_sglang.residency import Residency
 
     torch.manual_seed(page_size)
     heads, queries, dim, length = 3, 9, 64, 4000
@@ -76,7 +77,7 @@ def attention_error(page_size: int) -> float:
         BudgetController(config, heads, page_size),
     )
     q = torch.randn(1, queries, dim)
-    step = DecodeStep(config, table, host, frames, page_size, None)
+    step = DecodeStep(config, table, host, frames, page_size, Residency(table, host, frames), None)
     # The last page's earlier tokens were written by the prefill above, the last token is the step's own.
     got = step(0, q, k[-1:], v[-1:], batch, dim**-0.5).double()
     grouped = q.double().view(heads, queries // heads, dim)

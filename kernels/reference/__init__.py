@@ -27,9 +27,12 @@ from rheo_kernels.reference.blocks import block_keys, block_values
 from rheo_kernels.reference.importance import rank_normalise, update_importance
 from rheo_kernels.reference.merge import merge
 from rheo_kernels.reference.metadata import METADATA_ROWS
+from rheo_kernels.reference.page_mass import page_mass
+from rheo_kernels.reference.release import release
 from rheo_kernels.reference.resolve import Resolved, resolve
 from rheo_kernels.reference.score import score
 from rheo_kernels.reference.select import select
+from rheo_kernels.reference.stage import stage
 from rheo_kernels.reference.transfer import load, save
 from rheo_kernels.reference.write import write
 
@@ -45,11 +48,14 @@ __all__ = [
     "block_values",
     "load",
     "merge",
+    "page_mass",
     "rank_normalise",
+    "release",
     "resolve",
     "save",
     "score",
     "select",
+    "stage",
     "update_importance",
     "write",
 ]

@@ -7,36 +7,51 @@ satisfy the reference, the docstring says which one the kernel takes.
 from rheo_kernels.triton.admit import Admitted, admit
 from rheo_kernels.triton.append import append
 from rheo_kernels.triton.attend import attend
-from rheo_kernels.triton.fetch import attend_fetch
+from rheo_kernels.triton.describe import Described, Share, describe
+from rheo_kernels.triton.fetch import attend_fetch, fetch_splits
 from rheo_kernels.triton.importance import update_importance
+from rheo_kernels.triton.listed import attend_listed
 from rheo_kernels.triton.merge import merge
+from rheo_kernels.triton.page_mass import page_mass
 from rheo_kernels.triton.partial import Workspace, num_splits
+from rheo_kernels.triton.release import release
 from rheo_kernels.triton.resolve import resolve
 from rheo_kernels.triton.score import score
 from rheo_kernels.triton.select import select
 from rheo_kernels.triton.select_resolve import HitCounters, Selected, select_resolve
+from rheo_kernels.triton.stage import stage
 from rheo_kernels.triton.transfer import load, save
 from rheo_kernels.triton.values import Fade, gather_misses, value_frames
+from rheo_kernels.triton.write import write
 
 __all__ = [
     "Admitted",
+    "Described",
     "Fade",
     "HitCounters",
     "Selected",
+    "Share",
     "Workspace",
     "admit",
     "append",
     "attend",
     "attend_fetch",
+    "describe",
+    "attend_listed",
+    "fetch_splits",
     "gather_misses",
     "load",
     "merge",
     "num_splits",
+    "page_mass",
+    "release",
     "resolve",
     "save",
     "score",
     "select",
     "select_resolve",
+    "stage",
     "update_importance",
     "value_frames",
+    "write",
 ]

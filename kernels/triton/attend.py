@@ -58,7 +58,7 @@ def attend(
     out, lse
         Result buffers, ``[B, Hq, D]`` and ``[B, Hq]``, float32, contiguous.
     first, last
-        Range of columns of each list to look at, ``[B, H]``, int32, contiguous; the whole list by default.
+        Range of columns of each list to look at, ``[B, H]``, int32, contiguous; the list's ends by default.
     workspace
         Buffers for `num_splits` splits; allocated when not given.
 
@@ -116,7 +116,8 @@ def attend(
         SPLIT=splits > 1,
         REDUCED=splits_per_merge(block_g, block_d),
         STAGES=STAGES,
-        RANGED=first is not None,
+        FIRST=first is not None,
+        LAST=last is not None,
         num_warps=WARPS,
     )
     return out, lse
@@ -154,7 +155,8 @@ def _attend(
     SPLIT: tl.constexpr,
     REDUCED: tl.constexpr,
     STAGES: tl.constexpr,
-    RANGED: tl.constexpr,
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
 ):
     split = tl.program_id(0)
     pair = tl.program_id(1).to(tl.int64)
@@ -162,8 +164,9 @@ def _attend(
     head = pair % heads
     begin = 0
     end = width
-    if RANGED:
+    if FIRST:
         begin = tl.load(first + pair)
+    if LAST:
         end = tl.load(last + pair)
     tile_pages: tl.constexpr = TILE // PAGE_SIZE
     tiles = tl.cdiv(tl.maximum(end - begin, 0), tile_pages)

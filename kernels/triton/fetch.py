@@ -12,20 +12,27 @@ from rheo_kernels.triton.partial import (
     Workspace,
     accumulate,
     finish,
-    num_splits,
     pages_per_tile,
     splits_per_merge,
 )
+
+LOADERS = 128
+"""Programs that fetch: enough reads in flight to fill PCIe, few enough to leave the GPU to the hits."""
+
+
+def fetch_splits(pairs: int) -> int:
+    """Into how many programs to split each of ``pairs`` lists of misses."""
+    return max(LOADERS // pairs, 1)
 
 
 def attend_fetch(
     q: torch.Tensor,
     frames: torch.Tensor,
     host: torch.Tensor,
-    pages: torch.Tensor,
-    hits: torch.Tensor,
+    misses: torch.Tensor,
     valid: torch.Tensor,
-    num_selected: torch.Tensor,
+    first: torch.Tensor,
+    last: torch.Tensor,
     page_table: torch.Tensor,
     scale: float,
     page_size: int,
@@ -33,11 +40,10 @@ def attend_fetch(
     lse: torch.Tensor | None = None,
     workspace: Workspace | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend every selected page, hit or miss, and fill the frames that misses were admitted to.
+    """Attend missed pages where they are, in host memory, and fill the frames that they were admitted to.
 
-    Runs after `admit`: a page whose frame is the one it was found in is read there. Any other page is read
-    from its host page, and if the page table names a frame for it now, stored into that frame in the same
-    pass. So a frame that admission took from a hit is written, never read.
+    Runs after `admit`, beside `attend` over the hits: a missed page that has a frame by now is stored into it in
+    the same pass that attends it.
 
     Parameters
     ----------
@@ -47,10 +53,10 @@ def attend_fetch(
         One layer's frames, ``[H, F, 2, D * P]``; written.
     host
         One layer's host pages, ``[N, H, 2, D * P]``, pinned.
-    pages, hits, valid
-        The selection as resolved before admission, ``[B, H, S]``, int32, contiguous; see `Selected`.
-    num_selected
-        ``[B, H]``, int32, contiguous.
+    misses, valid
+        Missed pages and their tokens, ``[B, H, S]``, int32, contiguous; see `Selected`.
+    first, last
+        Columns that hold the misses, ``[B, H]``, int32, contiguous.
     page_table
         One layer's page table after admission, ``[H, N]``, int32.
     scale
@@ -60,28 +66,26 @@ def attend_fetch(
     out, lse
         Result buffers, ``[B, Hq, D]`` and ``[B, Hq]``, float32, contiguous.
     workspace
-        Buffers for `num_splits` splits; allocated when not given.
+        Buffers for `fetch_splits` splits; allocated when not given.
 
     Returns
     -------
     tuple of torch.Tensor
-        Output and natural-log LSE; ``(0, -inf)`` where nothing is selected.
+        Output and natural-log LSE; ``(0, -inf)`` where nothing was missed.
 
     Notes
     -----
-    Tiles are dealt to the splits in turn, so that the misses at the end of a list are shared among them all.
-    Reads ``2 * D * P`` elements a page, those of misses over PCIe, and writes as many per admitted page.
-    Requests that share an admitted page all write the same data to its frame.
+    Tiles are dealt to the splits in turn. Reads ``2 * D * P`` elements a miss over PCIe, which bounds it, and writes
+    as many per admitted page. Requests that share an admitted page all write the same data to its frame.
     """
     batch, queries, dim = q.shape
     heads = frames.shape[0]
-    width = pages.shape[2]
     group = queries // heads
     if out is None or lse is None:
         out = torch.empty((batch, queries, dim), dtype=torch.float32, device=q.device)
         lse = torch.empty((batch, queries), dtype=torch.float32, device=q.device)
     pairs = batch * heads
-    splits = num_splits(pairs, width)
+    splits = fetch_splits(pairs)
     if workspace is None:
         workspace = Workspace.allocate(pairs, group, dim, splits, q.device)
     splits = min(splits, workspace.out.shape[1])
@@ -91,10 +95,10 @@ def attend_fetch(
         q,
         frames,
         host,
-        pages,
-        hits,
+        misses,
         valid,
-        num_selected,
+        first,
+        last,
         page_table,
         out,
         lse,
@@ -103,7 +107,7 @@ def attend_fetch(
         workspace.arrived,
         scale,
         splits,
-        width,
+        misses.shape[2],
         heads,
         q.stride(0),
         q.stride(1),
@@ -119,7 +123,6 @@ def attend_fetch(
         GROUP=group,
         BLOCK_G=block_g,
         PAGE_SIZE=page_size,
-        ELEMENT_BYTES=frames.element_size(),
         TILE=pages_per_tile(block_d, page_size) * page_size,
         SPLIT=splits > 1,
         REDUCED=splits_per_merge(block_g, block_d),
@@ -134,10 +137,10 @@ def _attend_fetch(
     q,
     frames,
     host,
-    pages,
-    hits,
+    misses,
     valid,
-    num_selected,
+    first,
+    last,
     page_table,
     out,
     lse,
@@ -162,7 +165,6 @@ def _attend_fetch(
     GROUP: tl.constexpr,
     BLOCK_G: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
-    ELEMENT_BYTES: tl.constexpr,
     TILE: tl.constexpr,
     SPLIT: tl.constexpr,
     REDUCED: tl.constexpr,
@@ -173,7 +175,8 @@ def _attend_fetch(
     request = pair // heads
     head = pair % heads
     tile_pages: tl.constexpr = TILE // PAGE_SIZE
-    count = tl.load(num_selected + pair)
+    begin = tl.load(first + pair)
+    count = tl.load(last + pair) - begin
     tiles = tl.cdiv(count, tile_pages)
     rows: tl.constexpr = 16 if BLOCK_G < 16 else BLOCK_G
     g = tl.arange(0, rows)
@@ -186,46 +189,43 @@ def _attend_fetch(
         mask=(g < GROUP)[:, None] & inside[None, :],
         other=0.0,
     )
-    head_frames = frames + head * stride_fh
-    to_host = ((host + head * stride_hh).to(tl.int64) - head_frames.to(tl.int64)) // ELEMENT_BYTES
-    to_host = tl.multiple_of(to_host, 8)
-    keys = head_frames + (d * PAGE_SIZE)[:, None] + offset[None, :]
-    values = head_frames + (DIM * PAGE_SIZE) + (offset * DIM)[:, None] + d[None, :]
+    key_at = (d * PAGE_SIZE)[:, None] + offset[None, :]
+    value_at = (DIM * PAGE_SIZE) + (offset * DIM)[:, None] + d[None, :]
+    source_block = host + head * stride_hh
+    target_block = frames + head * stride_fh
     table = page_table + head * stride_th
-    row = pair * width
+    row = pair * width + begin
 
     top = tl.full([rows], float("-inf"), tl.float32)
     total = tl.zeros([rows], tl.float32)
     mixed = tl.zeros([rows, BLOCK_D], tl.float32)
     for tile in tl.range(split, tiles, splits, num_stages=STAGES):
         start = tile * tile_pages
-        source = tl.zeros([TILE], tl.int64)
+        source = tl.full([TILE], 0, tl.int32)
         target = tl.full([TILE], -1, tl.int32)
         tokens = tl.full([TILE], 0, tl.int32)
         for slot in tl.static_range(tile_pages):
             listed = start + slot < count
             column = row + start + slot
             mine = token // PAGE_SIZE == slot
-            page = tl.load(pages + column, mask=listed, other=0)
-            found = tl.load(hits + column, mask=listed, other=-1)
-            frame = tl.load(table + page, mask=listed, other=-1)
-            stays = (found >= 0) & (found == frame)
-            fill = (stays == 0) & (frame >= 0)
-            in_frame = frame.to(tl.int64) * stride_ff
-            in_host = to_host + page.to(tl.int64) * stride_hn
-            source = tl.where(mine, tl.where(stays, in_frame, in_host), source)
-            target = tl.where(mine, tl.where(fill, frame, -1), target)
+            page = tl.load(misses + column, mask=listed, other=0)
+            source = tl.where(mine, page, source)
+            target = tl.where(mine, tl.load(table + page, mask=listed, other=-1), target)
             tokens = tl.where(mine, tl.load(valid + column, mask=listed, other=0), tokens)
         present = start + token // PAGE_SIZE < count
         live = present & (offset < tokens)
-        source = tl.max_constancy(source, [PAGE_SIZE])
-        key = tl.load(keys + source[None, :], mask=present[None, :] & inside[:, None], other=0.0)
-        value = tl.load(values + source[:, None], mask=present[:, None] & inside[None, :], other=0.0)
+        source = tl.max_constancy(source, [PAGE_SIZE]).to(tl.int64) * stride_hn
+        key = tl.load(
+            source_block + key_at + source[None, :], mask=present[None, :] & inside[:, None], other=0.0
+        )
+        value = tl.load(
+            source_block + value_at + source[:, None], mask=present[:, None] & inside[None, :], other=0.0
+        )
         target = tl.max_constancy(target, [PAGE_SIZE])
         filled = target.to(tl.int64) * stride_ff
         fresh = target >= 0
-        tl.store(keys + filled[None, :], key, mask=fresh[None, :] & inside[:, None])
-        tl.store(values + filled[:, None], value, mask=fresh[:, None] & inside[None, :])
+        tl.store(target_block + key_at + filled[None, :], key, mask=fresh[None, :] & inside[:, None])
+        tl.store(target_block + value_at + filled[:, None], value, mask=fresh[:, None] & inside[None, :])
         value = tl.where(live[:, None], value, 0.0)
         top, total, mixed = accumulate(query, key, value, live, scale * LOG2_E, top, total, mixed)
     finish(

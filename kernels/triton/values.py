@@ -28,9 +28,7 @@ def value_frames(
     page_of: torch.Tensor,
     worth: torch.Tensor,
     unsaved: torch.Tensor,
-    boost: float = 0.0,
     accessed: torch.Tensor | None = None,
-    keep: torch.Tensor | None = None,
     fade: Fade | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -44,12 +42,8 @@ def value_frames(
         What each page is worth, ``[R, N]``, float32.
     unsaved
         Pages without a complete host copy, ``[L, N]``, bool; their frames are pinned.
-    boost
-        Added to the value of accessed frames.
     accessed
-        Accessed bits, ``[R, F]``, int8; cleared.
-    keep
-        Pages whose frames are pinned too, ``[X]``, int32.
+        Accessed bits, ``[R, F]``, int8: frames that this step reads, pinned as well; cleared.
     fade
         Fades the worth of idle pages; none fades by default.
     out
@@ -67,30 +61,24 @@ def value_frames(
     rows, num_frames = page_of.shape
     if out is None:
         out = torch.empty((rows, num_frames), dtype=torch.float32, device=page_of.device)
-    kept = 0 if keep is None else keep.shape[0]
     factor, step, listed_at = fade or (1.0, None, None)
     _value_frames[(triton.cdiv(num_frames, FRAMES_PER_PROGRAM), rows)](
         page_of,
         worth,
         unsaved,
         accessed,
-        keep,
         step,
         listed_at,
         out,
-        boost,
         math.log2(factor),
         num_frames,
-        kept,
         rows // unsaved.shape[0],
         page_of.stride(0),
         worth.stride(0),
         unsaved.stride(0),
         0 if accessed is None else accessed.stride(0),
         BLOCK_F=FRAMES_PER_PROGRAM,
-        BLOCK_K=triton.next_power_of_2(max(kept, 1)),
         ACCESSED=accessed is not None,
-        KEEP=keep is not None,
         FADE=fade is not None,
         num_warps=4,
     )
@@ -103,23 +91,18 @@ def _value_frames(
     worth,
     unsaved,
     accessed,
-    keep,
     step,
     listed_at,
     out,
-    boost,
     log_factor,
     num_frames,
-    kept,
     rows_per_layer,
     stride_pr,
     stride_wr,
     stride_ul,
     stride_ar,
     BLOCK_F: tl.constexpr,
-    BLOCK_K: tl.constexpr,
     ACCESSED: tl.constexpr,
-    KEEP: tl.constexpr,
     FADE: tl.constexpr,
 ):
     frame = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)
@@ -134,13 +117,8 @@ def _value_frames(
         value *= tl.exp2(log_factor * idle.to(tl.float32))
     if ACCESSED:
         bits = accessed + row * stride_ar + frame
-        value += boost * tl.load(bits, mask=exists, other=0).to(tl.float32)
+        pinned = pinned | (tl.load(bits, mask=exists, other=0) != 0)
         tl.store(bits, tl.zeros([BLOCK_F], tl.int8), mask=exists)
-    if KEEP:
-        k = tl.arange(0, BLOCK_K)
-        listed = tl.load(keep + k, mask=k < kept, other=-1)
-        hit = (page[:, None] == listed[None, :]) & occupied[:, None]
-        pinned = pinned | (tl.max(hit.to(tl.int32), 1) > 0)
     value = tl.where(occupied & pinned, float("inf"), value)
     tl.store(out + row * num_frames + frame, value, mask=exists)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 
 import torch
 
 from rheo_sglang.config import RheoConfig
+
+MOST_PAGES = 2**31 - 1
+"""No bound: more pages than a request can have."""
 
 
 class BudgetController:
@@ -17,7 +19,12 @@ class BudgetController:
         self.config = config
         self.kv_heads = kv_heads
         self.page_size = page_size
-        self.most = config.budget_max_pages if config.budget_max_pages is not None else sys.maxsize
+        self.most = config.budget_max_pages if config.budget_max_pages is not None else MOST_PAGES
+
+    @property
+    def dense_tokens(self) -> int:
+        """Requests up to this many tokens select all their pages."""
+        return self.config.dense_threshold
 
     def budget(self, num_pages: torch.Tensor, seq_lens: torch.Tensor) -> torch.Tensor:
         """Pages that each request and KV head may select.
@@ -34,15 +41,15 @@ class BudgetController:
         """
         config = self.config
         share = (num_pages.double() * config.budget_ratio).ceil().to(torch.int32)
-        share = share.clamp(config.budget_min_pages, min(self.most, torch.iinfo(torch.int32).max))
-        share = torch.where(seq_lens <= config.dense_threshold, num_pages, torch.minimum(share, num_pages))
+        share = share.clamp(config.budget_min_pages, self.most)
+        share = torch.where(seq_lens <= self.dense_tokens, num_pages, torch.minimum(share, num_pages))
         return share.to(torch.int32)[:, None].expand(-1, self.kv_heads)
 
     def width(self, max_seq_len: int) -> int:
         """``S``: the widest selection that a batch whose longest request has ``max_seq_len`` tokens can make."""
         pages = -(-max_seq_len // self.page_size)
         config = self.config
-        dense = -(-min(max_seq_len, config.dense_threshold) // self.page_size)
+        dense = -(-min(max_seq_len, self.dense_tokens) // self.page_size)
         share = min(max(math.ceil(pages * config.budget_ratio), config.budget_min_pages), self.most)
         forced = config.sink_pages + config.window_pages
         return min(pages, max(dense, share, forced))

@@ -6,9 +6,15 @@ import torch
 
 
 def host_pool(
-    layers: int, pages: int, kv_heads: int, head_dim: int, page_size: int, dtype: torch.dtype
+    layers: int,
+    pages: int,
+    kv_heads: int,
+    head_dim: int,
+    page_size: int,
+    dtype: torch.dtype,
+    pinned: bool = False,
 ) -> torch.Tensor:
-    """Allocate the home of every logical page.
+    """Allocate the home of every logical page; pinned where a GPU reads and writes it.
 
     Returns
     -------
@@ -16,7 +22,7 @@ def host_pool(
         Page blocks ``[L, N, H, 2, D * P]`` in DRAM: one page's blocks over all KV heads of a layer are contiguous,
         so saving and loading whole pages moves long runs.
     """
-    return torch.zeros((layers, pages, kv_heads, 2, head_dim * page_size), dtype=dtype)
+    return torch.zeros((layers, pages, kv_heads, 2, head_dim * page_size), dtype=dtype, pin_memory=pinned)
 
 
 def frame_pool(

@@ -66,7 +66,7 @@ class RheoKVPool(KVCache):
         self.head_num, self.head_dim, self.v_head_dim = head_num, head_dim, head_dim
         self.config = config
         pages = size // page_size + 1
-        self.host = host_pool(layer_num, pages, head_num, head_dim, page_size, dtype)
+        self.host = host_pool(layer_num, pages, head_num, head_dim, page_size, dtype, device != "cpu")
         self.frames = frame_pool(layer_num, head_num, frame_pages, head_dim, page_size, dtype, device)
         self.table = PageTable(
             layer_num, head_num, head_dim, pages, frame_pages, config.metadata, config.policy, dtype, device

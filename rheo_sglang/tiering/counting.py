@@ -1,7 +1,8 @@
-"""What LRU and LFU share: one number per page that selections raise."""
+"""What LRU and LFU share: a worth of their own, which selections raise."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,24 +14,28 @@ if TYPE_CHECKING:
 
 
 class Counting(Policy):
-    """A policy over one state value per page, ``[L, H, N]``, float32, 0 for pages never selected."""
+    """A policy whose worth changes when a page is selected, and only then."""
 
     def __init__(self, table: PageTable) -> None:
         super().__init__(table)
-        self.state = torch.zeros_like(table.importance)
+        self.worth = torch.zeros_like(table.importance)
+
+    @abstractmethod
+    def raised(self, worth: torch.Tensor) -> torch.Tensor:
+        """Worth of selected pages after this step, from the one before it; same shape."""
+        ...
+
+    def touch(self, layer: int, pages: torch.Tensor) -> None:
+        """See `Policy.touch`; a page that several requests selected counts once."""
+        flat = pages.transpose(0, 1).flatten(1)
+        index = flat.clamp(min=0).long()
+        raised = self.raised(self.worth[layer].gather(1, index))
+        self.worth[layer].scatter_(1, index, raised.masked_fill(flat < 0, 0.0))
 
     def reset(self, pages: torch.Tensor) -> None:
         """See `Policy.reset`."""
-        self.state[:, :, pages] = 0
+        self.worth.index_fill_(2, pages, 0.0)
 
     def fold(self, duplicates: torch.Tensor, survivors: torch.Tensor) -> None:
         """See `Policy.fold`."""
-        self.state[:, :, survivors] = torch.maximum(self.state[:, :, survivors], self.state[:, :, duplicates])
-
-    def selected(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Head and page of every distinct selected page, each ``[X]``, int64."""
-        mark = torch.zeros(self.state.shape[1:], dtype=torch.bool, device=pages.device)
-        batch, head, column = (pages >= 0).nonzero(as_tuple=True)
-        mark[head, pages[batch, head, column].long()] = True
-        heads, distinct = mark.nonzero(as_tuple=True)
-        return heads, distinct
+        self.worth[:, :, survivors] = torch.maximum(self.worth[:, :, survivors], self.worth[:, :, duplicates])

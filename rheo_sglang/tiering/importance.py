@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from rheo_sglang.tiering.base import Policy
+
+if TYPE_CHECKING:
+    from rheo_sglang.page_table import PageTable
 
 IDLE_DECAY = 0.7
 """Factor per decode step on the value of a page that no running request lists: its rank in such a step is none.
@@ -14,14 +19,14 @@ Without it, pages of finished requests hold frames for as long as their prefixes
 class Importance(Policy):
     """The page table's importance, fading while nobody runs over the page; there is no state of its own."""
 
+    idle_decay = IDLE_DECAY
+
+    def __init__(self, table: PageTable) -> None:
+        super().__init__(table)
+        self.worth = table.importance
+
     def touch(self, layer: int, pages: torch.Tensor) -> None:
         """Nothing to record."""
-
-    def values(self, layer: int, pages: torch.Tensor) -> torch.Tensor:
-        """See `Policy.values`."""
-        table = self.table
-        idle = table.step - table.listed_at[pages]
-        return table.importance[layer].gather(1, pages) * torch.pow(IDLE_DECAY, idle)
 
     def reset(self, pages: torch.Tensor) -> None:
         """Nothing to forget."""

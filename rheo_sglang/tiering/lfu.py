@@ -8,12 +8,8 @@ from rheo_sglang.tiering.counting import Counting
 
 
 class LeastFrequentlyUsed(Counting):
-    """State is the number of steps that selected the page."""
+    """A page that ``n`` steps selected is worth ``1 - 1 / (1 + n)``."""
 
-    def touch(self, layer: int, pages: torch.Tensor) -> None:
-        """See `Policy.touch`."""
-        self.state[(layer, *self.selected(layer, pages))] += 1
-
-    def values(self, layer: int, pages: torch.Tensor) -> torch.Tensor:
-        """See `Policy.values`."""
-        return 1 - 1 / (1 + self.state[layer].gather(1, pages))
+    def raised(self, worth: torch.Tensor) -> torch.Tensor:
+        """See `Counting.raised`."""
+        return 1 - 1 / (1 / (1 - worth) + 1)

@@ -1,4 +1,4 @@
-"""attend_fetch attends every selected page and fills exactly the frames that admission handed out."""
+"""attend_fetch attends every missed page and fills exactly the frames that admission handed out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rheo_kernels import reference
 
 
 def check(shape: Shape, counts: list[list[int]], width: int, total: int, rng: torch.Generator) -> None:
-    """One step: resolve, hand some misses frames (free ones, and one that a hit loses), attend."""
+    """One step: resolve, hand half of the misses free frames, attend the misses."""
     from rheo_kernels import triton as kernels
 
     heads, num_frames, page_size = shape.heads, total, shape.page_size
@@ -37,24 +37,24 @@ def check(shape: Shape, counts: list[list[int]], width: int, total: int, rng: to
         free = torch.tensor(sorted(set(range(num_frames)) - set(table[head].tolist())), device=rng.device)
         chosen = missed[: missed.numel() // 2].long()
         table[head, chosen] = free[: chosen.numel()].to(torch.int32)
-        hit = found.hits[:, head][found.hits[:, head] >= 0]
-        if hit.numel() and missed.numel() > chosen.numel():
-            loser = (table[head] == hit[0]).nonzero()[0, 0]
-            table[head, loser] = -1
-            table[head, missed[-1].long()] = hit[0]
 
     expected = frames.clone()
     for head in range(heads):
-        for page in found.pages[:, head][found.pages[:, head] >= 0].unique().tolist():
+        for page in found.misses[:, head][found.misses[:, head] >= 0].unique().tolist():
             if table[head, page] >= 0:
                 expected[head, table[head, page]] = host[page, head]
+    misses_last = (found.misses >= 0).int() - (found.pages < 0).int() * -2
+    order = misses_last.argsort(dim=2, stable=True)
+    misses = found.misses.gather(2, order).contiguous()
+    valid = found.valid.gather(2, order).contiguous()
+    first = (found.hits >= 0).sum(2, dtype=torch.int32)
+    last = (found.pages >= 0).sum(2, dtype=torch.int32)
     q = normal((batch, heads * shape.group, shape.dim), shape.dtype, rng)
     scale = shape.dim**-0.5
-    exact = exact_attend(q, host.transpose(0, 1), found.pages, found.valid, scale, page_size)
-    num_selected = (found.pages >= 0).sum(2, dtype=torch.int32)
+    exact = exact_attend(q, host.transpose(0, 1), found.misses, found.valid, scale, page_size)
     pinned = host.cpu().pin_memory() if rng.device.type == "cuda" else host
     out, lse = kernels.attend_fetch(
-        q, frames, pinned, found.pages, found.hits, found.valid, num_selected, table, scale, page_size
+        q, frames, pinned, misses, valid, first, last, table, scale, page_size
     )
     filled = exact[1] > -torch.inf
     assert torch.equal(lse > -torch.inf, filled)
@@ -64,7 +64,7 @@ def check(shape: Shape, counts: list[list[int]], width: int, total: int, rng: to
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_attend_fetch_equals_dense_attention_and_fills_frames(shape: Shape, rng: torch.Generator) -> None:
+def test_attend_fetch_equals_attention_over_the_misses_and_fills_frames(shape: Shape, rng: torch.Generator) -> None:
     counts = [[11, 3], [0, 1], [9, 8]]
     check(shape, [row[: shape.heads] for row in counts], 13, 20, rng)
 

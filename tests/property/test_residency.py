@@ -171,7 +171,6 @@ class ResidencyMachine(RuleBasedStateMachine):
         freed = [page for page in range(PAGES) if page not in self.allocated]
         assert (self.table.frame_of[:, :, freed] == -1).all()
         assert not self.table.unsaved[:, freed].any()
-        assert not self.table.metadata[:, :, freed].any()
         assert not self.table.described[freed].any()
         assert not self.table.importance[:, :, freed].any()
         assert not self.table.policy.values(0, torch.tensor([freed] * HEADS)).any()

@@ -11,6 +11,7 @@ from rheo_sglang.config import RheoConfig
 from rheo_sglang.decode import DecodeStep
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
+from rheo_sglang.residency import Residency
 
 HEADS, DIM, PAGES, FRAMES = 2, 8, 12, 4
 
@@ -44,7 +45,7 @@ def test_pages_tails_and_filled_pages_follow_the_lengths(page_size: int) -> None
     rows = {1: [7, 3, 9], 2: [5], 3: [3, 8, 2, 11]}
     batch = batch_of(page_size, rows, {3: 3 * page_size + 1, 1: 3 * page_size, 2: page_size - 1})
     assert batch.num_pages.tolist() == [4, 3, 1]
-    for row, (slot, count) in enumerate(zip(batch.slots.tolist(), batch.num_pages.tolist(), strict=True)):
+    for row, (slot, count) in enumerate(zip([3, 1, 2], batch.num_pages.tolist(), strict=True)):
         assert batch.pages[row, :count].tolist() == rows[slot]
     assert batch.tail_pages.tolist() == [11, 9, 5]
     assert batch.tail_offsets.tolist() == [0, page_size - 1, page_size - 2]
@@ -67,7 +68,7 @@ def decode(lengths: dict[int, int], miss_mode: str) -> tuple[torch.Tensor, PageT
     host = host_pool(1, PAGES, HEADS, DIM, 16, torch.float32)
     host.copy_(torch.randn(host.shape, generator=noise))
     frames = frame_pool(1, HEADS, FRAMES, DIM, 16, torch.float32, "cpu")
-    step = DecodeStep(config, table, host, frames, 16, None)
+    step = DecodeStep(config, table, host, frames, 16, Residency(table, host, frames), None)
     q = torch.randn(4, 2 * HEADS, DIM, generator=noise)
     k, v = (torch.randn(4, HEADS, DIM, generator=noise) for _ in range(2))
     rows = list(lengths)

@@ -1,0 +1,175 @@
+"""describe: one decode step's requests as pages: their lists, tail pages and budgets."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+PAGES_PER_PROGRAM = 1024
+
+
+class Described(NamedTuple):
+    """Requests of one decode step; every field is ``[B]``, int32, except ``pages``. Padded rows are all 0."""
+
+    pages: torch.Tensor
+    """Page lists, ``[B, M]``; entries past ``num_pages`` are undefined."""
+    num_pages: torch.Tensor
+    seq_lens: torch.Tensor
+    """Tokens, the new one included."""
+    tail_pages: torch.Tensor
+    """Page that receives the new token."""
+    tail_offsets: torch.Tensor
+    """Where in it."""
+    filled: torch.Tensor
+    """The tail page, if the new token completes it, else 0."""
+    budget: torch.Tensor
+    """Pages that every KV head of the request may select."""
+
+    @classmethod
+    def allocate(cls, batch: int, columns: int, device: torch.device | str) -> Described:
+        """Buffers for ``B`` requests of up to ``M`` pages."""
+        rows = (torch.zeros(batch, dtype=torch.int32, device=device) for _ in range(6))
+        return cls(torch.zeros((batch, columns), dtype=torch.int32, device=device), *rows)
+
+
+class Share(NamedTuple):
+    """Budget of a request: a share of its pages within bounds, or all of them up to a number of tokens."""
+
+    ratio: float
+    least: int
+    most: int
+    dense_tokens: int
+
+
+def describe(
+    req_to_token: torch.Tensor,
+    slots: torch.Tensor,
+    seq_lens: torch.Tensor,
+    live: int,
+    page_size: int,
+    share: Share,
+    step: torch.Tensor,
+    listed_at: torch.Tensor,
+    described: torch.Tensor,
+    unsaved: torch.Tensor,
+    out: Described,
+) -> Described:
+    """Describe the batch, and note in the page table what its step touches.
+
+    Parameters
+    ----------
+    req_to_token
+        SGLang's token table of slots, ``[R, context]``, int32.
+    slots, seq_lens
+        Requests' rows in it and their tokens with the new one, ``[B]``, integer.
+    live
+        Requests; the rows from it on are padding.
+    page_size
+        Tokens per page.
+    share
+        Budget.
+    step
+        Decode steps so far, scalar, int32.
+    listed_at
+        Step in which a running request last listed each page, ``[N]``, int32; updated.
+    described
+        Pages that have metadata, ``[N]``, bool; updated.
+    unsaved
+        Pages whose host copy is behind, ``[L, N]``, bool; tail pages become so.
+    out
+        Result buffers of ``B`` rows and ``M`` columns, the longest request's pages at least.
+
+    Notes
+    -----
+    Reads one slot a page, a page of slots apart: 32 bytes of traffic each; writes 8 bytes a page.
+    """
+    batch, columns = out.pages.shape
+    layers = unsaved.shape[0]
+    _describe[(triton.cdiv(columns, PAGES_PER_PROGRAM), batch)](
+        req_to_token,
+        slots,
+        seq_lens,
+        step,
+        listed_at,
+        described,
+        unsaved,
+        *out,
+        live,
+        columns,
+        share.ratio,
+        share.least,
+        share.most,
+        share.dense_tokens,
+        layers,
+        req_to_token.stride(0),
+        out.pages.stride(0),
+        unsaved.stride(0),
+        PAGE_SIZE=page_size,
+        BLOCK_M=PAGES_PER_PROGRAM,
+        BLOCK_L=triton.next_power_of_2(layers),
+        num_warps=4,
+    )
+    return out
+
+
+@triton.jit(do_not_specialize=["live", "ratio"])
+def _describe(
+    req_to_token,
+    slots,
+    seq_lens,
+    step,
+    listed_at,
+    described,
+    unsaved,
+    out_pages,
+    out_num_pages,
+    out_seq_lens,
+    out_tail_pages,
+    out_tail_offsets,
+    out_filled,
+    out_budget,
+    live,
+    columns,
+    ratio,
+    least,
+    most,
+    dense_tokens,
+    layers,
+    stride_rt,
+    stride_pb,
+    stride_ul,
+    PAGE_SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+):
+    request = tl.program_id(1)
+    length = tl.where(request < live, tl.load(seq_lens + request).to(tl.int32), 0)
+    count = tl.minimum(tl.cdiv(length, PAGE_SIZE), columns)
+    row = req_to_token + tl.load(slots + request).to(tl.int64) * stride_rt
+    position = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    listed = position < count
+    page = tl.load(row + position * PAGE_SIZE, mask=listed, other=0).to(tl.int32) // PAGE_SIZE
+    tl.store(out_pages + request.to(tl.int64) * stride_pb + position, page, mask=listed)
+    now = tl.load(step)
+    tl.store(listed_at + page, tl.zeros_like(page) + now, mask=listed)
+    if tl.program_id(0) == 0:
+        last = tl.maximum(count - 1, 0)
+        tail = tl.load(row + last * PAGE_SIZE, mask=count > 0, other=0).to(tl.int32) // PAGE_SIZE
+        offset = tl.maximum(length - 1, 0) % PAGE_SIZE
+        full = (count > 0) & (offset == PAGE_SIZE - 1)
+        wanted = tl.ceil(count.to(tl.float32) * ratio).to(tl.int32)
+        wanted = tl.minimum(tl.maximum(wanted, least), most)
+        allowed = tl.where(length <= dense_tokens, count, tl.minimum(wanted, count))
+        tl.store(out_num_pages + request, count)
+        tl.store(out_seq_lens + request, length)
+        tl.store(out_tail_pages + request, tail)
+        tl.store(out_tail_offsets + request, offset)
+        tl.store(out_filled + request, tl.where(full, tail, 0))
+        tl.store(out_budget + request, allowed)
+        if count > 0:
+            tl.store(described + tail, tl.full([], 1, tl.int1))
+            layer = tl.arange(0, BLOCK_L).to(tl.int64)
+            tl.store(unsaved + layer * stride_ul + tail, tl.full([BLOCK_L], 1, tl.int1), mask=layer < layers)

@@ -1,0 +1,241 @@
+"""listed: dense decode attention over whole page lists, wherever the page table says their pages are."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from rheo_kernels.triton.attend import STAGES, WARPS
+from rheo_kernels.triton.partial import (
+    LOG2_E,
+    Workspace,
+    accumulate,
+    finish,
+    num_splits,
+    pages_per_tile,
+    splits_per_merge,
+)
+
+
+def attend_listed(
+    q: torch.Tensor,
+    frames: torch.Tensor,
+    host: torch.Tensor,
+    pages: torch.Tensor,
+    seq_lens: torch.Tensor,
+    page_table: torch.Tensor,
+    scale: float,
+    page_size: int,
+    out: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+    workspace: Workspace | None = None,
+    missed_at: torch.Tensor | None = None,
+    step: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend one query token per request to all of its pages: no selection, no lists but the request's own.
+
+    Parameters
+    ----------
+    q
+        Queries, ``[B, Hq, D]``, contiguous in ``D``; the dtype of ``frames``.
+    frames
+        One layer's frames, ``[H, F, 2, D * P]``.
+    host
+        One layer's host pages, ``[N, H, 2, D * P]``, pinned; read where a page has no frame.
+    pages
+        Page lists, ``[B, M]``, int32.
+    seq_lens
+        Tokens of each request, ``[B]``, int32; 0 for a padded row.
+    page_table
+        One layer's page table, ``[H, N]``, int32, negative = no frame.
+    scale
+        Softmax scale.
+    page_size
+        Tokens per page.
+    out, lse
+        Result buffers, ``[B, Hq, D]``, floating, and ``[B, Hq]``, float32, contiguous.
+    workspace
+        Buffers for `num_splits` splits of ``M`` pages; allocated when not given.
+    missed_at, step
+        Scalars, int32: ``missed_at`` becomes ``step`` if any page had no frame.
+
+    Returns
+    -------
+    tuple of torch.Tensor
+        Output and natural-log LSE; ``(0, -inf)`` for a padded row.
+
+    Notes
+    -----
+    Reads ``2 * D * P`` elements and 8 bytes of tables per page; memory bound for groups of up to 16.
+    """
+    batch, queries, dim = q.shape
+    heads = frames.shape[0]
+    group = queries // heads
+    if out is None or lse is None:
+        out = torch.empty((batch, queries, dim), dtype=torch.float32, device=q.device)
+        lse = torch.empty((batch, queries), dtype=torch.float32, device=q.device)
+    pairs = batch * heads
+    splits = num_splits(pairs, pages.shape[1])
+    if workspace is None:
+        workspace = Workspace.allocate(pairs, group, dim, splits, q.device)
+    splits = min(splits, workspace.out.shape[1])
+    block_d = triton.next_power_of_2(dim)
+    block_g = triton.next_power_of_2(group)
+    _attend_listed[(splits, pairs)](
+        q,
+        frames,
+        host,
+        pages,
+        seq_lens,
+        page_table,
+        out,
+        lse,
+        workspace.out,
+        workspace.lse,
+        workspace.arrived,
+        missed_at,
+        step,
+        scale,
+        splits,
+        heads,
+        q.stride(0),
+        q.stride(1),
+        frames.stride(0),
+        frames.stride(1),
+        host.stride(0),
+        host.stride(1),
+        pages.stride(0),
+        page_table.stride(0),
+        workspace.out.stride(0),
+        workspace.lse.stride(0),
+        DIM=dim,
+        BLOCK_D=block_d,
+        GROUP=group,
+        BLOCK_G=block_g,
+        PAGE_SIZE=page_size,
+        ELEMENT_BYTES=frames.element_size(),
+        TILE=pages_per_tile(block_d, page_size) * page_size,
+        SPLIT=splits > 1,
+        REDUCED=splits_per_merge(block_g, block_d),
+        STAGES=STAGES,
+        NOTE=missed_at is not None,
+        num_warps=WARPS,
+    )
+    return out, lse
+
+
+@triton.jit(do_not_specialize=["splits"])
+def _attend_listed(
+    q,
+    frames,
+    host,
+    pages,
+    seq_lens,
+    page_table,
+    out,
+    lse,
+    split_out,
+    split_lse,
+    arrived,
+    missed_at,
+    step,
+    scale,
+    splits,
+    heads,
+    stride_qb,
+    stride_qh,
+    stride_fh,
+    stride_ff,
+    stride_hn,
+    stride_hh,
+    stride_pb,
+    stride_th,
+    stride_wo,
+    stride_wl,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    ELEMENT_BYTES: tl.constexpr,
+    TILE: tl.constexpr,
+    SPLIT: tl.constexpr,
+    REDUCED: tl.constexpr,
+    STAGES: tl.constexpr,
+    NOTE: tl.constexpr,
+):
+    split = tl.program_id(0)
+    pair = tl.program_id(1).to(tl.int64)
+    request = pair // heads
+    head = pair % heads
+    tile_pages: tl.constexpr = TILE // PAGE_SIZE
+    length = tl.load(seq_lens + request)
+    count = tl.cdiv(length, PAGE_SIZE)
+    pages_per_split = tl.cdiv(tl.cdiv(count, tile_pages), splits) * tile_pages
+    begin = split * pages_per_split
+    end = tl.minimum(begin + pages_per_split, count)
+
+    rows: tl.constexpr = 16 if BLOCK_G < 16 else BLOCK_G
+    g = tl.arange(0, rows)
+    d = tl.arange(0, BLOCK_D)
+    token = tl.arange(0, TILE)
+    offset = token % PAGE_SIZE
+    inside = d < DIM
+    query = tl.load(
+        q + request * stride_qb + (head * GROUP + g[:, None]) * stride_qh + d[None, :],
+        mask=(g < GROUP)[:, None] & inside[None, :],
+        other=0.0,
+    )
+    head_frames = frames + head * stride_fh
+    to_host = ((host + head * stride_hh).to(tl.int64) - head_frames.to(tl.int64)) // ELEMENT_BYTES
+    to_host = tl.multiple_of(to_host, 8)
+    keys = head_frames + (d * PAGE_SIZE)[:, None] + offset[None, :]
+    values = head_frames + (DIM * PAGE_SIZE) + (offset * DIM)[:, None] + d[None, :]
+    table = page_table + head * stride_th
+    listed_pages = pages + request * stride_pb
+
+    top = tl.full([rows], float("-inf"), tl.float32)
+    total = tl.zeros([rows], tl.float32)
+    mixed = tl.zeros([rows, BLOCK_D], tl.float32)
+    missed = 0
+    for start in tl.range(begin, end, tile_pages, num_stages=STAGES):
+        source = tl.zeros([TILE], tl.int64)
+        for slot in tl.static_range(tile_pages):
+            listed = start + slot < end
+            page = tl.load(listed_pages + start + slot, mask=listed, other=0)
+            frame = tl.load(table + page, mask=listed, other=0)
+            missed += (frame < 0).to(tl.int32)
+            in_frame = frame.to(tl.int64) * stride_ff
+            in_host = to_host + page.to(tl.int64) * stride_hn
+            place = tl.where(frame >= 0, in_frame, in_host)
+            source = tl.where(token // PAGE_SIZE == slot, place, source)
+        source = tl.max_constancy(source, [PAGE_SIZE])
+        live = (start + token // PAGE_SIZE < end) & (start * PAGE_SIZE + token < length)
+        key = tl.load(keys + source[None, :], mask=live[None, :] & inside[:, None], other=0.0)
+        value = tl.load(values + source[:, None], mask=live[:, None] & inside[None, :], other=0.0)
+        top, total, mixed = accumulate(query, key, value, live, scale * LOG2_E, top, total, mixed)
+    if NOTE:
+        if missed > 0:
+            tl.store(missed_at, tl.load(step))
+    finish(
+        top,
+        total,
+        mixed,
+        pair,
+        split,
+        out,
+        lse,
+        split_out,
+        split_lse,
+        arrived,
+        stride_wo,
+        stride_wl,
+        DIM,
+        BLOCK_D,
+        GROUP,
+        BLOCK_G,
+        splits,
+        SPLIT,
+        REDUCED,
+    )

@@ -1,0 +1,180 @@
+"""write: a prefill chunk's tokens into host pages in mapped pinned memory, with the pages' metadata in the same pass."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+WRITERS = 32
+"""Programs that write: enough to fill PCIe, few enough to leave the GPU to the attention that runs beside them."""
+
+
+def write(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slots: torch.Tensor,
+    host: torch.Tensor,
+    metadata: torch.Tensor,
+    page_size: int,
+    programs: int = WRITERS,
+) -> None:
+    """Store tokens in their host pages and fold their keys into the pages' metadata.
+
+    Parameters
+    ----------
+    k, v
+        Keys and values, ``[T, H, D]``, KV dtype, contiguous in ``D``.
+    slots
+        SGLang's slot of each token, ``[T]``, int64. The tokens of a page are consecutive and in order; a token
+        in the first slot of a page restarts the page's metadata.
+    host
+        One layer's host pages, ``[N, H, 2, D * P]``, pinned; written.
+    metadata
+        One layer's metadata, ``[H, N, R, D]``; written.
+    page_size
+        Tokens per page.
+    programs
+        Programs over all KV heads.
+
+    Notes
+    -----
+    Reads ``2 * T * H * D`` elements and writes as many over PCIe, a whole page's K and V per step, K transposed
+    in registers. A program takes ``P`` tokens of the batch at a time and writes the pages that begin among them.
+    Bounds are exact; the mean is folded in float32 and rounded once.
+    """
+    tokens, heads, dim = k.shape
+    block_d = triton.next_power_of_2(dim)
+    _write[(max(min(programs // heads, triton.cdiv(tokens, page_size)), 1), heads)](
+        k,
+        v,
+        slots,
+        host,
+        metadata,
+        tokens,
+        k.stride(0),
+        k.stride(1),
+        v.stride(0),
+        v.stride(1),
+        host.stride(0),
+        host.stride(1),
+        metadata.stride(0),
+        metadata.stride(1),
+        DIM=dim,
+        BLOCK_D=block_d,
+        PAGE_SIZE=page_size,
+        MINMAX=metadata.shape[2] == 2,
+        num_warps=4 if block_d * page_size <= 4096 else 8,
+    )
+
+
+@triton.jit
+def _write(
+    k,
+    v,
+    slots,
+    host,
+    metadata,
+    tokens,
+    stride_kt,
+    stride_kh,
+    stride_vt,
+    stride_vh,
+    stride_hn,
+    stride_hh,
+    stride_mh,
+    stride_mn,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    MINMAX: tl.constexpr,
+):
+    head = tl.program_id(1).to(tl.int64)
+    i = tl.arange(0, PAGE_SIZE)
+    for batch_part in range(tl.program_id(0), tl.cdiv(tokens, PAGE_SIZE), tl.num_programs(0)):
+        start = batch_part * PAGE_SIZE
+        token = start + i
+        page = tl.load(slots + token, mask=token < tokens, other=-1) // PAGE_SIZE
+        earlier = tl.load(slots + token - 1, mask=(token > 0) & (token < tokens), other=-1) // PAGE_SIZE
+        begins = (token < tokens) & ((token == 0) | (page != earlier))
+        begin = tl.min(tl.where(begins, i, PAGE_SIZE), 0)
+        while begin < PAGE_SIZE:
+            _write_page(
+                k + head * stride_kh,
+                v + head * stride_vh,
+                slots,
+                host + head * stride_hh,
+                metadata + head * stride_mh,
+                start + begin,
+                tokens,
+                stride_kt,
+                stride_vt,
+                stride_hn,
+                stride_mn,
+                DIM,
+                BLOCK_D,
+                PAGE_SIZE,
+                MINMAX,
+            )
+            begin = tl.min(tl.where(begins & (i > begin), i, PAGE_SIZE), 0)
+
+
+@triton.jit
+def _write_page(
+    k,
+    v,
+    slots,
+    host,
+    metadata,
+    first,
+    tokens,
+    stride_kt,
+    stride_vt,
+    stride_hn,
+    stride_mn,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    MINMAX: tl.constexpr,
+):
+    """Write one head's tokens of the page that token ``first`` is in, and fold their keys into its metadata."""
+    slot = tl.load(slots + first)
+    page = slot // PAGE_SIZE
+    entered = (slot % PAGE_SIZE).to(tl.int32)
+    offset = tl.arange(0, PAGE_SIZE)
+    token = first + offset - entered
+    listed = (offset >= entered) & (token < tokens)
+    live = listed & (tl.load(slots + token, mask=listed, other=-1) == page * PAGE_SIZE + offset)
+    count = tl.sum(live.to(tl.int32), 0)
+    d = tl.arange(0, BLOCK_D)
+    inside = d < DIM
+    token = token.to(tl.int64)
+    key = tl.load(
+        k + token[None, :] * stride_kt + d[:, None], mask=live[None, :] & inside[:, None], other=0.0
+    )
+    value = tl.load(
+        v + token[:, None] * stride_vt + d[None, :], mask=live[:, None] & inside[None, :], other=0.0
+    )
+    block = host + page * stride_hn
+    keys = block + d[:, None] * PAGE_SIZE + offset[None, :]
+    full = count == PAGE_SIZE
+    tl.store(keys, key, mask=full & inside[:, None])
+    tl.store(keys, key, mask=(full == 0) & live[None, :] & inside[:, None])
+    values = block + DIM * PAGE_SIZE + offset[:, None] * DIM + d[None, :]
+    tl.store(values, value, mask=live[:, None] & inside[None, :])
+
+    row = metadata + page * stride_mn + d
+    wide = key.to(tl.float32)
+    if MINMAX:
+        low = tl.min(tl.where(live[None, :], wide, float("inf")), 1)
+        high = tl.max(tl.where(live[None, :], wide, float("-inf")), 1)
+        if entered > 0:
+            low = tl.minimum(low, tl.load(row, mask=inside).to(tl.float32))
+            high = tl.maximum(high, tl.load(row + DIM, mask=inside).to(tl.float32))
+        tl.store(row, low.to(metadata.dtype.element_ty), mask=inside)
+        tl.store(row + DIM, high.to(metadata.dtype.element_ty), mask=inside)
+    else:
+        total = tl.sum(wide, 1)
+        if entered > 0:
+            total += tl.load(row, mask=inside).to(tl.float32) * entered
+        tl.store(row, (total / (entered + count)).to(metadata.dtype.element_ty), mask=inside)

@@ -1,0 +1,130 @@
+"""DecodeBuffers: what the kernels of one decode step hand each other, allocated once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from rheo_kernels.triton import Admitted, Described, Selected, Workspace, fetch_splits, num_splits
+from rheo_sglang.cuda.heads import HeadShape
+from rheo_sglang.cuda.variant import Variant
+
+MOST_CANDIDATES = 2048
+"""Misses per KV head that one step considers for admission."""
+
+
+@dataclass
+class StepBuffers:
+    """Views of the buffers for one batch size and variant.
+
+    Attributes
+    ----------
+    variant
+        The shape that they are for.
+    batch
+        The described batch.
+    rows
+        The recorder's row of each request, ``[B]``, int64.
+    scores
+        ``[B, H, M]``, float32.
+    selected
+        Resolved selection.
+    candidates, worth
+        Misses offered frames, ``[H, C]``, int32 and float32.
+    admitted
+        Pages that got one.
+    hit_out, hit_lse, miss_out, miss_lse
+        Both partials, ``[B, Hq, D]`` and ``[B, Hq]``, float32.
+    hit_work, miss_work
+        Workspaces of both attention kernels.
+    """
+
+    variant: Variant
+    batch: Described
+    rows: torch.Tensor
+    hit_work: Workspace
+    hit_lse: torch.Tensor
+    scores: torch.Tensor | None = None
+    selected: Selected | None = None
+    candidates: torch.Tensor | None = None
+    worth: torch.Tensor | None = None
+    admitted: Admitted | None = None
+    hit_out: torch.Tensor | None = None
+    miss_out: torch.Tensor | None = None
+    miss_lse: torch.Tensor | None = None
+    miss_work: Workspace | None = None
+
+
+class DecodeBuffers:
+    """Buffers for up to ``batch`` requests in any variant.
+
+    Parameters
+    ----------
+    batch
+        Most requests.
+    variants
+        Shapes to serve.
+    heads
+        Heads of this rank.
+    frames
+        ``F``: frames of each layer and KV head.
+    device
+        Where they live.
+    """
+
+    def __init__(
+        self, batch: int, variants: list[Variant], heads: HeadShape, frames: int, device: torch.device | str
+    ) -> None:
+        self.capacity = batch
+        self.heads = heads
+        self.frames = frames
+        self.device = device
+        columns, width = max(v.columns for v in variants), max(v.width for v in variants)
+        self.described = Described.allocate(batch, columns, device)
+        self.rows = torch.zeros(batch, dtype=torch.int64, device=device)
+        kv, queries = heads.kv_heads, heads.kv_heads * heads.group
+        self.scores = torch.zeros((batch, kv, columns), dtype=torch.float32, device=device)
+        self.lists = torch.zeros((5, batch * kv * width), dtype=torch.int32, device=device)
+        self.counts = torch.zeros((2, batch * kv), dtype=torch.int32, device=device)
+        self.outs = torch.zeros((2, batch, queries, heads.dim), dtype=torch.float32, device=device)
+        self.lses = torch.zeros((2, batch, queries), dtype=torch.float32, device=device)
+        self._views: dict[tuple[int, Variant], StepBuffers] = {}
+
+    def views(self, batch: int, variant: Variant) -> StepBuffers:
+        """The part of the buffers that ``batch`` requests use in a variant; the same memory every time."""
+        key = (batch, variant)
+        if key not in self._views:
+            self._views[key] = self._make_views(batch, variant)
+        return self._views[key]
+
+    def _make_views(self, batch: int, variant: Variant) -> StepBuffers:
+        heads, kv, columns, width = self.heads, self.heads.kv_heads, variant.columns, variant.width
+        described = Described(
+            self.described.pages[:batch, :columns], *(field[:batch] for field in self.described[1:])
+        )
+        pairs = batch * kv
+        splits = num_splits(pairs, columns if variant.dense else width)
+        views = StepBuffers(
+            variant,
+            described,
+            self.rows[:batch],
+            Workspace.allocate(pairs, heads.group, heads.dim, splits, self.device),
+            self.lses[0, :batch],
+        )
+        if variant.dense:
+            return views
+        lists = (flat[: pairs * width].view(batch, kv, width) for flat in self.lists)
+        counts = (flat[:pairs].view(batch, kv) for flat in self.counts)
+        room = min(batch * width, self.frames, MOST_CANDIDATES)
+        views.scores = self.scores[:batch, :, :columns]
+        views.selected = Selected(*lists, *counts)
+        views.candidates = torch.zeros((kv, room), dtype=torch.int32, device=self.device)
+        views.worth = torch.zeros((kv, room), dtype=torch.float32, device=self.device)
+        views.admitted = Admitted.allocate(kv, room, self.device)
+        views.hit_out, views.miss_out = self.outs[0, :batch], self.outs[1, :batch]
+        views.miss_lse = self.lses[1, :batch]
+        views.miss_work = Workspace.allocate(
+            pairs, heads.group, heads.dim, fetch_splits(pairs), self.device
+        )
+        return views

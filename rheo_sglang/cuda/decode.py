@@ -1,0 +1,320 @@
+"""CudaDecode: decode steps on a GPU, prepared by the host and run without it."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from rheo_kernels.triton import (
+    HitCounters,
+    Share,
+    append,
+    attend,
+    attend_fetch,
+    attend_listed,
+    describe,
+    merge,
+    score,
+    select_resolve,
+    update_importance,
+)
+from rheo_sglang.budget.controller import BudgetController
+from rheo_sglang.config import RheoConfig
+from rheo_sglang.cuda.buffers import DecodeBuffers, StepBuffers
+from rheo_sglang.cuda.heads import HeadShape
+from rheo_sglang.cuda.residency import CudaResidency
+from rheo_sglang.cuda.streams import SideStream
+from rheo_sglang.cuda.variant import Variant, make_variants, pick_variant
+from rheo_sglang.page_table import PageTable
+from rheo_sglang.recorder import Recorder
+
+logger = logging.getLogger(__name__)
+
+
+class CudaDecode:
+    """Append, score, select, resolve, attend, merge, admit: launched one by one, or captured.
+
+    `prepare` runs before every step, outside the graph; it may look at what the host knows (lengths), never at what
+    the GPU computed. A call of the object runs one layer: fixed shapes, no allocation, no synchronisation.
+
+    Within a layer, the hits are attended on the main stream while side streams update importance, and admit and
+    fetch the misses; everything joins before the layer's output leaves. A frame that the step reads is pinned until
+    then, so what is filled is never read, and what is read is never filled.
+
+    Parameters
+    ----------
+    config
+        Settings.
+    table
+        Page table.
+    host, frames
+        Both pools' blocks, ``[L, N, H, 2, D * P]``, pinned, and ``[L, H, F, 2, D * P]``.
+    heads
+        Heads of this rank.
+    req_to_token
+        SGLang's token table, ``[R, context]``.
+    context_len
+        Most tokens of a request.
+    controller
+        Decides the budgets.
+    recorder
+        Counts hits, or None.
+    """
+
+    def __init__(
+        self,
+        config: RheoConfig,
+        table: PageTable,
+        host: torch.Tensor,
+        frames: torch.Tensor,
+        heads: HeadShape,
+        req_to_token: torch.Tensor,
+        context_len: int,
+        controller: BudgetController,
+        recorder: Recorder | None,
+    ) -> None:
+        self.config = config
+        self.table = table
+        self.host = host
+        self.frames = frames
+        self.heads = heads
+        self.req_to_token = req_to_token
+        self.page_size = controller.page_size
+        self.recorder = recorder
+        self.residency = CudaResidency(table, host, frames)
+        self.variants = make_variants(controller, context_len)
+        self.share = Share(
+            config.budget_ratio, config.budget_min_pages, controller.most, controller.dense_tokens
+        )
+        device = frames.device
+        self.scratch = torch.zeros(table.importance.shape[1:], dtype=torch.int32, device=device)
+        self.ranking, self.fetching = SideStream(device), SideStream(device)
+        self.missed_at = torch.zeros((), dtype=torch.int32, device=device)
+        self.missed_seen = torch.zeros((), dtype=torch.int32, pin_memory=device.type == "cuda")
+        self.steps = 0
+        self.misses_settled = 0
+        self.fresh_tails = False
+        self.pending_save: torch.Tensor | None = None
+        self.step: StepBuffers | None = None
+        self._buffers: DecodeBuffers | None = None
+        if config.miss_mode == "split" and device.type == "cuda":
+            logger.info("rheo: on a GPU, misses are fetched (miss_mode='fetch') until split attention is built")
+
+    def reserve(self, batch: int) -> None:
+        """Allocate buffers for up to ``batch`` requests; graphs captured since keep using them."""
+        if self._buffers is None or self._buffers.capacity < batch:
+            self._buffers = DecodeBuffers(
+                batch, self.variants, self.heads, self.table.frames, self.frames.device
+            )
+
+    def settle(self) -> None:
+        """Save the pages that the last step filled, and carry out what the scheduler freed since."""
+        if self.pending_save is not None:
+            self.residency.save(self.pending_save)
+            self.pending_save = None
+        self.table.settle()
+
+    def note_prefill(self) -> None:
+        """Note that a prefill ran: the tail pages of its requests are in host pages only."""
+        self.fresh_tails = True
+
+    def prepare(
+        self,
+        slots: torch.Tensor,
+        seq_lens: torch.Tensor,
+        seq_lens_cpu: torch.Tensor,
+        live: int,
+        rids: list[str] | None,
+        variant: Variant | None = None,
+    ) -> Variant:
+        """Describe one step's batch, and make its tail pages resident.
+
+        Parameters
+        ----------
+        slots, seq_lens
+            Requests' rows in the token table and their tokens with the new one, ``[B]``; rows from ``live`` on are
+            padding.
+        seq_lens_cpu
+            ``seq_lens`` on the host.
+        live
+            Requests.
+        rids
+            Their ids, for the recorder.
+        variant
+            Shape to use whatever the batch is, for a capture.
+
+        Returns
+        -------
+        Variant
+            The shape that the step runs in.
+        """
+        lengths = seq_lens_cpu[:live]
+        longest = int(lengths.max()) if live else 0
+        chosen = variant or self._pick(longest)
+        self.reserve(slots.shape[0])
+        assert self._buffers is not None
+        self.step = step = self._buffers.views(slots.shape[0], chosen)
+        if live == 0:
+            for field in step.batch:
+                field.zero_()
+            return chosen
+        self.steps += 1
+        self.table.step += 1
+        describe(
+            self.req_to_token,
+            slots,
+            seq_lens,
+            live,
+            self.page_size,
+            self.share,
+            self.table.step,
+            self.table.listed_at,
+            self.table.described,
+            self.table.unsaved,
+            step.batch,
+        )
+        self.table.described_tokens += live
+        offsets = (lengths - 1) % self.page_size
+        if self.fresh_tails or bool((offsets == 0).any()):
+            self.residency.claim(step.batch.tail_pages, filled=self.fresh_tails)
+            self.fresh_tails = False
+        if bool((offsets == self.page_size - 1).any()):
+            self.pending_save = step.batch.filled
+        if self.recorder is not None and rids is not None and not chosen.dense:
+            step.rows[:live].copy_(self.recorder.begin_step(rids))
+        return chosen
+
+    def _pick(self, longest: int) -> Variant:
+        """The shortcut for short requests, except now and then while their pages are not all resident."""
+        self.missed_seen.copy_(self.missed_at, non_blocking=True)
+        missed = int(self.missed_seen) > self.misses_settled
+        variant = pick_variant(self.variants, -(-longest // self.page_size), dense=not missed)
+        if missed:
+            self.misses_settled = self.steps + 1
+        return variant
+
+    def __call__(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, out: torch.Tensor
+    ) -> None:
+        """Run one layer of the prepared step.
+
+        Parameters
+        ----------
+        layer
+            Layer index within this rank.
+        q
+            Queries, ``[B, Hq, D]``.
+        k, v
+            The new tokens' keys and values, ``[B, H, D]``.
+        scale
+            Softmax scale.
+        out
+            Attention output, ``[B, Hq, D]``, the model's dtype; written.
+        """
+        step, table, page_size = self.step, self.table, self.page_size
+        assert step is not None
+        batch, frames, page_table = step.batch, self.frames[layer], table.frame_of[layer]
+        append(
+            k,
+            v,
+            batch.tail_pages,
+            batch.tail_offsets,
+            page_table,
+            frames,
+            table.metadata[layer],
+            page_size,
+        )
+        if step.variant.dense:
+            attend_listed(
+                q,
+                frames,
+                self.host[layer],
+                batch.pages,
+                batch.seq_lens,
+                page_table,
+                scale,
+                page_size,
+                out,
+                step.hit_lse,
+                step.hit_work,
+                self.missed_at,
+                table.step,
+            )
+        else:
+            self._sparse(layer, step, q, scale, out)
+
+    def _sparse(
+        self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float, out: torch.Tensor
+    ) -> None:
+        table, config, page_size, batch = self.table, self.config, self.page_size, step.batch
+        selected, scores = step.selected, step.scores
+        assert selected is not None and scores is not None and step.hit_out is not None
+        assert step.miss_out is not None and step.miss_lse is not None
+        score(q, table.metadata[layer], batch.pages, batch.num_pages, scale, config.grouping, scores)
+        with self.ranking.fork():
+            scratch = self.scratch if q.shape[0] > 1 else None
+            update_importance(
+                scores,
+                batch.pages,
+                batch.num_pages,
+                config.importance_alpha,
+                table.importance[layer],
+                scratch,
+            )
+        select_resolve(
+            scores,
+            batch.pages,
+            batch.num_pages,
+            batch.seq_lens,
+            batch.budget[:, None].expand(-1, self.heads.kv_heads),
+            table.frame_of[layer],
+            page_size,
+            config.sink_pages,
+            config.window_pages,
+            selected,
+            self.residency.accessed[layer],
+            self._counters(layer, step),
+        )
+        with self.fetching.fork():
+            self.ranking.join()
+            table.policy.touch(layer, selected.pages)
+            self.residency.admit_missed(layer, step)
+            attend_fetch(
+                q,
+                self.frames[layer],
+                self.host[layer],
+                selected.misses,
+                selected.valid,
+                selected.num_hits,
+                selected.num_selected,
+                table.frame_of[layer],
+                scale,
+                page_size,
+                step.miss_out,
+                step.miss_lse,
+                step.miss_work,
+            )
+        attend(
+            q,
+            self.frames[layer],
+            selected.hits,
+            selected.valid,
+            scale,
+            page_size,
+            step.hit_out,
+            step.hit_lse,
+            last=selected.num_hits,
+            workspace=step.hit_work,
+        )
+        self.fetching.join()
+        merge(step.hit_out, step.hit_lse, step.miss_out, step.miss_lse, out, step.hit_lse)
+
+    def _counters(self, layer: int, step: StepBuffers) -> HitCounters | None:
+        recorder = self.recorder
+        if recorder is None:
+            return None
+        counts = recorder.counts
+        return HitCounters(
+            counts.rates[:, layer], counts.hits[:, layer], counts.selected[:, layer], step.rows
+        )

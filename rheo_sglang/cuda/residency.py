@@ -1,0 +1,112 @@
+"""CudaResidency: gives pages frames and fills them, without the host."""
+
+from __future__ import annotations
+
+import torch
+
+from rheo_kernels.reference import NEVER_EVICT
+from rheo_kernels.triton import Admitted, Fade, admit, gather_misses, load, save, value_frames
+from rheo_sglang.cuda.buffers import StepBuffers
+from rheo_sglang.page_table import PageTable
+from rheo_sglang.tiering import SELECTED
+
+
+class CudaResidency:
+    """Admission, eviction and the transfers that go with them; `Residency`'s counterpart on a GPU.
+
+    Parameters
+    ----------
+    table
+        Page table.
+    host, frames
+        Both pools' blocks, ``[L, N, H, 2, D * P]``, pinned, and ``[L, H, F, 2, D * P]``.
+    """
+
+    def __init__(self, table: PageTable, host: torch.Tensor, frames: torch.Tensor) -> None:
+        self.table = table
+        self.host = host
+        self.frames = frames
+        self.accessed = torch.zeros(table.page_of.shape, dtype=torch.int8, device=frames.device)
+        self.frame_values = torch.zeros(table.page_of.shape, dtype=torch.float32, device=frames.device)
+        policy = table.policy
+        self.fade = None
+        if policy.idle_decay < 1.0:
+            self.fade = Fade(policy.idle_decay, table.step, table.listed_at)
+
+    def claim(self, pages: torch.Tensor, filled: bool) -> None:
+        """Make pages resident in every layer and KV head, whatever has to be evicted for them.
+
+        Parameters
+        ----------
+        pages
+            Logical pages, ``[X]``, int32; entries of 0 and resident pages are skipped.
+        filled
+            Whether any of them has tokens in its host page already, which are to be loaded.
+        """
+        table = self.table
+        rows = table.frame_of.flatten(0, 1)
+        page_of, values = table.page_of.flatten(0, 1), self.frame_values.flatten(0, 1)
+        value_frames(
+            page_of, table.policy.worth.flatten(0, 1), table.unsaved, fade=self.fade, out=values
+        )
+        candidates = pages[None].expand(rows.shape[0], -1)
+        urgent = torch.full((1, pages.shape[0]), NEVER_EVICT, device=pages.device).expand(candidates.shape)
+        admitted = admit(candidates, urgent, rows, page_of, values)
+        if filled:
+            load(self.host, self.frames, admitted.pages, admitted.frames, admitted.counts)
+
+    def admit_missed(self, layer: int, step: StepBuffers) -> Admitted:
+        """Give a step's missed pages frames that it does not read itself, the least valuable ones first.
+
+        Their frames hold the previous pages' data until they are filled; nothing reads them before the next layer.
+        """
+        table = self.table
+        assert step.selected is not None and step.candidates is not None and step.worth is not None
+        worth = table.policy.worth[layer]
+        gather_misses(
+            step.selected.misses,
+            step.selected.num_hits,
+            step.selected.num_selected,
+            worth,
+            SELECTED,
+            step.candidates,
+            step.worth,
+        )
+        values = self._value_frames(layer, self.accessed[layer])
+        return admit(
+            step.candidates, step.worth, table.frame_of[layer], table.page_of[layer], values, step.admitted
+        )
+
+    def admit_seeded(self, layer: int, pages: torch.Tensor) -> None:
+        """Offer frames to a prefilled request's best pages, against everything else that is resident.
+
+        Parameters
+        ----------
+        layer
+            Layer index.
+        pages
+            Logical pages per KV head, ``[H, X]``, int64.
+        """
+        table = self.table
+        values = table.policy.values(layer, pages)
+        candidates = pages.to(torch.int32)
+        admitted = admit(
+            candidates, values, table.frame_of[layer], table.page_of[layer], self._value_frames(layer)
+        )
+        load(self.host[layer], self.frames[layer], admitted.pages, admitted.frames, admitted.counts)
+
+    def save(self, pages: torch.Tensor) -> None:
+        """Complete the host copies of resident pages, ``[X]``, int32; entries of 0 are skipped."""
+        save(self.frames, self.host, self.table.frame_of, pages)
+        self.table.unsaved.index_fill_(1, pages.long(), False)
+
+    def _value_frames(self, layer: int, accessed: torch.Tensor | None = None) -> torch.Tensor:
+        table = self.table
+        return value_frames(
+            table.page_of[layer],
+            table.policy.worth[layer],
+            table.unsaved[layer : layer + 1],
+            accessed,
+            self.fade,
+            self.frame_values[layer],
+        )

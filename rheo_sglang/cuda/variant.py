@@ -1,0 +1,59 @@
+"""Variant: one of the fixed shapes that the decode path has kernels launched, and graphs captured, for."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from rheo_sglang.budget.controller import BudgetController
+
+GROWTH = 4
+"""Each variant serves contexts this many times as long as the one before it."""
+
+
+class Variant(NamedTuple):
+    """A shape of the decode step.
+
+    Attributes
+    ----------
+    columns
+        ``M``: pages of the longest request that it serves.
+    width
+        ``S``: columns of the selection; 0 for the dense shortcut, which selects nothing.
+    """
+
+    columns: int
+    width: int
+
+    @property
+    def dense(self) -> bool:
+        """Whether every request attends all of its pages."""
+        return self.width == 0
+
+    def __str__(self) -> str:
+        return f"{'dense' if self.dense else 'sparse'}-{self.columns}"
+
+
+def make_variants(controller: BudgetController, context_len: int) -> list[Variant]:
+    """Variants for every context up to ``context_len`` tokens, the least work first.
+
+    The dense shortcut comes first, where there is one: it serves batches of requests that all select everything.
+    """
+    page_size = controller.page_size
+    most = -(-context_len // page_size)
+    variants = []
+    dense_tokens = min(controller.dense_tokens, context_len)
+    if dense_tokens:
+        variants.append(Variant(-(-dense_tokens // page_size), 0))
+    columns = 256
+    while columns < most:
+        variants.append(Variant(columns, controller.width(columns * page_size)))
+        columns *= GROWTH
+    variants.append(Variant(most, controller.width(most * page_size)))
+    return variants
+
+
+def pick_variant(variants: list[Variant], pages: int, dense: bool) -> Variant:
+    """The first variant that serves requests of up to ``pages`` pages, the dense shortcut only if allowed."""
+    return next(
+        variant for variant in variants if variant.columns >= pages and (dense or not variant.dense)
+    )

@@ -1,0 +1,177 @@
+"""CudaDecode gives what DecodeStep gives, step after step, whatever is resident."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from triton_cases import relative_error
+
+from rheo_sglang.batch import build_decode_batch
+from rheo_sglang.budget.controller import BudgetController
+from rheo_sglang.config import RheoConfig
+from rheo_sglang.cuda.heads import HeadShape
+from rheo_sglang.decode import DecodeStep
+from rheo_sglang.page_table import PageTable
+from rheo_sglang.pools.blocks import frame_pool, host_pool
+from rheo_sglang.recorder import Recorder
+from rheo_sglang.residency import Residency
+
+LAYERS, HEADS, GROUP, DIM, PAGE_SIZE, PAGES = 2, 2, 2, 16, 16, 60
+CONTEXT = 24 * PAGE_SIZE
+SCALE = DIM**-0.5
+
+
+class Server:
+    """Pools, page table and the requests' pages, on the CPU with references or on the tests' device with kernels."""
+
+    def __init__(self, config: RheoConfig, frames: int, device: torch.device, cuda: bool) -> None:
+        self.device = device
+        self.table = PageTable(
+            LAYERS, HEADS, DIM, PAGES, frames, "minmax", config.policy, torch.float32, device
+        )
+        self.host = host_pool(LAYERS, PAGES, HEADS, DIM, PAGE_SIZE, torch.float32, device.type == "cuda")
+        self.frames = frame_pool(LAYERS, HEADS, frames, DIM, PAGE_SIZE, torch.float32, device)
+        self.controller = BudgetController(config, HEADS, PAGE_SIZE)
+        self.recorder = Recorder(4, LAYERS, HEADS, device, with_mass=False)
+        self.tokens = torch.zeros((4, CONTEXT), dtype=torch.int32, device=device)
+        if cuda:
+            from rheo_sglang.cuda.decode import CudaDecode
+
+            self.cuda = CudaDecode(
+                config,
+                self.table,
+                self.host,
+                self.frames,
+                HeadShape(HEADS, GROUP, DIM),
+                self.tokens,
+                CONTEXT,
+                self.controller,
+                self.recorder,
+            )
+            self.cuda.note_prefill()
+        else:
+            residency = Residency(self.table, self.host, self.frames)
+            self.reference = DecodeStep(
+                config, self.table, self.host, self.frames, PAGE_SIZE, residency, self.recorder
+            )
+
+    def prefill(self, row: int, pages: list[int], noise: torch.Tensor, metadata: torch.Tensor) -> None:
+        """Give a request pages whose content is noise, and metadata that need not match it."""
+        for column, page in enumerate(pages):
+            start = column * PAGE_SIZE
+            slots = page * PAGE_SIZE + torch.arange(PAGE_SIZE, dtype=torch.int32)
+            self.tokens[row, start : start + PAGE_SIZE] = slots.to(self.device)
+        self.host[:, pages] = noise[:, pages]
+        self.table.metadata[:, :, pages] = metadata[:, :, pages].to(self.device)
+
+    def step(self, lengths: dict[int, int], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """One decode step of every layer: ``[L, B, Hq, D]``, float32, on the CPU."""
+        rows = torch.tensor(list(lengths), device=self.device)
+        seq_lens = torch.tensor(list(lengths.values()))
+        rids = [str(row) for row in lengths]
+        q, k, v = (tensor.to(self.device) for tensor in (q, k, v))
+        out = torch.zeros(q.shape, device=self.device)
+        if hasattr(self, "cuda"):
+            padding = q.shape[1] - len(lengths)
+            rows = torch.cat((rows, torch.zeros(padding, dtype=rows.dtype, device=self.device)))
+            padded = torch.cat((seq_lens, torch.ones(padding, dtype=seq_lens.dtype)))
+            self.cuda.settle()
+            self.variant = self.cuda.prepare(rows, padded.to(self.device), padded, len(lengths), rids)
+            for layer in range(LAYERS):
+                self.cuda(layer, q[layer], k[layer], v[layer], SCALE, out[layer])
+        else:
+            self.table.settle()
+            batch = build_decode_batch(
+                self.tokens,
+                rows,
+                seq_lens,
+                int(seq_lens.max()),
+                PAGE_SIZE,
+                self.controller,
+                self.recorder.begin_step(rids),
+            )
+            self.table.step += 1
+            self.table.list_pages(batch.pages, batch.num_pages)
+            for layer in range(LAYERS):
+                live = len(lengths)
+                out[layer, :live] = self.reference(
+                    layer, q[layer, :live], k[layer, :live], v[layer, :live], batch, SCALE
+                )
+        return out.cpu()
+
+
+def run(config: RheoConfig, frames: int, lengths: dict[int, int], steps: int, device: torch.device) -> Server:
+    """Decode with both and compare every step; the last request leaves after half of the steps."""
+    noise = torch.Generator().manual_seed(5)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=noise)
+
+    expected = Server(config, frames, torch.device("cpu"), cuda=False)
+    actual = Server(config, frames, device, cuda=True)
+    content = normal(*expected.host.shape)
+    metadata = normal(*expected.table.metadata.shape)
+    metadata[..., 1, :] = metadata[..., 0, :] + metadata[..., 1, :].abs()
+    free = torch.randperm(PAGES - 1, generator=noise) + 1
+    pages_of = {}
+    for row, length in lengths.items():
+        count = -(-(length + steps) // PAGE_SIZE)
+        pages_of[row], free = free[:count].tolist(), free[count:]
+        for server in (expected, actual):
+            server.prefill(row, pages_of[row], content, metadata)
+    running = dict(lengths)
+    for number in range(steps):
+        if number == steps // 2:
+            row, _ = running.popitem()
+            for server in (expected, actual):
+                server.table.release(torch.tensor(pages_of[row], device=server.device))
+        running = {row: length + 1 for row, length in running.items()}
+        batch = len(running) + 1
+        inputs = [normal(LAYERS, batch, heads, DIM) for heads in (HEADS * GROUP, HEADS, HEADS)]
+        theirs, mine = expected.step(running, *inputs), actual.step(running, *inputs)
+        live = len(running)
+        assert relative_error(mine[:, :live], theirs[:, :live]) < 1e-5, f"step {number}"
+        assert torch.equal(mine[:, live:], torch.zeros_like(mine[:, live:])), "a padded row has an output"
+        actual.table.check()
+    actual.cuda.settle()
+    expected.table.settle()
+    for row, length in running.items():
+        whole = pages_of[row][: length // PAGE_SIZE]
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        torch.testing.assert_close(actual.host[:, whole], expected.host[:, whole], rtol=0, atol=0)
+        assert not actual.table.unsaved[:, whole].any()
+        described = actual.table.metadata[:, :, whole].cpu()
+        torch.testing.assert_close(described, expected.table.metadata[:, :, whole], rtol=0, atol=0)
+    return actual
+
+
+@pytest.mark.parametrize("policy", ["importance", "lru", "lfu"])
+def test_sparse_steps_equal_the_reference(policy: str, rng: torch.Generator) -> None:
+    config = RheoConfig(budget_ratio=0.4, budget_min_pages=3, dense_threshold=0, policy=policy)
+    server = run(config, 9, {1: 15 * PAGE_SIZE - 3, 2: 30, 3: 7 * PAGE_SIZE - 1}, 10, rng.device)
+    assert not server.variant.dense
+    report = server.recorder.report()
+    assert report["overall"]["samples"] == (3 * 5 + 2 * 5) * LAYERS * HEADS
+    assert 0 < report["overall"]["hit_rate"] < 1
+
+
+def test_a_mixed_batch_selects_all_of_its_short_requests(rng: torch.Generator) -> None:
+    config = RheoConfig(budget_ratio=0.25, budget_min_pages=3, dense_threshold=6 * PAGE_SIZE)
+    server = run(config, 12, {1: 16 * PAGE_SIZE, 2: 5 * PAGE_SIZE - 2}, 6, rng.device)
+    assert server.cuda.variants[0].dense
+
+
+def test_the_dense_shortcut_equals_the_reference_and_misses_come_home(rng: torch.Generator) -> None:
+    config = RheoConfig(budget_ratio=0.25, budget_min_pages=3, dense_threshold=10 * PAGE_SIZE)
+    server = run(config, 20, {1: 6 * PAGE_SIZE, 2: 5 * PAGE_SIZE - 2}, 8, rng.device)
+    assert server.variant.dense
+    pages = [page for page in range(1, PAGES) if bool(server.table.unsaved[0, page])]
+    assert pages, "the tail pages"
+    listed = server.tokens[1, : 6 * PAGE_SIZE : PAGE_SIZE] // PAGE_SIZE
+    assert (server.table.frame_of[:, :, listed.long()] >= 0).all(), "what was missed got frames"
+
+
+def test_exact_attention_with_few_frames_equals_the_reference(rng: torch.Generator) -> None:
+    config = RheoConfig(budget_ratio=1.0, dense_threshold=0)
+    run(config, 5, {1: 9 * PAGE_SIZE, 2: 3 * PAGE_SIZE}, 6, rng.device)
