@@ -13,7 +13,7 @@ from rheo_sglang.config import ConfigError
 from rheo_sglang.cuda.heads import HeadShape
 from rheo_sglang.decode import DecodeStep
 from rheo_sglang.pools.kv_pool import RheoKVPool
-from rheo_sglang.prefill import Prefill, PrefillRequest
+from rheo_sglang.prefill import Prefill, PrefillBatch, build_prefill_batch
 from rheo_sglang.recorder import Recorder
 from rheo_sglang.residency import Residency
 from rheo_sglang.validate import captures_decode
@@ -50,6 +50,7 @@ class RheoAttentionBackend(AttentionBackend):
         self.pool = pool
         self.page_size = pool.page_size
         self.req_to_token = runner.req_to_token_pool.req_to_token
+        self.chunk_tokens = runner.server_args.chunked_prefill_size or 0
         config = pool.config
         self.recorder = None
         if config.recorder != "off":
@@ -62,7 +63,7 @@ class RheoAttentionBackend(AttentionBackend):
             )
         self.controller = BudgetController(config, pool.head_num, self.page_size)
         self.decode_batch: DecodeBatch | None = None
-        self.prefill_requests: list[PrefillRequest] = []
+        self.prefill_batch: PrefillBatch | None = None
         self.rids: list[str] | None = None
         self.capturing: Variant | None = None
         self.cuda: CudaDecode | None = None
@@ -87,8 +88,7 @@ class RheoAttentionBackend(AttentionBackend):
             self.decode = DecodeStep(
                 config, pool.table, pool.host, pool.frames, self.page_size, residency, self.recorder
             )
-        self.prefill = Prefill(config, pool.table, pool.host, pool.frames, self.page_size, self.controller)
-        self.prefill.residency = residency
+        self.prefill = Prefill(config, pool.table, pool.host, pool.frames, self.page_size, residency)
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         """Settle what the scheduler freed, and describe the batch in pages; also before a step without a graph."""
@@ -106,7 +106,7 @@ class RheoAttentionBackend(AttentionBackend):
             return
         table.describe(forward_batch.out_cache_loc, self.page_size)
         if not mode.is_decode():
-            self.prefill_requests = self._prefill_requests(forward_batch)
+            self._begin_prefill(forward_batch)
             if self.cuda is not None:
                 self.cuda.note_prefill()
             return
@@ -156,18 +156,14 @@ class RheoAttentionBackend(AttentionBackend):
         assert self.cuda is not None
         return str(self.cuda.variants[0] if self.cuda.step is None else self.cuda.step.variant)
 
-    def _prefill_requests(self, forward_batch: ForwardBatch) -> list[PrefillRequest]:
-        slots = forward_batch.req_pool_indices
+    def _begin_prefill(self, forward_batch: ForwardBatch) -> None:
         prefixes, lengths = forward_batch.extend_prefix_lens_cpu, forward_batch.extend_seq_lens_cpu
-        totals = [prefix + length for prefix, length in zip(prefixes, lengths, strict=True)]
-        counts = [-(-total // self.page_size) for total in totals]
-        lists = page_lists(self.req_to_token, slots, max(totals), self.page_size)
-        self.pool.table.list_pages(lists, torch.tensor(counts, dtype=torch.int32, device=lists.device))
-        requests, start = [], 0
-        for row, (prefix, length, count) in enumerate(zip(prefixes, lengths, counts, strict=True)):
-            requests.append(PrefillRequest(start, length, prefix, lists[row, :count].long()))
-            start += length
-        return requests
+        longest = max(prefix + length for prefix, length in zip(prefixes, lengths, strict=True))
+        pages = page_lists(self.req_to_token, forward_batch.req_pool_indices, longest, self.page_size)
+        goes_on = 0 < self.chunk_tokens <= sum(lengths)
+        self.prefill_batch = build_prefill_batch(pages, prefixes, lengths, self.page_size, goes_on)
+        self.pool.table.list_pages(pages, self.prefill_batch.num_pages)
+        self.prefill.begin(self.prefill_batch)
 
     def forward_extend(
         self,
@@ -180,17 +176,16 @@ class RheoAttentionBackend(AttentionBackend):
         **kwargs: Any,
     ) -> torch.Tensor:
         """Prefill: ``[T, Hq * D]`` queries to ``[T, Hq * D]`` outputs, in the queries' dtype."""
+        assert self.prefill_batch is not None
         queries, keys, values = self._heads(q, k, v, layer)
-        out = torch.empty_like(queries)
-        self.prefill(
+        out = self.prefill(
             layer.layer_id - self.pool.start_layer,
             queries,
             keys,
             values,
             forward_batch.out_cache_loc,
-            self.prefill_requests,
+            self.prefill_batch,
             layer.scaling,
-            out,
         )
         return out.view(q.shape[0], -1)
 

@@ -1,42 +1,70 @@
 #!/usr/bin/env bash
-# Tests and benchmarks on a machine with a CUDA GPU: gpu_run.sh [tests] [bench] [server].
+# Tests and benchmarks on a machine with a CUDA GPU: gpu_run.sh STEP ...
 #
-# Results are written to $OUT (default: .gpu/out). If .gpu/site.tar.xz exists, whole or in parts made by `split`, a
-# bundle of SGLang for machines without a network, it is unpacked onto PYTHONPATH.
+#   tests    kernel tests on the GPU           bench   kernel benchmark
+#   server   rheo against SGLang's triton      cpu     CPU attention tests and benchmark
+#   prefill  prefill kernel benchmark          tpot    time per output token; its arguments in TPOT_ARGUMENTS
+#
+# Results are written to $OUT (default: .gpu/out). A bundle of SGLang for machines without a network is unpacked onto
+# PYTHONPATH if there is one: .gpu/site.tar.xz, and .gpu/fa3.zst for FlashAttention-3, whole or in parts made by `split`.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
 out=${OUT:-$root/.gpu/out}
-mkdir -p "$out"
+unpacked=${TMPDIR:-/tmp}/rheo-gpu
+mkdir -p "$out" "$unpacked/alias"
 
-alias_folder=$(mktemp -d)
-ln -s "$root/kernels" "$alias_folder/rheo_kernels"
-export PYTHONPATH=$alias_folder:$root PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-if ls .gpu/site.tar.xz* >/dev/null 2>&1; then
-    mkdir -p "$alias_folder/site"
-    cat .gpu/site.tar.xz* | tar -xJ -C "$alias_folder/site"
-    export PYTHONPATH=$PYTHONPATH:$alias_folder/site HF_HUB_OFFLINE=1
+ln -sfn "$root/kernels" "$unpacked/alias/rheo_kernels"
+sources=$unpacked/alias:$root
+if [ ! -d "$unpacked/site" ] && ls .gpu/site.tar.xz* >/dev/null 2>&1; then
+    mkdir -p "$unpacked/site"
+    cat .gpu/site.tar.xz* | tar -xJ -C "$unpacked/site"
 fi
+export PYTHONPATH=$unpacked/site
+if [ ! -f "$unpacked/site/sgl_kernel/flash_ops.abi3.so" ] && ls .gpu/fa3.zst* >/dev/null 2>&1; then
+    cat .gpu/fa3.zst* >"$unpacked/fa3.zst"
+    python3 -c "import sys, zstandard; zstandard.ZstdDecompressor(max_window_size=2**31).copy_stream(
+        open(sys.argv[1], 'rb'), open(sys.argv[2], 'wb'))" "$unpacked/fa3.zst" "$unpacked/site/sgl_kernel/flash_ops.abi3.so"
+fi
+export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1 TQDM_DISABLE=1
 
-[ $# -gt 0 ] || set -- tests bench
+install() {
+    [ -d "$unpacked/package" ] || env -u PYTHONPATH python3 -m pip install -q --no-index --no-deps \
+        --no-build-isolation --target "$unpacked/package" . || return 1
+    export PYTHONPATH=$unpacked/package:$unpacked/site
+}
+
 status=0
 for step in "$@"; do
     case $step in
     tests)
-        python3 -m pytest -p no:cacheprovider -q -n 12 --tb=short tests/kernels -k triton 2>&1 |
-            tee "$out/tests.log" | tail -40 || status=1
+        PYTHONPATH=$sources:$unpacked/site python3 -m pytest -p no:cacheprovider -p no:benchmark -q -n 12 --tb=short \
+            ${TESTS:-tests/kernels} 2>&1 | tee "$out/tests.log" | tail -40 || status=1
         ;;
     bench)
-        python3 scripts/bench_kernels.py --out "$out/kernels_gpu.json" 2>&1 | tee "$out/bench.log" || status=1
+        PYTHONPATH=$sources python3 scripts/bench_kernels.py --out "$out/kernels_gpu.json" ${BENCH_ARGUMENTS:-} 2>&1 |
+            tee "$out/bench.log" || status=1
+        ;;
+    prefill)
+        PYTHONPATH=$sources:$unpacked/site python3 scripts/bench_prefill_kernels.py --out "$out/prefill_kernels.json" \
+            2>&1 | tee "$out/prefill.log" | tail -40 || status=1
         ;;
     server)
-        env -u PYTHONPATH python3 -m pip install -q --no-index --no-deps --no-build-isolation \
-            --target "$alias_folder/package" . &&
-            PYTHONPATH=$alias_folder/package:$alias_folder/site python3 scripts/check_gpu_server.py --out "$out" \
-                2>&1 | tee "$out/server.log" | tail -60 || status=1
+        install && python3 scripts/check_gpu_server.py --out "$out" 2>&1 | tee "$out/server.log" | tail -60 || status=1
+        ;;
+    cpu)
+        install && python3 -m pytest -p no:cacheprovider -p no:benchmark -q -n 4 --tb=short tests/cpu 2>&1 | tail -20 &&
+            python3 scripts/bench_cpu_attention.py --out "$out/cpu_attention.json" 2>&1 | tee "$out/cpu.log" |
+            tail -60 || status=1
+        ;;
+    tpot)
+        # shellcheck disable=SC2086
+        install && python3 scripts/bench_tpot.py --out "$out/tpot_gpu.json" ${TPOT_ARGUMENTS:-} >"$out/tpot.log" 2>&1 ||
+            status=1
+        grep -E "^(==|started|[0-9]+k_bs|\{|\}| \"|.*Error|.*rheo:)" "$out/tpot.log" | tail -60
         ;;
     *)
-        echo "gpu_run.sh: step '$step' is not known; allowed: tests, bench, server" >&2
+        echo "gpu_run.sh: step '$step' is not known; allowed: tests, bench, prefill, server, cpu, tpot" >&2
         status=2
         ;;
     esac

@@ -85,7 +85,6 @@ class DecodeCase:
         self.scratch_table, self.scratch_page_of = self.table[0].clone(), self.page_of[0].clone()
         splits = num_splits(batch * HEADS, width)
         self.workspace = kernels.Workspace.allocate(batch * HEADS, GROUP, DIM, splits, "cuda")
-        self.no_columns = zeros(batch, HEADS)
         self.side = torch.cuda.Stream()
 
     def _make_resident(self) -> None:
@@ -173,9 +172,8 @@ class DecodeCase:
             PAGE,
             self.out,
             self.lse,
-            self.no_columns,
-            self.selected.num_hits,
-            self.workspace,
+            last=self.selected.num_hits,
+            workspace=self.workspace,
         )
 
     def merge(self, layer: int) -> None:
@@ -282,9 +280,9 @@ class DecodeCase:
                     self.q,
                     frames,
                     host,
-                    selected.pages,
-                    selected.hits,
+                    selected.misses,
                     selected.valid,
+                    selected.num_hits,
                     selected.num_selected,
                     table,
                     SCALE,

@@ -53,14 +53,21 @@ def machine_in_words() -> str:
     return f"{os.cpu_count()} cores of a {name}, {memory:.0f} GiB DRAM, no GPU"
 
 
-def write_result(name: str, metrics: dict[str, Any], machine: str | None = None) -> Path:
-    """Write ``docs/benchmarks/results/NAME.json`` and return its path."""
+def gpu_in_words() -> str:
+    """The GPU and the host around it."""
+    import torch
+
+    return f"one {torch.cuda.get_device_name()}, {machine_in_words().removesuffix(', no GPU')}"
+
+
+def result_document(name: str, metrics: dict[str, Any], machine: str | None = None) -> dict[str, Any]:
+    """A result as it is kept in ``docs/benchmarks/results``."""
     versions = {
         package: importlib.metadata.version(package) for package in ("rheo-sglang", "sglang", "torch")
     }
     versions["python"] = platform.python_version()
     script = Path(sys.argv[0]).resolve().relative_to(REPOSITORY)
-    result = {
+    return {
         "name": name,
         "date": datetime.date.today().isoformat(),
         "machine": machine or machine_in_words(),
@@ -68,7 +75,11 @@ def write_result(name: str, metrics: dict[str, Any], machine: str | None = None)
         "command": shlex.join(["python", str(script), *sys.argv[1:]]),
         "metrics": metrics,
     }
+
+
+def write_result(name: str, metrics: dict[str, Any], machine: str | None = None) -> Path:
+    """Write ``docs/benchmarks/results/NAME.json`` and return its path."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result_document(name, metrics, machine), indent=1) + "\n")
     return path

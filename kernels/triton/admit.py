@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from rheo_kernels.triton.keys import NO_KEY, to_keys
+from rheo_kernels.triton.keys import NO_KEY, cuts, tally, to_keys
 from rheo_kernels.triton.launch import row_warps
 
 CLAIMED = tl.constexpr(-2)
@@ -188,20 +188,31 @@ def _balance(wants, eligible, keeps, exists):
     low = tl.min(tl.where(eligible, wants, 0x7FFFFFFF), 0).to(tl.int64)
     low = tl.minimum(low, tl.min(tl.where(exists, keeps, 0x7FFFFFFF), 0).to(tl.int64)) - 1
     high = tl.max(tl.where(eligible, wants, NO_KEY), 0).to(tl.int64)
-    more = tl.full([], 1, tl.int32)
-    less = tl.full([], 0, tl.int32)
-    while (low + 1 < high) & (more != less):
-        middle = (low + high) >> 1
-        key = middle.to(tl.int32)
-        more = tl.sum((eligible & (wants > key)).to(tl.int32), 0)
-        less = tl.sum((exists & (keeps <= key)).to(tl.int32), 0)
-        enough = less >= more
-        high = tl.where(enough, middle, high)
-        low = tl.where(enough, low, middle)
+    settled = False
+    while (low + 1 < high) & (settled == 0):
+        first, second, third, fourth = cuts(low, high)
+        more = tl.sum(tl.where(eligible, tally(wants, first + 1, second + 1, third + 1, fourth + 1), 0), 0)
+        less = tl.sum(tl.where(exists, 0x0001000100010001 - tally(keeps, first + 1, second + 1, third + 1, fourth + 1), 0), 0)
+        low, high, settled = _narrow(low, high, settled, first, more & 0xFFFF, less & 0xFFFF)
+        low, high, settled = _narrow(low, high, settled, second, (more >> 16) & 0xFFFF, (less >> 16) & 0xFFFF)
+        low, high, settled = _narrow(low, high, settled, third, (more >> 32) & 0xFFFF, (less >> 32) & 0xFFFF)
+        low, high, settled = _narrow(low, high, settled, fourth, (more >> 48) & 0xFFFF, (less >> 48) & 0xFFFF)
     key = high.to(tl.int32)
     above = tl.sum((eligible & (wants > key)).to(tl.int32), 0)
     below = tl.sum((exists & (keeps < key)).to(tl.int32), 0)
     return key, above, below
+
+
+@triton.jit
+def _narrow(low, high, settled, key, more, less):
+    """Move the end of the bracket that ``key`` replaces: it has ``more`` candidates above and ``less`` frames up to it."""
+    inside = (key > low) & (key < high)
+    enough = less >= more
+    return (
+        tl.where(inside & (enough == 0), key, low),
+        tl.where(inside & enough, key, high),
+        settled | (inside & (less == more)),
+    )
 
 
 @triton.jit

@@ -11,8 +11,10 @@ from rheo_kernels.triton.partial import (
     Workspace,
     accumulate,
     finish,
+    listed_block,
     num_splits,
     pages_per_tile,
+    pick,
     splits_per_merge,
 )
 
@@ -113,6 +115,7 @@ def attend(
         BLOCK_G=block_g,
         PAGE_SIZE=page_size,
         TILE=pages_per_tile(block_d, page_size) * page_size,
+        LISTED=max(listed_block(width, splits), pages_per_tile(block_d, page_size)),
         SPLIT=splits > 1,
         REDUCED=splits_per_merge(block_g, block_d),
         STAGES=STAGES,
@@ -152,6 +155,7 @@ def _attend(
     BLOCK_G: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     TILE: tl.constexpr,
+    LISTED: tl.constexpr,
     SPLIT: tl.constexpr,
     REDUCED: tl.constexpr,
     STAGES: tl.constexpr,
@@ -193,21 +197,27 @@ def _attend(
     top = tl.full([rows], float("-inf"), tl.float32)
     total = tl.zeros([rows], tl.float32)
     mixed = tl.zeros([rows, BLOCK_D], tl.float32)
-    for start in tl.range(begin, end, tile_pages, num_stages=STAGES):
-        block = tl.full([TILE], -1, tl.int32)
-        tokens = tl.full([TILE], 0, tl.int32)
-        for slot in tl.static_range(tile_pages):
-            listed = start + slot < end
-            mine = token // PAGE_SIZE == slot
-            block = tl.where(mine, tl.load(listed_blocks + start + slot, mask=listed, other=-1), block)
-            tokens = tl.where(mine, tl.load(listed_valid + start + slot, mask=listed, other=0), tokens)
-        block = tl.max_constancy(block, [PAGE_SIZE])
-        present = block >= 0
-        live = present & (offset < tokens)
-        where = block.to(tl.int64) * stride_bx
-        key = tl.load(keys + where[None, :], mask=present[None, :] & inside[:, None], other=0.0)
-        value = tl.load(values + where[:, None], mask=live[:, None] & inside[None, :], other=0.0)
-        top, total, mixed = accumulate(query, key, value, live, scale * LOG2_E, top, total, mixed)
+    place = tl.arange(0, LISTED)
+    for chunk in range(begin, end, LISTED):
+        listed = chunk + place < end
+        blocks_here = tl.load(listed_blocks + chunk + place, mask=listed, other=-1)
+        tokens_here = tl.load(listed_valid + chunk + place, mask=listed & (blocks_here >= 0), other=0)
+        for start in tl.range(0, tl.minimum(end - chunk, LISTED), tile_pages, num_stages=STAGES):
+            if tile_pages == 1:
+                where = tl.zeros([TILE], tl.int64) + pick(blocks_here, place, start).to(tl.int64) * stride_bx
+                tokens = tl.zeros([TILE], tl.int32) + pick(tokens_here, place, start)
+            else:
+                block = tl.zeros([TILE], tl.int32)
+                tokens = tl.zeros([TILE], tl.int32)
+                for slot in tl.static_range(tile_pages):
+                    mine = token // PAGE_SIZE == slot
+                    block = tl.where(mine, pick(blocks_here, place, start + slot), block)
+                    tokens = tl.where(mine, pick(tokens_here, place, start + slot), tokens)
+                where = tl.max_constancy(block, [PAGE_SIZE]).to(tl.int64) * stride_bx
+            live = offset < tokens
+            key = tl.load(keys + where[None, :], mask=live[None, :] & inside[:, None], other=0.0)
+            value = tl.load(values + where[:, None], mask=live[:, None] & inside[None, :], other=0.0)
+            top, total, mixed = accumulate(query, key, value, live, scale * LOG2_E, top, total, mixed)
     finish(
         top,
         total,

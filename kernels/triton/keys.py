@@ -52,21 +52,29 @@ def find_threshold(keys, lowest, highest, present, wanted):
     high = highest.to(tl.int64) + 1
     reach = present.to(tl.int64)
     while (low + 1 < high) & (reach > wanted):
-        span = high - low
-        first = _cut(low, high, span, 1)
-        second = _cut(low, high, span, 2)
-        third = _cut(low, high, span, 3)
-        fourth = _cut(low, high, span, 4)
-        reached = (keys >= first.to(tl.int32)).to(tl.int64)
-        reached += (keys >= second.to(tl.int32)).to(tl.int64) << 16
-        reached += (keys >= third.to(tl.int32)).to(tl.int64) << 32
-        reached += (keys >= fourth.to(tl.int32)).to(tl.int64) << 48
-        counts = tl.sum(reached, 0)
+        first, second, third, fourth = cuts(low, high)
+        counts = tl.sum(tally(keys, first, second, third, fourth), 0)
         low, high, reach = _narrow(low, high, reach, first, counts & 0xFFFF, wanted)
         low, high, reach = _narrow(low, high, reach, second, (counts >> 16) & 0xFFFF, wanted)
         low, high, reach = _narrow(low, high, reach, third, (counts >> 32) & 0xFFFF, wanted)
         low, high, reach = _narrow(low, high, reach, fourth, (counts >> 48) & 0xFFFF, wanted)
     return low.to(tl.int32), reach.to(tl.int32)
+
+
+@triton.jit
+def cuts(low, high):
+    """Four thresholds, int64, that cut the bracket into fifths, all strictly inside it."""
+    span = high - low
+    return _cut(low, high, span, 1), _cut(low, high, span, 2), _cut(low, high, span, 3), _cut(low, high, span, 4)
+
+
+@triton.jit
+def tally(keys, first, second, third, fourth):
+    """For each key, which of four thresholds it reaches: one int64 with 16 bits for each, so that sums count."""
+    reached = (keys >= first).to(tl.int64)
+    reached += (keys >= second).to(tl.int64) << 16
+    reached += (keys >= third).to(tl.int64) << 32
+    return reached + ((keys >= fourth).to(tl.int64) << 48)
 
 
 @triton.jit

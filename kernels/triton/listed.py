@@ -12,8 +12,10 @@ from rheo_kernels.triton.partial import (
     Workspace,
     accumulate,
     finish,
+    listed_block,
     num_splits,
     pages_per_tile,
+    pick,
     splits_per_merge,
 )
 
@@ -116,6 +118,7 @@ def attend_listed(
         PAGE_SIZE=page_size,
         ELEMENT_BYTES=frames.element_size(),
         TILE=pages_per_tile(block_d, page_size) * page_size,
+        LISTED=max(listed_block(pages.shape[1], splits), pages_per_tile(block_d, page_size)),
         SPLIT=splits > 1,
         REDUCED=splits_per_merge(block_g, block_d),
         STAGES=STAGES,
@@ -160,6 +163,7 @@ def _attend_listed(
     PAGE_SIZE: tl.constexpr,
     ELEMENT_BYTES: tl.constexpr,
     TILE: tl.constexpr,
+    LISTED: tl.constexpr,
     SPLIT: tl.constexpr,
     REDUCED: tl.constexpr,
     STAGES: tl.constexpr,
@@ -199,22 +203,29 @@ def _attend_listed(
     total = tl.zeros([rows], tl.float32)
     mixed = tl.zeros([rows, BLOCK_D], tl.float32)
     missed = 0
-    for start in tl.range(begin, end, tile_pages, num_stages=STAGES):
-        source = tl.zeros([TILE], tl.int64)
-        for slot in tl.static_range(tile_pages):
-            listed = start + slot < end
-            page = tl.load(listed_pages + start + slot, mask=listed, other=0)
-            frame = tl.load(table + page, mask=listed, other=0)
-            missed += (frame < 0).to(tl.int32)
-            in_frame = frame.to(tl.int64) * stride_ff
-            in_host = to_host + page.to(tl.int64) * stride_hn
-            place = tl.where(frame >= 0, in_frame, in_host)
-            source = tl.where(token // PAGE_SIZE == slot, place, source)
-        source = tl.max_constancy(source, [PAGE_SIZE])
-        live = (start + token // PAGE_SIZE < end) & (start * PAGE_SIZE + token < length)
-        key = tl.load(keys + source[None, :], mask=live[None, :] & inside[:, None], other=0.0)
-        value = tl.load(values + source[:, None], mask=live[:, None] & inside[None, :], other=0.0)
-        top, total, mixed = accumulate(query, key, value, live, scale * LOG2_E, top, total, mixed)
+    place = tl.arange(0, LISTED)
+    for chunk in range(begin, end, LISTED):
+        listed = chunk + place < end
+        page = tl.load(listed_pages + chunk + place, mask=listed, other=0)
+        frame = tl.load(table + page, mask=listed, other=0)
+        missed += tl.sum((frame < 0).to(tl.int32), 0)
+        in_host = to_host + page.to(tl.int64) * stride_hn
+        source_here = tl.where(frame >= 0, frame.to(tl.int64) * stride_ff, in_host)
+        for start in tl.range(0, tl.minimum(end - chunk, LISTED), tile_pages, num_stages=STAGES):
+            if tile_pages == 1:
+                source = tl.zeros([TILE], tl.int64) + pick(source_here, place, start)
+            else:
+                source = tl.zeros([TILE], tl.int64)
+                for slot in tl.static_range(tile_pages):
+                    mine = token // PAGE_SIZE == slot
+                    source = tl.where(mine, pick(source_here, place, start + slot), source)
+                source = tl.max_constancy(source, [PAGE_SIZE])
+            source = tl.multiple_of(source, 8)
+            first = chunk + start
+            live = (first + token // PAGE_SIZE < end) & (first * PAGE_SIZE + token < length)
+            key = tl.load(keys + source[None, :], mask=live[None, :] & inside[:, None], other=0.0)
+            value = tl.load(values + source[:, None], mask=live[:, None] & inside[None, :], other=0.0)
+            top, total, mixed = accumulate(query, key, value, live, scale * LOG2_E, top, total, mixed)
     if NOTE:
         if missed > 0:
             tl.store(missed_at, tl.load(step))

@@ -169,7 +169,10 @@ def _page_lse(
         inside = d < DIM
         token = (query_end - back).to(tl.int64)
         query = tl.load(
-            q + token[:, None] * stride_qt + (head * (ROWS // LAST) + row // LAST)[:, None] * stride_qh + d[None, :],
+            q
+            + token[:, None] * stride_qt
+            + (head * (ROWS // LAST) + row // LAST)[:, None] * stride_qh
+            + d[None, :],
             mask=real[:, None] & inside[None, :],
             other=0.0,
         )
@@ -208,7 +211,7 @@ def _page_lse(
         tl.store(split_lse + (pair.to(tl.int64) * ROWS + row) * splits + split, lse, mask=row < ROWS)
 
 
-@triton.jit(do_not_specialize=["span", "splits", "width"])
+@triton.jit(do_not_specialize=["span", "splits", "width", "columns"])
 def _page_sums(
     page_lse,
     split_lse,

@@ -15,7 +15,9 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 PROGRAMS = 264
 """Programs worth launching: two on each of the 132 multiprocessors of a Hopper GPU."""
-MIN_PAGES_PER_SPLIT = 4
+MIN_PAGES_PER_SPLIT = 2
+MOST_LISTED = 128
+"""Pages whose places a program looks up at once, before it reads any of them."""
 TILE_ELEMENTS = 4096
 """Elements of K that one step of a program's loop reads: 32 tokens of 128 dimensions."""
 MAX_PAGES_PER_TILE = 4
@@ -59,6 +61,17 @@ def pages_per_tile(block_d: int, page_size: int) -> int:
 def splits_per_merge(block_g: int, block_d: int) -> int:
     """Splits that the merge holds in registers at once."""
     return max(REDUCED_ELEMENTS // (block_g * block_d), 1)
+
+
+def listed_block(width: int, splits: int) -> int:
+    """Places that a program looks up at once, of its share of a list of ``width`` pages; a power of two."""
+    return min(triton.next_power_of_2(triton.cdiv(width, splits)), MOST_LISTED)
+
+
+@triton.jit
+def pick(values, position, wanted):
+    """Element ``wanted`` of a vector whose elements are at ``position``, as a scalar."""
+    return tl.sum(tl.where(position == wanted, values, 0), 0)
 
 
 @triton.jit

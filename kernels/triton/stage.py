@@ -8,7 +8,7 @@ import triton.language as tl
 
 from rheo_kernels.triton.partial import pages_per_tile
 
-STAGERS = 32
+STAGERS = 16
 """Programs that gather: enough reads in flight to fill PCIe, few enough to leave the GPU to dense attention."""
 MAX_STAGES = 4
 """Software pipeline stages: a program has up to one tile of K and V less in flight."""
@@ -91,7 +91,7 @@ def stage(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _stage(
     host,
     frames,
@@ -132,9 +132,7 @@ def _stage(
     table = page_table + head * stride_th
     staged_keys = k + head * stride_kh + d[:, None]
     staged_values = v + head * stride_vh + d[None, :]
-    for tile in tl.range(
-        tl.program_id(0), tl.cdiv(count, tile_pages), tl.num_programs(0), num_stages=STAGES
-    ):
+    for tile in tl.range(tl.program_id(0), tl.cdiv(count, tile_pages), tl.num_programs(0), num_stages=STAGES):
         listed = tile * tile_pages + i // PAGE_SIZE
         present = listed < count
         page = tl.load(pages + listed, mask=present, other=0)

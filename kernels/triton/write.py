@@ -1,4 +1,4 @@
-"""write: a prefill chunk's tokens into host pages in mapped pinned memory, with the pages' metadata in the same pass."""
+"""write: a prefill chunk's tokens into pinned host pages, with the pages' metadata in the same pass."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-WRITERS = 32
+WRITERS = 16
 """Programs that write: enough to fill PCIe, few enough to leave the GPU to the attention that runs beside them."""
 
 
@@ -68,7 +68,7 @@ def write(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _write(
     k,
     v,

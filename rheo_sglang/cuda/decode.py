@@ -251,7 +251,7 @@ class CudaDecode:
         selected, scores = step.selected, step.scores
         assert selected is not None and scores is not None and step.hit_out is not None
         assert step.miss_out is not None and step.miss_lse is not None
-        score(q, table.metadata[layer], batch.pages, batch.num_pages, scale, config.grouping, scores)
+        self._score(layer, step, q, scale)
         with self.ranking.fork():
             scratch = self.scratch if q.shape[0] > 1 else None
             update_importance(
@@ -309,6 +309,10 @@ class CudaDecode:
         )
         self.fetching.join()
         merge(step.hit_out, step.hit_lse, step.miss_out, step.miss_lse, out, step.hit_lse)
+
+    def _score(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
+        batch, metadata = step.batch, self.table.metadata[layer]
+        score(q, metadata, batch.pages, batch.num_pages, scale, self.config.grouping, step.scores)
 
     def _counters(self, layer: int, step: StepBuffers) -> HitCounters | None:
         recorder = self.recorder

@@ -13,7 +13,9 @@ from rheo_kernels import reference
 MEAN_TOLERANCE = {torch.float32: 1e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
-def chunk_slots(chunks: list[tuple[int, int]], page_size: int, total: int, rng: torch.Generator) -> torch.Tensor:
+def chunk_slots(
+    chunks: list[tuple[int, int]], page_size: int, total: int, rng: torch.Generator
+) -> torch.Tensor:
     """Slots of chunks ``(first position, length)``, each on pages of its own, ``[T]``."""
     pages = permutation(total - 1, rng) + 1
     parts, used = [], 0

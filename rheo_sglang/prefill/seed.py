@@ -1,0 +1,122 @@
+"""Seeding: a prompt's last tokens rank the pages they see, and its full pages are offered frames."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Protocol
+
+import torch
+
+from rheo_kernels import reference
+from rheo_sglang.config import RheoConfig
+from rheo_sglang.page_table import PageTable
+from rheo_sglang.prefill.batch import PrefillBatch
+
+SEED_QUERIES = 16
+"""Last tokens of a prompt whose attention seeds the importance of the pages they see."""
+
+
+class SeedAdmission(Protocol):
+    """What seeding needs of residency."""
+
+    def admit_seeded(self, layer: int, pages: torch.Tensor) -> None:
+        """Offer frames to pages of each KV head, ``[H, X]``, int64; 0 = none."""
+        ...
+
+
+class Seeding:
+    """Importance and residency that a prompt leaves behind.
+
+    Parameters
+    ----------
+    config
+        Settings.
+    kernels
+        Module of the kernels for the page table's device.
+    table
+        Page table.
+    residency
+        Gives pages frames.
+    page_size
+        Tokens per page.
+    """
+
+    def __init__(
+        self,
+        config: RheoConfig,
+        kernels: ModuleType,
+        table: PageTable,
+        residency: SeedAdmission,
+        page_size: int,
+    ) -> None:
+        self.config = config
+        self.kernels = kernels
+        self.table = table
+        self.residency = residency
+        self.page_size = page_size
+        self.best_ranks = None if kernels is reference else torch.zeros_like(table.frame_of[0])
+
+    def page_mass(
+        self, q: torch.Tensor, keys: torch.Tensor, batch: PrefillBatch, scale: float
+    ) -> torch.Tensor | None:
+        """Attention of each ending prompt's last tokens to each page; None if no prompt ends in this pass.
+
+        Parameters
+        ----------
+        q
+            Queries of all chunks, ``[T, Hq, D]``.
+        keys
+            Keys of all prefixes and chunks, ``[Y, H, D]``.
+        batch
+            The pass.
+        scale
+            Softmax scale.
+
+        Returns
+        -------
+        torch.Tensor or None
+            ``[E, H, M]``, float32, ``-inf`` past the last page.
+        """
+        if batch.ending == 0:
+            return None
+        ends = batch.ending + 1
+        return self.kernels.page_mass(
+            q,
+            keys,
+            batch.cu_queries[:ends],
+            batch.cu_keys[:ends],
+            scale,
+            self.page_size,
+            SEED_QUERIES,
+            batch.pages.shape[1],
+        )
+
+    def __call__(self, layer: int, mass: torch.Tensor | None, batch: PrefillBatch) -> None:
+        """Fold the pages' ranks into their importance, and offer them frames: the best get them, or all that fit.
+
+        A page that is not full stays out of the frames: the next chunk would write to its host page alone.
+
+        Parameters
+        ----------
+        layer
+            Layer index.
+        mass
+            See `page_mass`.
+        batch
+            The pass.
+        """
+        if mass is None:
+            return
+        self._fold(layer, mass, batch)
+        if batch.offered.numel():
+            self.residency.admit_seeded(layer, batch.offered.expand(mass.shape[1], -1))
+
+    def _fold(self, layer: int, mass: torch.Tensor, batch: PrefillBatch) -> None:
+        importance, alpha = self.table.importance[layer], self.config.importance_alpha
+        pages, num_pages = batch.pages[: batch.ending], batch.num_pages[: batch.ending]
+        if self.kernels is reference:
+            ranks = reference.rank_normalise(mass, num_pages)
+            reference.update_importance(importance, ranks, pages, num_pages, alpha)
+        else:
+            scratch = self.best_ranks if batch.ending > 1 else None
+            self.kernels.update_importance(mass, pages, num_pages, alpha, importance, scratch)

@@ -1,0 +1,279 @@
+#!/usr/bin/env python3
+"""Time per output token of rheo and of SGLang's fa3, at the Qwen3-8B shape with random weights.
+
+    python scripts/bench_tpot.py --out FILE [--engines fa3 resident 10pct-bs4 10pct-bs1]
+
+Every engine runs in a process of its own, one after another, over the same prompts. Random weights have no locality, so
+the engines that keep 10 % of the KV in HBM are timed twice: ``raw``, and with page scores whose locality is that of
+SmolLM2 (docs/benchmarks/locality.md). A figure is the median of the gaps between tokens, over all requests of a batch,
+while all of them decode.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gzip
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from locality.plugin import ENVIRONMENT, install
+from measurement import RESULTS, gpu_in_words, result_document
+from qwen3_shape import CONFIG, make_shape
+
+PAGE_SIZE = 32
+NEW_TOKENS = 80
+COUNTED = 64
+PROFILED_TOKENS = 300
+MARGIN = 96
+"""Prompts are this much shorter than the context they stand for, so that their answers fit into it."""
+CONTEXTS = {"2k": 2048, "32k": 32768, "128k": 131072}
+HOST_TOKENS = 4 * CONTEXTS["128k"] + 4096
+
+
+@dataclass(frozen=True)
+class EngineCase:
+    """One engine: its rheo settings (None: fa3) and the batches to time, in groups that share the cache."""
+
+    config: dict[str, Any] | None
+    groups: list[list[tuple[str, int]]]
+    synthetic: bool = False
+    profiled: list[tuple[str, int]] = field(default_factory=list)
+
+
+def rheo_config(frame_tokens: int, budget: float) -> dict[str, Any]:
+    """Settings with room for four contexts of 128K in DRAM."""
+    return {"budget_ratio": budget, "frame_pool_tokens": frame_tokens, "miss_mode": "fetch"}
+
+
+ALL = [[("128k", 1), ("128k", 4)], [("32k", 1), ("32k", 4), ("32k", 8), ("2k", 1), ("2k", 4), ("2k", 8)]]
+ENGINES = {
+    "fa3": EngineCase(None, ALL, profiled=[("128k", 1)]),
+    "resident": EngineCase(rheo_config(HOST_TOKENS, 0.1), ALL, profiled=[("128k", 1), ("128k", 4)]),
+    "10pct-bs4": EngineCase(rheo_config(HOST_TOKENS // 10, 0.05), [[("128k", 4)]], True, [("128k", 4)]),
+    "10pct-bs1": EngineCase(rheo_config(CONTEXTS["128k"] // 10, 0.05), [[("128k", 1)]], True, [("128k", 1)]),
+}
+
+
+def prompts(context: str, batch: int) -> list[list[int]]:
+    """Random token ids; shorter contexts are prefixes of longer ones."""
+    lists = []
+    for row in range(batch):
+        source = random.Random(row)
+        lists.append([source.randrange(1000, 100000) for _ in range(CONTEXTS[context] - MARGIN)])
+    return lists
+
+
+async def token_times(
+    engine: Any, ids: list[int], rid: str, tokens: int = NEW_TOKENS, started: asyncio.Event | None = None
+) -> list[float]:
+    """When each token of one answer arrived."""
+    sampling = {"temperature": 0.0, "max_new_tokens": tokens, "ignore_eos": True}
+    stream = await engine.async_generate(input_ids=ids, sampling_params=sampling, rid=rid, stream=True)
+    times = []
+    async for _ in stream:
+        times.append(time.perf_counter())
+        if started is not None:
+            started.set()
+    return times
+
+
+async def measure(engine: Any, context: str, batch: int, label: str) -> dict[str, float]:
+    """Median and mean gap between tokens (ms) while all requests decode, and the time to the last first token (s)."""
+    lists = prompts(context, batch)
+    start = time.perf_counter()
+    rids = [f"{label}-{context}-{batch}-{row}" for row in range(batch)]
+    times = await asyncio.gather(*(token_times(engine, ids, rid) for ids, rid in zip(lists, rids, strict=True)))
+    gaps = [b - a for row in times for a, b in zip(row[-COUNTED - 1 :], row[-COUNTED:], strict=False)]
+    return {
+        "tpot_ms": 1e3 * statistics.median(gaps),
+        "tpot_mean_ms": 1e3 * statistics.fmean(gaps),
+        "ttft_s": max(row[0] for row in times) - start,
+    }
+
+
+def hit_rate(engine: Any, prefix: str) -> float | None:
+    """Mean hit rate of the requests whose ids begin with ``prefix``."""
+    state = engine.get_server_info()["internal_states"][0].get("rheo")
+    if state is None or state["recorder"] is None:
+        return None
+    rates = [entry["hit_rate"] for entry in state["recorder"]["requests"] if entry["rid"].startswith(prefix)]
+    return statistics.fmean(rates) if rates else None
+
+
+def kernel_profile(trace: Path) -> dict[str, Any]:
+    """Time of every GPU kernel and copy per decode step (us), and how much of the step none ran."""
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    kernels = sorted(
+        (e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")), key=lambda e: e["ts"]
+    )
+    totals: dict[str, list[float]] = {}
+    busy, reached = 0.0, kernels[0]["ts"]
+    for event in kernels:
+        totals.setdefault(event["name"], []).append(event["dur"])
+        end = event["ts"] + event["dur"]
+        busy += max(0.0, end - max(reached, event["ts"]))
+        reached = max(reached, end)
+    span = reached - kernels[0]["ts"]
+    steps = max(len(v) for name, v in totals.items() if "append" in name or "flash" in name.lower()) / CONFIG[
+        "num_hidden_layers"
+    ]  # type: ignore[operator]
+    rows = {
+        name[:90]: {"us_per_step": sum(v) / steps, "launches_per_step": len(v) / steps}
+        for name, v in sorted(totals.items(), key=lambda item: -sum(item[1]))[:40]
+    }
+    return {"steps": steps, "us_per_step": span / steps, "idle_us_per_step": (span - busy) / steps, "kernels": rows}
+
+
+async def profile(engine: Any, context: str, batch: int) -> dict[str, Any]:
+    """Profile the GPU over the last decode steps of one batch."""
+    folder = Path(tempfile.mkdtemp())
+    lists = [ids[: MARGIN - PROFILED_TOKENS] for ids in prompts(context, batch)]
+    started = [asyncio.Event() for _ in lists]
+    answers = asyncio.gather(
+        *(
+            token_times(engine, ids, f"profile-{row}", PROFILED_TOKENS, started[row])
+            for row, ids in enumerate(lists)
+        )
+    )
+    await asyncio.gather(*(event.wait() for event in started))
+    from sglang.srt.managers.io_struct import ProfileReq, ProfileReqType
+
+    manager = engine.tokenizer_manager
+    await manager.start_profile(
+        ProfileReq(
+            req_type=ProfileReqType.START_PROFILE,
+            output_dir=str(folder),
+            activities=["GPU"],
+            with_stack=False,
+            record_shapes=False,
+        )
+    )
+    await answers
+    await manager.stop_profile()
+    traces = sorted(folder.rglob("*.json.gz"))
+    return kernel_profile(traces[0]) if traces else {}
+
+
+def serve(case: EngineCase, switch: Path) -> dict[str, Any]:
+    """Start an engine, time its batches, and stop it."""
+    import sglang
+
+    start = time.monotonic()
+    engine = sglang.Engine(
+        model_path=str(make_shape(Path(tempfile.mkdtemp()) / "qwen3-8b-shape")),
+        load_format="dummy",
+        skip_tokenizer_init=True,
+        attention_backend="fa3" if case.config is None else "rheo",
+        page_size=1 if case.config is None else PAGE_SIZE,
+        grammar_backend="none",
+        cuda_graph_max_bs_decode=8,
+        mem_fraction_static=0.88,
+        context_length=CONTEXTS["128k"] + 1024,
+        chunked_prefill_size=8192,
+        max_running_requests=16,
+        log_level="info",
+        **({} if case.config is None else {"max_total_tokens": HOST_TOKENS}),
+    )
+    found: dict[str, Any] = {"start_s": time.monotonic() - start}
+    print(f"started in {found['start_s']:.0f} s", flush=True)
+    run = engine.loop.run_until_complete
+    for group in case.groups:
+        for context, batch in group:
+            warm = run(measure(engine, context, batch, "warm"))
+            found[f"{context}_bs{batch}_cold"] = warm
+            for scores in ("raw", "fitted") if case.synthetic else ("raw",):
+                if scores == "fitted":
+                    switch.touch()
+                    run(measure(engine, context, batch, "settle"))
+                label = f"{context}_bs{batch}" + (f"_{scores}" if case.synthetic else "")
+                found[label] = run(measure(engine, context, batch, label))
+                rate = hit_rate(engine, label)
+                if rate is not None:
+                    found[label]["hit_rate"] = rate
+                print(label, found[label], flush=True)
+            if (context, batch) in case.profiled:
+                found[f"{context}_bs{batch}_profile"] = run(profile(engine, context, batch))
+            switch.unlink(missing_ok=True)
+        engine.flush_cache()
+    engine.shutdown()
+    return found
+
+
+def run_engine(name: str, folder: Path) -> dict[str, Any]:
+    """Run one engine in a process of its own."""
+    found, switch = folder / f"{name}.json", folder / "switch"
+    case = ENGINES[name]
+    environment = {**os.environ, "RHEO_CONFIG": json.dumps(case.config or {})}
+    if case.synthetic:
+        install(folder)
+        scripts = Path(__file__).resolve().parent
+        environment["PYTHONPATH"] = f"{folder}:{scripts}:{environment.get('PYTHONPATH', '')}"
+        environment[ENVIRONMENT] = json.dumps(
+            {"result": str(RESULTS / "locality_smollm2.json"), "page_size": PAGE_SIZE, "switch": str(switch)}
+        )
+    command = [sys.executable, __file__, "--engine", name, "--found", str(found), "--switch", str(switch)]
+    subprocess.run(command, check=True, env=environment)
+    return dict(json.loads(found.read_text()))
+
+
+def ratios(metrics: dict[str, Any]) -> dict[str, float]:
+    """The keys that the goals are read from."""
+    keys: dict[str, float] = {}
+
+    def ratio(key: str, engine: str, label: str, dense: str) -> None:
+        if engine in metrics and label in metrics[engine] and "fa3" in metrics:
+            keys[key] = metrics[engine][label]["tpot_ms"] / metrics["fa3"][dense]["tpot_ms"]
+
+    for context, batch in (pair for group in ALL for pair in group):
+        suffix = "" if context == "2k" else "_resident"
+        ratio(f"tpot_ratio_{context}_bs{batch}{suffix}", "resident", f"{context}_bs{batch}", f"{context}_bs{batch}")
+    for batch in (1, 4):
+        label = f"128k_bs{batch}"
+        ratio(f"tpot_ratio_{label}_10pct", f"10pct-bs{batch}", f"{label}_fitted", label)
+        ratio(f"tpot_ratio_{label}_10pct_raw", f"10pct-bs{batch}", f"{label}_raw", label)
+    if "fa3" in metrics:
+        keys["fa3_tpot_ms_128k_bs1"] = metrics["fa3"]["128k_bs1"]["tpot_ms"]
+    return keys
+
+
+def main() -> None:
+    """Run the engines and write the result."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
+    parser.add_argument("--found", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--switch", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.engine:
+        arguments.found.write_text(json.dumps(serve(ENGINES[arguments.engine], arguments.switch)))
+        return
+    if arguments.out is None:
+        parser.error("--out is needed: the JSON file to write")
+    metrics: dict[str, Any] = {"weights": "random, bfloat16", "shape": "Qwen3-8B"}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.engines:
+            print(f"== {name}", flush=True)
+            try:
+                metrics[name] = run_engine(name, Path(folder))
+            except subprocess.CalledProcessError as error:
+                print(f"{name}: {error}", flush=True)
+            document = result_document("tpot_gpu", {**ratios(metrics), **metrics}, gpu_in_words())
+            arguments.out.write_text(json.dumps(document, indent=1) + "\n")
+    print(json.dumps(ratios(metrics), indent=1), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""plugin: a benchmark's SGLang plugin that puts synthetic page scores in the place of the model's."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = "RHEO_BENCH_LOCALITY"
+"""JSON: ``result`` (the fitted parameters' file), ``page_size``, and ``switch``, a file: scores are synthetic while it
+exists."""
+ENTRY_POINT = "[sglang.srt.plugins]\nrheo-bench-locality = locality.plugin:register\n"
+
+
+def install(folder: Path) -> None:
+    """Make SGLang find this plugin in processes that have ``folder`` and ``scripts`` on their path."""
+    info = folder / "rheo_bench_locality-0.dist-info"
+    info.mkdir(parents=True, exist_ok=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: rheo-bench-locality\nVersion: 0\n")
+    (info / "entry_points.txt").write_text(ENTRY_POINT)
+
+
+def register() -> None:
+    """Wrap the decode path's scoring, where the environment asks for it."""
+    if ENVIRONMENT not in os.environ:
+        return
+    import torch
+    from locality.kernel import locality_scores
+    from locality.process import Locality
+
+    from rheo_sglang.cuda.decode import CudaDecode
+
+    settings = json.loads(os.environ[ENVIRONMENT])
+    switch = Path(settings["switch"])
+    metrics = json.loads(Path(settings["result"]).read_text())["metrics"]
+    locality = Locality.from_json(metrics[f"page{settings['page_size']}"]["parameters"])
+    prepare, score = CudaDecode.prepare, CudaDecode._score
+    active: dict[int, torch.Tensor] = {}
+    seeds: dict[int, torch.Tensor] = {}
+
+    def prepare_and_switch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        variant = prepare(self, *args, **kwargs)
+        pages = self.step.batch.num_pages
+        count = pages.shape[0]
+        if count not in active:
+            active[count] = torch.zeros_like(pages)
+            seeds[count] = torch.arange(count, dtype=torch.int32, device=pages.device)
+        active[count].copy_(pages).mul_(int(switch.exists()))
+        return variant
+
+    def score_and_replace(self: Any, layer: int, step: Any, *args: Any) -> None:
+        score(self, layer, step, *args)
+        count = step.batch.num_pages.shape[0]
+        locality_scores(step.scores, active[count], self.table.step, layer, seeds[count], locality)
+
+    CudaDecode.prepare, CudaDecode._score = prepare_and_switch, score_and_replace  # type: ignore[method-assign]

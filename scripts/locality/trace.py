@@ -1,0 +1,147 @@
+"""trace: page scores of a real model over the decode steps that follow a long prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from rheo_kernels.reference.metadata import fold_chunk
+from rheo_kernels.reference.score import score
+
+ATTENTION = "recorded"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Queries and keys of one continuation.
+
+    Attributes
+    ----------
+    queries
+        Rotated queries of every decode step, ``[steps, L, Hq, D]``, float32.
+    keys
+        Rotated keys of the prompt and the continuation, ``[L, H, T, D]``, float32.
+    tokens
+        The continuation, ``steps + 1`` token ids, of which the model read all but the last.
+    """
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    tokens: list[int]
+
+    def save(self, path: Path) -> None:
+        """Write the trace to `path`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"queries": self.queries, "keys": self.keys, "tokens": self.tokens}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Trace:
+        """Read a trace that `save` wrote."""
+        return cls(**torch.load(path))
+
+
+class QueryRecorder:
+    """Attention function that keeps the queries of every single-token forward pass.
+
+    It is registered with ``transformers`` under `ATTENTION`; scaled dot-product attention does the work.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[list[torch.Tensor]] = []
+
+    def __call__(
+        self, module: Any, query: torch.Tensor, *rest: Any, **keywords: Any
+    ) -> tuple[torch.Tensor, None]:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        if query.shape[2] == 1:
+            if module.layer_idx == 0:
+                self.steps.append([])
+            self.steps[-1].append(query[0, :, 0].clone())
+        return sdpa_attention_forward(module, query, *rest, **keywords)
+
+    def queries(self) -> torch.Tensor:
+        """What was recorded, ``[steps, L, Hq, D]``."""
+        return torch.stack([torch.stack(step) for step in self.steps])
+
+
+@torch.inference_mode()
+def record(
+    model_path: Path, prompts: list[list[int]], steps: int, continuations: list[list[int]] | None = None
+) -> list[Trace]:
+    """Decode after every prompt for `steps` steps, one token at a time, in fp32 on the CPU.
+
+    Parameters
+    ----------
+    model_path
+        Checkpoint of a decoder that ``transformers`` knows.
+    prompts
+        Token ids of each prompt.
+    steps
+        Decode steps after the one token that the prompt itself yields.
+    continuations
+        Tokens to decode, at least ``steps + 1`` for each prompt; greedy ones when omitted.
+    """
+    from transformers import AttentionInterface, AutoModelForCausalLM
+
+    recorder = QueryRecorder()
+    AttentionInterface.register(ATTENTION, recorder)
+    model = AutoModelForCausalLM.from_pretrained(
+        model_path, dtype=torch.float32, attn_implementation=ATTENTION
+    ).eval()
+    traces = []
+    for index, prompt in enumerate(tqdm(prompts, desc="traces", unit="prompt", leave=False, disable=None)):
+        recorder.steps.clear()
+        tokens: list[int] = []
+        output = model(torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
+        for step in range(steps + 1):
+            if continuations is None:
+                tokens.append(int(output.logits[0, -1].argmax()))
+            else:
+                tokens.append(continuations[index][step])
+            if step < steps:
+                output = model(
+                    torch.tensor([tokens[-1:]]), past_key_values=output.past_key_values, use_cache=True
+                )
+        keys = torch.stack([layer.keys[0] for layer in output.past_key_values.layers])
+        traces.append(Trace(recorder.queries(), keys, tokens))
+    return traces
+
+
+def page_scores(trace: Trace, page_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quest's page scores at every decode step, from the metadata that a cache would hold at that step.
+
+    Pages are written once, so that the metadata of the last step serves all steps: what it says too early is
+    said of the page being written, which is selected whatever its score.
+
+    Parameters
+    ----------
+    trace
+        What the model did.
+    page_size
+        Tokens a page.
+
+    Returns
+    -------
+    scores : torch.Tensor
+        ``[steps, L, H, M]``, float32; ``-inf`` for pages that a step does not have yet.
+    num_pages : torch.Tensor
+        Pages at each step, ``[steps]``, int32.
+    """
+    steps, layers, _, dim = trace.queries.shape
+    heads, total = trace.keys.shape[1:3]
+    position = torch.arange(total)
+    width = -(-total // page_size)
+    tokens = position[-steps:] + 1
+    num_pages = ((tokens + page_size - 1) // page_size).to(torch.int32)
+    pages = torch.arange(width, dtype=torch.int32).expand(steps, width)
+    scores = torch.empty((steps, layers, heads, width))
+    for layer in range(layers):
+        metadata = torch.zeros((heads, width, 2, dim))
+        fold_chunk(metadata, position // page_size, position % page_size, trace.keys[layer])
+        score(trace.queries[:, layer], metadata, pages, num_pages, dim**-0.5, "mean", scores[:, layer])
+    return scores, num_pages
