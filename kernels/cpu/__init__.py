@@ -1,0 +1,17 @@
+"""cpu: decode attention over host pages on the CPU, in C++; importable without CUDA.
+
+Layouts, shape letters and results are those of ``rheo_kernels.reference``. Environment variables:
+
+``RHEO_CPU_ISA``
+    Widest instruction-set variant to use: ``amx_bf16``, ``avx512_bf16``, ``avx512f``, ``avx2`` or ``generic``.
+    Without it the widest one that the machine has. The two bfloat16 variants take bfloat16 pages and queries;
+    other dtypes go to the next narrower one.
+``RHEO_CPU_THREADS``
+    Threads, the caller among them. Without it one per CPU of the process's affinity mask.
+"""
+
+from rheo_kernels.cpu.attend import attend
+from rheo_kernels.cpu.settings import available_isas, default_threads
+from rheo_kernels.cpu.task import Task
+
+__all__ = ["Task", "attend", "available_isas", "default_threads"]

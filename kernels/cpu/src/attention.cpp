@@ -1,0 +1,237 @@
+#include "attention.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "numeric.hpp"
+#include "pool.hpp"
+
+namespace rheo {
+namespace {
+
+// Shorter runs balance better, but each may leave two partials to merge.
+constexpr int64_t kPagesPerRun = 4;
+
+struct Columns {
+    int first, last;
+};
+
+Columns columns_of(const Problem& problem, int row) {
+    const int first = problem.first ? problem.first[row] : 0;
+    const int last = problem.last ? problem.last[row] : problem.columns;
+    return {std::max(first, 0), std::min(last, problem.columns)};
+}
+
+const int32_t* row_of(const int32_t* array, int64_t request_stride, int64_t head_stride, int heads, int row) {
+    return array + row / heads * request_stride + row % heads * head_stride;
+}
+
+const int32_t* index_of(const Problem& p, int row) {
+    return row_of(p.index, p.index_request_stride, p.index_head_stride, p.shape.heads, row);
+}
+
+const int32_t* valid_of(const Problem& p, int row) {
+    return row_of(p.valid, p.valid_request_stride, p.valid_head_stride, p.shape.heads, row);
+}
+
+}  // namespace
+
+// Walks the listed pages of all rows in order.
+class Attention::Cursor {
+  public:
+    Cursor(const Problem& problem, int row, int64_t skip) : problem_(problem) {
+        enter(row);
+        while (skip-- > 0) next();
+    }
+
+    // The next listed page; there must be one.
+    Listed next() {
+        for (;;) {
+            for (; column_ < columns_.last; ++column_) {
+                if (index_[column_] < 0 || index_[column_] >= problem_.num_blocks || valid_[column_] <= 0)
+                    continue;
+                const int64_t element = problem_.block_head_stride * (row_ % problem_.shape.heads) +
+                                        problem_.block_stride * index_[column_];
+                const int valid = std::min(valid_[column_], problem_.shape.page_size);
+                ++column_;
+                return {problem_.blocks + element * static_cast<int64_t>(element_size(problem_.shape.kv)),
+                        valid};
+            }
+            enter(row_ + 1);
+        }
+    }
+
+  private:
+    void enter(int row) {
+        row_ = row;
+        columns_ = columns_of(problem_, row);
+        column_ = columns_.first;
+        index_ = index_of(problem_, row);
+        valid_ = valid_of(problem_, row);
+    }
+
+    const Problem& problem_;
+    int row_;
+    Columns columns_;
+    int column_;
+    const int32_t* index_;
+    const int32_t* valid_;
+};
+
+Attention::Attention(const Problem& problem, Workspace& workspace, int threads, std::optional<Isa> limit)
+    : problem_(problem),
+      workspace_(workspace),
+      choice_(choose_kernel(problem.shape, limit)),
+      threads_(threads) {
+    workspace_.reserve(problem.shape, problem.max_batch * problem.shape.heads, threads);
+    Pool::instance().reserve(threads);
+}
+
+void Attention::run() noexcept {
+    rows_ = std::clamp(*problem_.batch, 0, problem_.max_batch) * problem_.shape.heads;
+    total_ = count_pages(rows_);
+    if (total_ == 0) return;
+    const int64_t most = std::min<int64_t>(total_, static_cast<int64_t>(workspace_.max_runs()));
+    runs_ =
+        static_cast<int>(std::clamp<int64_t>(total_ / kPagesPerRun, std::min<int64_t>(threads_, most), most));
+    const auto body = [](void* self, int participant, int run) {
+        static_cast<Attention*>(self)->process(participant, run);
+    };
+    Pool::instance().run(threads_, runs_, body, this);
+}
+
+int64_t Attention::count_pages(int rows) {
+    int64_t* offsets = workspace_.offsets();
+    const int64_t num_blocks = problem_.num_blocks;
+    int64_t total = 0;
+    for (int row = 0; row < rows; ++row) {
+        offsets[row] = total;
+        const Columns columns = columns_of(problem_, row);
+        const int32_t* index = index_of(problem_, row);
+        const int32_t* valid = valid_of(problem_, row);
+        int listed = 0, missing = 0;
+        for (int column = columns.first; column < columns.last; ++column) {
+            const bool attended = (index[column] >= 0) & (valid[column] > 0);
+            const bool exists = index[column] < num_blocks;
+            listed += attended & exists;
+            missing += attended & !exists;
+        }
+        total += listed;
+        missing_blocks_ += missing;
+        if (listed == 0) write_empty(row);
+    }
+    offsets[rows] = total;
+    return total;
+}
+
+void Attention::write_empty(int row) {
+    std::memset(problem_.out + row * problem_.row_elements(), 0, problem_.row_elements() * sizeof(float));
+    std::fill_n(problem_.lse + static_cast<int64_t>(row) * problem_.shape.group, problem_.shape.group,
+                -std::numeric_limits<float>::infinity());
+}
+
+void Attention::process(int participant, int run) {
+    const int64_t* offsets = workspace_.offsets();
+    const Shape& shape = problem_.shape;
+    Scratch& scratch = workspace_.scratch(participant);
+    int64_t position = begin_of(run);
+    const int64_t begin = position, end = begin_of(run + 1);
+    int row = static_cast<int>(std::upper_bound(offsets, offsets + rows_ + 1, position) - offsets) - 1;
+    Cursor cursor(problem_, row, position - offsets[row]);
+    Listed page = cursor.next();
+
+    if (choice_.kernel->begin) choice_.kernel->begin(shape);
+    for (; position < end; ++row) {
+        const int64_t row_begin = offsets[row], row_end = offsets[row + 1];
+        if (row_begin == row_end) continue;
+        const bool whole = row_begin >= begin && row_end <= end;
+        State& state = whole ? scratch.state : workspace_.partial(run, row_begin < begin ? 0 : 1);
+        std::fill_n(state.max, shape.group, -std::numeric_limits<float>::infinity());
+        std::fill_n(state.sum, shape.group, 0.0f);
+        std::memset(state.mixed, 0, problem_.row_elements() * sizeof(float));
+        load_query(row, scratch);
+        for (const int64_t stop = std::min(row_end, end); position < stop; ++position) {
+            const Listed next = position + 1 < end ? cursor.next() : page;
+            choice_.kernel->attend(shape, {page.block, next.block, page.valid}, scratch, state);
+            page = next;
+        }
+        if (whole)
+            finish(row, state);
+        else
+            arrive(row, participant);
+    }
+    if (choice_.kernel->end) choice_.kernel->end();
+}
+
+void Attention::load_query(int row, Scratch& scratch) const {
+    const Shape& shape = problem_.shape;
+    const int request = row / shape.heads, head = row % shape.heads;
+    const size_t padded = (shape.dim + 31) / 32 * 32;
+    for (int g = 0; g < shape.group; ++g) {
+        const int64_t element = request * problem_.query_request_stride +
+                                (static_cast<int64_t>(head) * shape.group + g) * problem_.query_head_stride;
+        const std::byte* source = problem_.query + element * static_cast<int64_t>(element_size(shape.query));
+        float* query = scratch.query + g * shape.dim;
+        if (shape.query == Dtype::float32) {
+            std::memcpy(query, source, shape.dim * sizeof(float));
+            continue;
+        }
+        const auto* narrow = reinterpret_cast<const uint16_t*>(source);
+        if (shape.query == Dtype::bfloat16) {
+            std::memcpy(scratch.query_bf16 + g * padded, narrow, shape.dim * sizeof(uint16_t));
+            for (int d = 0; d < shape.dim; ++d) query[d] = bfloat16_to_float(narrow[d]);
+        } else {
+            for (int d = 0; d < shape.dim; ++d) query[d] = float16_to_float(narrow[d]);
+        }
+    }
+}
+
+void Attention::finish(int row, const State& state) {
+    const Shape& shape = problem_.shape;
+    for (int g = 0; g < shape.group; ++g) {
+        const int64_t query = static_cast<int64_t>(row) * shape.group + g;
+        const float factor = 1.0f / state.sum[g];
+        const float* mixed = state.mixed + g * shape.dim;
+        float* out = problem_.out + query * shape.dim;
+        for (int d = 0; d < shape.dim; ++d) out[d] = mixed[d] * factor;
+        problem_.lse[query] = state.max[g] + std::log(state.sum[g]);
+    }
+}
+
+// Counts the runs of a row that are ready; the last one merges them.
+void Attention::arrive(int row, int participant) {
+    const int64_t* offsets = workspace_.offsets();
+    const int first = run_of(offsets[row]), last = run_of(offsets[row + 1] - 1);
+    std::atomic<int32_t>& arrived = workspace_.arrived()[row];
+    if (arrived.fetch_add(1, std::memory_order_acq_rel) < last - first) return;
+    arrived.store(0, std::memory_order_relaxed);
+    merge(row, first, last, workspace_.scratch(participant).state);
+}
+
+void Attention::merge(int row, int first_run, int last_run, State& total) {
+    const Shape& shape = problem_.shape;
+    const int64_t row_begin = workspace_.offsets()[row];
+    const auto partial = [&](int run) -> const State& {
+        return workspace_.partial(run, row_begin < begin_of(run) ? 0 : 1);
+    };
+    for (int g = 0; g < shape.group; ++g) {
+        float top = -std::numeric_limits<float>::infinity();
+        for (int run = first_run; run <= last_run; ++run) top = std::max(top, partial(run).max[g]);
+        float sum = 0.0f;
+        float* mixed = total.mixed + g * shape.dim;
+        std::fill_n(mixed, shape.dim, 0.0f);
+        for (int run = first_run; run <= last_run; ++run) {
+            const State& part = partial(run);
+            const float weight = std::exp(part.max[g] - top);
+            sum += weight * part.sum[g];
+            for (int d = 0; d < shape.dim; ++d) mixed[d] += weight * part.mixed[g * shape.dim + d];
+        }
+        total.max[g] = top;
+        total.sum[g] = sum;
+    }
+    finish(row, total);
+}
+
+}  // namespace rheo

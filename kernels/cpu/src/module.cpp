@@ -1,0 +1,136 @@
+// module: the Python binding. Arrays come as addresses and strides; the Python side has checked them.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <string>
+
+#include "attention.hpp"
+#include "pool.hpp"
+#include "read.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+// What a CUDA graph's host-function node calls with a task's address: no Python, no GIL.
+extern "C" void rheo_cpu_run_task(void* task) {
+    static_cast<rheo::Attention*>(task)->run();
+}
+
+namespace rheo {
+namespace {
+
+std::optional<Isa> parse_limit(const std::optional<std::string>& name) {
+    return name ? std::optional(parse_isa(*name)) : std::nullopt;
+}
+
+template <class T>
+T* pointer(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+Problem make_problem(int heads, int group, int dim, int page_size, Dtype kv, Dtype query_dtype, float scale,
+                     uintptr_t query, int64_t query_request_stride, int64_t query_head_stride,
+                     uintptr_t blocks, int64_t block_head_stride, int64_t block_stride, int64_t num_blocks,
+                     uintptr_t index, int64_t index_request_stride, int64_t index_head_stride,
+                     uintptr_t valid, int64_t valid_request_stride, int64_t valid_head_stride, int columns,
+                     uintptr_t first, uintptr_t last, uintptr_t out, uintptr_t lse, uintptr_t batch,
+                     int max_batch) {
+    return {
+        .shape = {heads, group, dim, page_size, kv, query_dtype, scale},
+        .query = pointer<const std::byte>(query),
+        .query_request_stride = query_request_stride,
+        .query_head_stride = query_head_stride,
+        .blocks = pointer<const std::byte>(blocks),
+        .block_head_stride = block_head_stride,
+        .block_stride = block_stride,
+        .num_blocks = num_blocks,
+        .index = pointer<const int32_t>(index),
+        .index_request_stride = index_request_stride,
+        .index_head_stride = index_head_stride,
+        .valid = pointer<const int32_t>(valid),
+        .valid_request_stride = valid_request_stride,
+        .valid_head_stride = valid_head_stride,
+        .columns = columns,
+        .first = pointer<const int32_t>(first),
+        .last = pointer<const int32_t>(last),
+        .out = pointer<float>(out),
+        .lse = pointer<float>(lse),
+        .batch = pointer<const int32_t>(batch),
+        .max_batch = max_batch,
+    };
+}
+
+// An attention call whose operands stay where they are; it owns its buffers.
+class Task {
+  public:
+    Task(const Problem& problem, int threads, const std::optional<std::string>& isa)
+        : attention_(problem, workspace_, threads, parse_limit(isa)) {}
+
+    void run() { rheo_cpu_run_task(&attention_); }
+    uintptr_t address() { return reinterpret_cast<uintptr_t>(&attention_); }
+    const Attention& attention() const { return attention_; }
+
+  private:
+    Workspace workspace_;
+    Attention attention_;
+};
+
+// Attends once, with buffers that stay with the calling thread. Returns the number of blocks that do not
+// exist.
+int64_t attend(const Problem& problem, int threads, const std::optional<std::string>& isa) {
+    static thread_local Workspace workspace;
+    Attention attention(problem, workspace, threads, parse_limit(isa));
+    attention.run();
+    return attention.missing_blocks();
+}
+
+std::vector<std::string> isas() {
+    std::vector<std::string> names;
+    for (Isa isa : available_isas()) names.emplace_back(isa_name(isa));
+    return names;
+}
+
+}  // namespace
+}  // namespace rheo
+
+NB_MODULE(_native, m) {
+    using namespace rheo;
+    using without_gil = nb::call_guard<nb::gil_scoped_release>;
+
+    nb::enum_<Dtype>(m, "Dtype")
+        .value("float32", Dtype::float32)
+        .value("bfloat16", Dtype::bfloat16)
+        .value("float16", Dtype::float16);
+
+    nb::class_<Problem>(m, "Problem");
+    m.def("problem", &make_problem, nb::kw_only(), "heads"_a, "group"_a, "dim"_a, "page_size"_a, "kv"_a,
+          "query_dtype"_a, "scale"_a, "query"_a, "query_request_stride"_a, "query_head_stride"_a, "blocks"_a,
+          "block_head_stride"_a, "block_stride"_a, "num_blocks"_a, "index"_a, "index_request_stride"_a,
+          "index_head_stride"_a, "valid"_a, "valid_request_stride"_a, "valid_head_stride"_a, "columns"_a,
+          "first"_a, "last"_a, "out"_a, "lse"_a, "batch"_a, "max_batch"_a);
+
+    nb::class_<Task>(m, "Task")
+        .def(nb::init<const Problem&, int, const std::optional<std::string>&>(), "problem"_a, "threads"_a,
+             "isa"_a.none())
+        .def("run", &Task::run, without_gil())
+        .def_prop_ro("address", &Task::address)
+        .def_prop_ro("isa", [](const Task& task) { return isa_name(task.attention().isa()); })
+        .def_prop_ro("threads", [](const Task& task) { return task.attention().threads(); })
+        .def_prop_ro("missing_blocks", [](const Task& task) { return task.attention().missing_blocks(); });
+    m.attr("task_function") = reinterpret_cast<uintptr_t>(&rheo_cpu_run_task);
+
+    m.def("attend", &attend, "problem"_a, "threads"_a, "isa"_a.none(), without_gil());
+    m.def("isas", &isas);
+    m.def("cpus", [] { return Pool::instance().cpus(); });
+    m.attr("max_threads") = Pool::kMaxThreads;
+    m.def(
+        "read_blocks",
+        [](uintptr_t base, uintptr_t offsets, int64_t count, size_t bytes, int threads, bool prefetch) {
+            return read_blocks(pointer<const std::byte>(base), pointer<const int64_t>(offsets), count, bytes,
+                               threads, prefetch);
+        },
+        "base"_a, "offsets"_a, "count"_a, "bytes"_a, "threads"_a, "prefetch"_a, without_gil());
+}

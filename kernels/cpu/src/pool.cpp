@@ -1,0 +1,147 @@
+#include "pool.hpp"
+
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <climits>
+#include <csignal>
+#include <string>
+#include <thread>
+
+#include "topology.hpp"
+
+namespace rheo {
+namespace {
+
+// Longer than the gap between two layers of a decode step, shorter than what an idle server should burn.
+constexpr std::chrono::microseconds kSpin{1000};
+constexpr int kSpinsPerLook = 64;
+
+std::atomic<Pool*> current{nullptr};
+
+void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// Waits for what other running threads are about to do; yields now and then in case they have no core.
+template <class Condition>
+void spin_until(const Condition& condition) {
+    for (int spins = 1; !condition(); ++spins) {
+        pause();
+        if (spins % kSpinsPerLook == 0) sched_yield();
+    }
+}
+
+long futex(std::atomic<uint32_t>& word, int operation, uint32_t value) {
+    return syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), operation | FUTEX_PRIVATE_FLAG, value,
+                   nullptr, nullptr, 0);
+}
+
+void pin_and_name(int cpu, int index) {
+    cpu_set_t mask;
+    CPU_ZERO(&mask);
+    CPU_SET(cpu, &mask);
+    pthread_setaffinity_np(pthread_self(), sizeof mask, &mask);
+    pthread_setname_np(pthread_self(), ("rheo-cpu-" + std::to_string(index + 1)).c_str());
+}
+
+}  // namespace
+
+Pool::Pool() : placement_(placement_order()), workers_(new Worker[kMaxThreads]) {}
+
+Pool& Pool::instance() {
+    static const int registered = pthread_atfork(nullptr, nullptr, [] { current.store(nullptr); });
+    (void)registered;
+    Pool* pool = current.load(std::memory_order_acquire);
+    if (pool) return *pool;
+    auto fresh = std::unique_ptr<Pool>(new Pool);
+    if (current.compare_exchange_strong(pool, fresh.get())) pool = fresh.release();
+    return *pool;
+}
+
+void Pool::reserve(int participants) {
+    const int wanted = std::min(participants, kMaxThreads) - 1;
+    if (size_.load(std::memory_order_acquire) >= wanted) return;
+    const std::lock_guard lock(one_job_);
+    // Python's signal handlers belong on its own threads.
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    for (int index = size_.load(); index < wanted; ++index) {
+        std::thread([this, index] { work(index); }).detach();
+        size_.store(index + 1, std::memory_order_release);
+    }
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+uint32_t Pool::wait_for_job(uint32_t seen) {
+    const auto begin = std::chrono::steady_clock::now();
+    const bool may_spin = size_.load(std::memory_order_relaxed) < cpus();
+    for (int spins = 1;; ++spins) {
+        const uint32_t epoch = epoch_.load(std::memory_order_acquire);
+        if (epoch != seen) return epoch;
+        pause();
+        if (may_spin && (spins % kSpinsPerLook != 0 || std::chrono::steady_clock::now() - begin < kSpin))
+            continue;
+        sleepers_.fetch_add(1);
+        if (epoch_.load() == seen) futex(epoch_, FUTEX_WAIT, seen);
+        sleepers_.fetch_sub(1);
+    }
+}
+
+void Pool::work(int index) {
+    pin_and_name(placement_[(index + 1) % placement_.size()], index);
+    Worker& self = workers_[index];
+    for (uint32_t epoch = 0;;) {
+        epoch = wait_for_job(epoch);
+        // Announce first, then look whether the job is still open: its caller closes it first and then looks
+        // who is inside, so one of the two sees the other.
+        self.inside.store(epoch);
+        if (open_.load() == epoch && index < helpers_.load(std::memory_order_relaxed)) take_chunks(index + 1);
+        self.inside.store(0, std::memory_order_release);
+    }
+}
+
+void Pool::take_chunks(int participant) {
+    int done = 0;
+    for (int chunk; (chunk = next_chunk_.fetch_add(1, std::memory_order_relaxed)) < chunks_; ++done)
+        body_(context_, participant, chunk);
+    if (done > 0) done_chunks_.fetch_add(done, std::memory_order_release);
+}
+
+void Pool::run(int participants, int chunks, Body body, void* context) {
+    if (participants <= 1 || chunks <= 1) {
+        for (int chunk = 0; chunk < chunks; ++chunk) body(context, 0, chunk);
+        return;
+    }
+    reserve(participants);
+    const std::lock_guard lock(one_job_);
+    body_ = body;
+    context_ = context;
+    chunks_ = chunks;
+    helpers_.store(participants - 1, std::memory_order_relaxed);
+    next_chunk_.store(0, std::memory_order_relaxed);
+    done_chunks_.store(0, std::memory_order_relaxed);
+    uint32_t epoch = epoch_.load(std::memory_order_relaxed) + 1;
+    if (epoch == 0) epoch = 1;
+    open_.store(epoch);
+    epoch_.store(epoch);
+    if (sleepers_.load() > 0) futex(epoch_, FUTEX_WAKE, INT_MAX);
+
+    take_chunks(0);
+    spin_until([&] { return done_chunks_.load(std::memory_order_acquire) == chunks; });
+    open_.store(0);
+    for (int index = 0; index < size_.load(std::memory_order_relaxed); ++index)
+        spin_until([&] { return workers_[index].inside.load() != epoch; });
+}
+
+}  // namespace rheo

@@ -1,0 +1,67 @@
+// pool: persistent threads pinned to cores that share out the chunks of one job at a time.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+namespace rheo {
+
+// The caller is participant 0 and works too; worker i is participant i + 1 and pinned to the CPU at i + 1 of
+// placement_order(), which leaves the first for the caller (it is not pinned: the thread is not ours).
+//
+// Workers spin for a while after a job, so that the layers of one decode step pay no wake-up, and then sleep
+// on a futex. Chunks are taken one at a time from a counter: a worker that wakes late or lost its core delays
+// nobody.
+class Pool {
+  public:
+    using Body = void (*)(void* context, int participant, int chunk);
+
+    static constexpr int kMaxThreads = 1024;
+
+    // The process's pool. It is never destroyed, so that its threads may outlive static destructors, and made
+    // anew in a forked child, which inherits no threads.
+    static Pool& instance();
+
+    // CPUs of the affinity mask at the time the pool was made.
+    int cpus() const { return static_cast<int>(placement_.size()); }
+
+    // Starts threads, so that jobs of this many participants start none. At most kMaxThreads.
+    void reserve(int participants);
+
+    // Calls body(context, participant, chunk) once for every chunk of 0 .. chunks - 1 and returns when all
+    // calls have. Jobs of concurrent callers run one after the other.
+    void run(int participants, int chunks, Body body, void* context);
+
+  private:
+    // One cache line each: written by the worker, read by callers.
+    struct alignas(64) Worker {
+        std::atomic<uint32_t> inside{0};
+    };
+
+    Pool();
+    void work(int index);
+    uint32_t wait_for_job(uint32_t seen);
+    void take_chunks(int participant);
+
+    std::vector<int> placement_;
+    std::mutex one_job_;
+    const std::unique_ptr<Worker[]> workers_;
+    std::atomic<int> size_{0};  // workers started
+
+    // Written between jobs only, while no worker is inside.
+    Body body_ = nullptr;
+    void* context_ = nullptr;
+    int chunks_ = 0;
+    std::atomic<int> helpers_{0};
+
+    alignas(64) std::atomic<uint32_t> epoch_{0};  // number of the latest job; what sleepers wait on
+    alignas(64) std::atomic<uint32_t> open_{0};   // number of the job that may be entered, 0 = none
+    alignas(64) std::atomic<int> next_chunk_{0};
+    alignas(64) std::atomic<int> done_chunks_{0};
+    alignas(64) std::atomic<int> sleepers_{0};
+};
+
+}  // namespace rheo

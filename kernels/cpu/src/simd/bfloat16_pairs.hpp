@@ -1,0 +1,59 @@
+// bfloat16_pairs: two rows interleaved element by element, the operand of bfloat16 dot products.
+#pragma once
+
+#include "avx512.hpp"
+#include "softmax.hpp"
+
+namespace rheo {
+namespace {
+
+// Interleaves 16 n elements of two rows into n vectors of (row a, row b) pairs.
+//
+// n = 2 takes one unpack per loaded line. An unpack works within 128-bit lanes, so the pairs come in an order
+// that `natural_pairs` undoes on the sums; n = 1 keeps the order.
+template <int n>
+inline void load_pairs(const uint16_t* a, const uint16_t* b, __m512i (&pairs)[n]) {
+    if constexpr (n == 2) {
+        const __m512i row_a = _mm512_loadu_si512(a);
+        const __m512i row_b = _mm512_loadu_si512(b);
+        pairs[0] = _mm512_unpacklo_epi16(row_a, row_b);
+        pairs[1] = _mm512_unpackhi_epi16(row_a, row_b);
+    } else {
+        const __m256i row_a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
+        const __m256i row_b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
+        const __m512i wide_b = _mm512_slli_epi32(_mm512_cvtepu16_epi32(row_b), 16);
+        pairs[0] = _mm512_or_si512(_mm512_cvtepu16_epi32(row_a), wide_b);
+    }
+}
+
+template <int n>
+inline void natural_pairs(__m512 (&sums)[n]) {
+    if constexpr (n == 2) {
+        const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+        const __m512i high = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+        const __m512 first = sums[0];
+        sums[0] = _mm512_permutex2var_ps(first, low, sums[1]);
+        sums[1] = _mm512_permutex2var_ps(first, high, sums[1]);
+    }
+}
+
+// The second row of the last pair where the number of valid tokens is odd: what is stored there may be NaN.
+alignas(64) const uint16_t zero_row[32] = {};
+
+constexpr int padded_to_32(int length) {
+    return (length + 31) / 32 * 32;
+}
+
+// Weights rounded to bfloat16, [G, P padded to 32].
+struct Bfloat16Weights {
+    template <class S>
+    static __m512 store(const Shape& shape, Scratch& scratch, int g, int token, __m512 w) {
+        const __m256i narrow = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(w));
+        uint16_t* row = scratch.weights_bf16 + g * padded_to_32(shape.page_size);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + token), narrow);
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
+    }
+};
+
+}  // namespace
+}  // namespace rheo

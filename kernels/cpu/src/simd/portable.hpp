@@ -1,0 +1,77 @@
+// portable: four float lanes as the compilers' vector type, which every architecture has.
+#pragma once
+
+#include <cstring>
+
+#include "../numeric.hpp"
+#include "../shape.hpp"
+
+namespace rheo {
+namespace {
+
+template <Dtype kv>
+struct PortableElement {
+    using type = uint16_t;
+};
+template <>
+struct PortableElement<Dtype::float32> {
+    using type = float;
+};
+
+struct Portable {
+    static constexpr int width = 4;
+    static constexpr int group_chunk = 4;
+    using Vec = float __attribute__((vector_size(16)));
+    using Mask = int32_t __attribute__((vector_size(16)));
+    template <Dtype kv>
+    using Element = typename PortableElement<kv>::type;
+
+    static Vec set1(float x) { return Vec{x, x, x, x}; }
+    static Vec load(const float* p) {
+        Vec x;
+        std::memcpy(&x, p, sizeof x);
+        return x;
+    }
+    static void store(float* p, Vec x) { std::memcpy(p, &x, sizeof x); }
+    static Vec add(Vec a, Vec b) { return a + b; }
+    static Vec sub(Vec a, Vec b) { return a - b; }
+    static Vec mul(Vec a, Vec b) { return a * b; }
+    static Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+    // The second operand where either is NaN, as x86's maximum.
+    static Vec max(Vec a, Vec b) { return a > b ? a : b; }
+    // Adding 1.5 * 2^23 leaves no fraction bits; exact for |x| < 2^22.
+    static Vec round(Vec x) { return (x + 0x1.8p23f) - 0x1.8p23f; }
+    static Vec scale_by_power(Vec x, Vec n) {
+        const Mask power = (__builtin_convertvector(n, Mask) + 127) << 23;
+        return x * reinterpret_cast<Vec>(power);
+    }
+    static Vec zero_below(Vec x, Vec bound, Vec value) { return x < bound ? Vec{} : value; }
+    static Vec keep_first(Vec x, int count, float otherwise) {
+        return Mask{0, 1, 2, 3} < count ? x : set1(otherwise);
+    }
+    static float reduce_max(Vec x) {
+        const Vec pairs = max(x, Vec{x[2], x[3], x[0], x[1]});
+        return pairs[0] > pairs[1] ? pairs[0] : pairs[1];
+    }
+    static float reduce_add(Vec x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+
+    template <Dtype kv, int n>
+    static void load_kv(const Element<kv>* p, Vec (&rows)[n]) {
+        for (int i = 0; i < n; ++i) {
+            const auto* row = p + i * width;
+            if constexpr (kv == Dtype::float32) {
+                rows[i] = load(row);
+            } else if constexpr (kv == Dtype::bfloat16) {
+                const Mask wide{row[0], row[1], row[2], row[3]};
+                rows[i] = reinterpret_cast<Vec>(wide << 16);
+            } else {
+                for (int lane = 0; lane < width; ++lane) rows[i][lane] = float16_to_float(row[lane]);
+            }
+        }
+    }
+    template <Dtype kv, int n>
+    static void natural(Vec (&)[n]) {}
+};
+
+}  // namespace
+}  // namespace rheo

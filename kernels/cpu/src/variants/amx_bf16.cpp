@@ -1,0 +1,46 @@
+// amx_bf16: the variant for AMX-BF16 tiles, bfloat16 KV and queries.
+#include "../simd/tile_page.hpp"
+
+namespace rheo::amx_bf16 {
+namespace {
+
+// The instructions themselves rather than the compiler's intrinsics: those of GCC take literal tile numbers
+// only and do not tell the compiler that they read and write memory.
+struct HardwareTiles {
+    template <int tile>
+    static void zero() {
+        asm volatile("tilezero %%tmm%c0" : : "i"(tile));
+    }
+    template <int tile>
+    static void load(const void* base, size_t stride) {
+        asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(base), "r"(stride), "i"(tile) : "memory");
+    }
+    template <int tile>
+    static void store(void* base, size_t stride) {
+        asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(base), "r"(stride), "i"(tile) : "memory");
+    }
+    // AT&T order: right operand, left operand, sum.
+    template <int sum, int left, int right>
+    static void dot() {
+        asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(left), "i"(right));
+    }
+};
+
+void begin(const Shape& shape) {
+    const TileConfiguration configuration = tile_configuration(shape);
+    asm volatile("ldtilecfg %0" : : "m"(configuration));
+}
+
+// Without live tiles the kernel has nothing of them to save at a context switch.
+void end() {
+    asm volatile("tilerelease");
+}
+
+}  // namespace
+
+const PageKernel* page_kernel(const Shape& shape) {
+    static constexpr PageKernel kernel{begin, attend_page_with_tiles<HardwareTiles>, end};
+    return shape.kv == Dtype::bfloat16 && shape.query == Dtype::bfloat16 ? &kernel : nullptr;
+}
+
+}  // namespace rheo::amx_bf16
