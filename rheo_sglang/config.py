@@ -58,6 +58,8 @@ class RheoConfig:
     """Which pages keep their frames."""
     miss_mode: Literal["split", "fetch"] = "split"
     """Missed pages are attended where they are, or brought into frames first."""
+    cpu_threads: int | None = None
+    """Threads that attend misses on the CPU; by default all cores but two."""
     host_pool_gib: float | None = None
     """Size of the host pool in GiB."""
     host_pool_ratio: float | None = None
@@ -85,6 +87,8 @@ class RheoConfig:
         for name in ("host_pool_gib", "host_pool_ratio", "frame_pool_gib", "frame_pool_tokens"):
             if getattr(self, name) is not None:
                 _in_range(name, getattr(self, name), low=0, open_low=True)
+        if self.cpu_threads is not None:
+            _in_range("cpu_threads", self.cpu_threads, low=1, high=256)
         if self.budget_max_pages is not None and self.budget_max_pages < self.budget_min_pages:
             reject(
                 "budget_max_pages",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from rheo_kernels.reference import append, attend, merge, rank_normalise, resolve, save, update_importance
+from rheo_kernels import cpu, reference
+from rheo_kernels.reference import append, merge, rank_normalise, resolve, save, update_importance
 from rheo_sglang.batch import DecodeBatch
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.page_table import PageTable
@@ -49,6 +50,7 @@ class DecodeStep:
         self.page_size = page_size
         self.recorder = recorder
         self.selector = Selector(config)
+        self.attend = cpu.attend if frames.device.type == "cpu" else reference.attend
         self.residency = residency
 
     def __call__(
@@ -98,9 +100,9 @@ class DecodeStep:
             self.residency.admit_selected(layer, found.misses, found.hits)
             found = resolve(selected, batch.pages, batch.seq_lens, table.frame_of[layer], page_size)
 
-        hit_part = attend(q, self.frames[layer], found.hits, found.valid, scale, page_size)
+        hit_part = self.attend(q, self.frames[layer], found.hits, found.valid, scale, page_size)
         host = self.host[layer].transpose(0, 1)
-        miss_part = attend(q, host, found.misses, found.valid, scale, page_size)
+        miss_part = self.attend(q, host, found.misses, found.valid, scale, page_size)
         out, lse = merge(*hit_part, *miss_part)
 
         if self.recorder is not None and self.recorder.records_mass:
@@ -144,8 +146,8 @@ class DecodeStep:
         chosen.scatter_(2, selected.long() + 1, True)
         rest = rest.masked_fill(chosen[:, :, 1:], -1)
         found = resolve(rest, batch.pages, batch.seq_lens, self.table.frame_of[layer], self.page_size)
-        _, resident = attend(q, self.frames[layer], found.hits, found.valid, scale, self.page_size)
+        _, resident = self.attend(q, self.frames[layer], found.hits, found.valid, scale, self.page_size)
         host = self.host[layer].transpose(0, 1)
-        _, missed = attend(q, host, found.misses, found.valid, scale, self.page_size)
+        _, missed = self.attend(q, host, found.misses, found.valid, scale, self.page_size)
         share = (lse - torch.logaddexp(lse, torch.logaddexp(resident, missed))).exp()
         return share.view(q.shape[0], heads, -1).mean(2)

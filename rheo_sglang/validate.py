@@ -95,6 +95,7 @@ def check_model_config(model: Any) -> None:
         not in (AttentionArch.MHA, AttentionArch.MLA),
         "sliding-window attention": bool(model.is_hybrid_swa),
         "different head sizes for K and V": model.v_head_dim != model.head_dim,
+        "a head size that is no multiple of 16": model.head_dim % 16 != 0,
         "capped attention logits": bool(getattr(text, "attn_logit_softcapping", None)),
         "an encoder with cross attention": bool(getattr(model.hf_config, "is_encoder_decoder", False)),
     }

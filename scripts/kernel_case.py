@@ -66,8 +66,7 @@ class DecodeCase:
         self.scratch = zeros(HEADS, total) if batch > 1 else None
         self.unsaved = zeros(1, total, dtype=torch.bool)
         self.accessed = zeros(HEADS, frames, dtype=torch.int8)
-        self.out = zeros(batch, HEADS * GROUP, DIM, dtype=torch.float32)
-        self.lse = zeros(batch, HEADS * GROUP, dtype=torch.float32)
+        self.out = zeros(batch, HEADS * GROUP, DIM, dtype=DTYPE)
         self.slots = torch.arange(batch, device="cuda")
         self.counters = kernels.HitCounters(
             zeros(batch, HEADS, dtype=torch.float32),
@@ -84,7 +83,10 @@ class DecodeCase:
         self._make_resident()
         self.scratch_table, self.scratch_page_of = self.table[0].clone(), self.page_of[0].clone()
         splits = num_splits(batch * HEADS, width)
-        self.workspace = kernels.Workspace.allocate(batch * HEADS, GROUP, DIM, splits, "cuda")
+        self.hits = kernels.Partials.allocate(batch * HEADS, GROUP, DIM, splits, "cuda")
+        self.misses = kernels.Partials.allocate(
+            batch * HEADS, GROUP, DIM, kernels.fetch_splits(batch * HEADS), "cuda"
+        )
         self.side = torch.cuda.Stream()
 
     def _make_resident(self) -> None:
@@ -170,14 +172,12 @@ class DecodeCase:
             self.selected.valid,
             SCALE,
             PAGE,
-            self.out,
-            self.lse,
             last=self.selected.num_hits,
-            workspace=self.workspace,
+            partials=self.hits,
         )
 
     def merge(self, layer: int) -> None:
-        kernels.merge(self.out, self.lse, self.out, self.lse, self.out, self.lse)
+        kernels.merge(self.hits, self.misses, self.out)
 
     def gather_misses(self, layer: int) -> None:
         kernels.gather_misses(
@@ -240,7 +240,9 @@ class DecodeCase:
         yield "resolve", layers(self.resolve), listed * 28
         self.select_resolve(0)
         yield "attend", layers(self.attend, self.frame_layers), hits * BLOCK_BYTES
-        yield "merge", layers(self.merge), 3 * pairs * GROUP * (DIM + 1) * 4
+        parts = self.hits.splits + self.misses.splits
+        self.misses.lse.fill_(-torch.inf)
+        yield "merge", layers(self.merge), parts * pairs * GROUP * (DIM + 1) * 4
         yield "gather_misses", layers(self.gather_misses), misses * 16 + HEADS * room * 8
         yield "value_frames", layers(self.value_frames), HEADS * self.num_frames * 15
         self.select_resolve(0)
@@ -287,9 +289,7 @@ class DecodeCase:
                     table,
                     SCALE,
                     PAGE,
-                    self.out,
-                    self.lse,
-                    self.workspace,
+                    self.misses,
                 ),
                 loaded,
                 "pinned_h2d_gbps",

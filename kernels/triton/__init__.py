@@ -9,11 +9,12 @@ from rheo_kernels.triton.append import append
 from rheo_kernels.triton.attend import attend
 from rheo_kernels.triton.describe import Described, Share, describe
 from rheo_kernels.triton.fetch import attend_fetch, fetch_splits
+from rheo_kernels.triton.hand_over import hand_over
 from rheo_kernels.triton.importance import update_importance
 from rheo_kernels.triton.listed import attend_listed
 from rheo_kernels.triton.merge import merge
 from rheo_kernels.triton.page_mass import page_mass
-from rheo_kernels.triton.partial import Workspace, num_splits
+from rheo_kernels.triton.partial import Partials, num_splits
 from rheo_kernels.triton.release import release
 from rheo_kernels.triton.resolve import resolve
 from rheo_kernels.triton.score import score
@@ -29,9 +30,9 @@ __all__ = [
     "Described",
     "Fade",
     "HitCounters",
+    "Partials",
     "Selected",
     "Share",
-    "Workspace",
     "admit",
     "append",
     "attend",
@@ -40,6 +41,7 @@ __all__ = [
     "attend_listed",
     "fetch_splits",
     "gather_misses",
+    "hand_over",
     "load",
     "merge",
     "num_splits",

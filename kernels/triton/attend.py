@@ -8,14 +8,13 @@ import triton.language as tl
 
 from rheo_kernels.triton.partial import (
     LOG2_E,
-    Workspace,
+    Partials,
     accumulate,
-    finish,
     listed_block,
     num_splits,
     pages_per_tile,
     pick,
-    splits_per_merge,
+    store_partial,
 )
 
 STAGES = 3
@@ -30,17 +29,14 @@ def attend(
     valid: torch.Tensor,
     scale: float,
     page_size: int,
-    out: torch.Tensor | None = None,
-    lse: torch.Tensor | None = None,
     first: torch.Tensor | None = None,
     last: torch.Tensor | None = None,
-    workspace: Workspace | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    partials: Partials | None = None,
+) -> Partials:
     """Attend one query token per request to the listed pages of each KV head.
 
-    Every list is split over programs, each of which reads K and V of its pages once for the whole GQA group;
-    the last one to finish merges the splits. Lists of any length share the splits evenly, so no program
-    waits for a long request.
+    Every list is split over programs, each of which reads K and V of its pages once for the whole GQA group; `merge`
+    joins the splits. Lists of any length are split evenly, so no program waits for a long request.
 
     Parameters
     ----------
@@ -57,17 +53,15 @@ def attend(
         Softmax scale.
     page_size
         Tokens per page.
-    out, lse
-        Result buffers, ``[B, Hq, D]`` and ``[B, Hq]``, float32, contiguous.
     first, last
         Range of columns of each list to look at, ``[B, H]``, int32, contiguous; the list's ends by default.
-    workspace
-        Buffers for `num_splits` splits; allocated when not given.
+    partials
+        Result buffers for any number of splits; for `num_splits` of them when not given.
 
     Returns
     -------
-    tuple of torch.Tensor
-        Output and natural-log LSE; ``(0, -inf)`` where nothing is listed.
+    Partials
+        One per split of every list, to be merged; ``(0, -inf)`` where nothing is listed.
 
     Notes
     -----
@@ -77,14 +71,11 @@ def attend(
     heads = blocks.shape[0]
     width = index.shape[2]
     group = queries // heads
-    if out is None or lse is None:
-        out = torch.empty((batch, queries, dim), dtype=torch.float32, device=q.device)
-        lse = torch.empty((batch, queries), dtype=torch.float32, device=q.device)
     pairs = batch * heads
     splits = num_splits(pairs, width)
-    if workspace is None:
-        workspace = Workspace.allocate(pairs, group, dim, splits, q.device)
-    splits = min(splits, workspace.out.shape[1])
+    if partials is None:
+        partials = Partials.allocate(pairs, group, dim, splits, q.device)
+    splits = partials.splits
     block_d = triton.next_power_of_2(dim)
     block_g = triton.next_power_of_2(group)
     _attend[(splits, pairs)](
@@ -94,11 +85,8 @@ def attend(
         valid,
         first,
         last,
-        out,
-        lse,
-        workspace.out,
-        workspace.lse,
-        workspace.arrived,
+        partials.out,
+        partials.lse,
         scale,
         splits,
         width,
@@ -107,8 +95,6 @@ def attend(
         q.stride(1),
         blocks.stride(0),
         blocks.stride(1),
-        workspace.out.stride(0),
-        workspace.lse.stride(0),
         DIM=dim,
         BLOCK_D=block_d,
         GROUP=group,
@@ -116,14 +102,12 @@ def attend(
         PAGE_SIZE=page_size,
         TILE=pages_per_tile(block_d, page_size) * page_size,
         LISTED=max(listed_block(width, splits), pages_per_tile(block_d, page_size)),
-        SPLIT=splits > 1,
-        REDUCED=splits_per_merge(block_g, block_d),
         STAGES=STAGES,
         FIRST=first is not None,
         LAST=last is not None,
         num_warps=WARPS,
     )
-    return out, lse
+    return partials
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -134,11 +118,8 @@ def _attend(
     valid,
     first,
     last,
-    out,
-    lse,
     split_out,
     split_lse,
-    arrived,
     scale,
     splits,
     width,
@@ -147,8 +128,6 @@ def _attend(
     stride_qh,
     stride_bh,
     stride_bx,
-    stride_wo,
-    stride_wl,
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr,
@@ -156,8 +135,6 @@ def _attend(
     PAGE_SIZE: tl.constexpr,
     TILE: tl.constexpr,
     LISTED: tl.constexpr,
-    SPLIT: tl.constexpr,
-    REDUCED: tl.constexpr,
     STAGES: tl.constexpr,
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
@@ -218,24 +195,4 @@ def _attend(
             key = tl.load(keys + where[None, :], mask=live[None, :] & inside[:, None], other=0.0)
             value = tl.load(values + where[:, None], mask=live[:, None] & inside[None, :], other=0.0)
             top, total, mixed = accumulate(query, key, value, live, scale * LOG2_E, top, total, mixed)
-    finish(
-        top,
-        total,
-        mixed,
-        pair,
-        split,
-        out,
-        lse,
-        split_out,
-        split_lse,
-        arrived,
-        stride_wo,
-        stride_wl,
-        DIM,
-        BLOCK_D,
-        GROUP,
-        BLOCK_G,
-        splits,
-        SPLIT,
-        REDUCED,
-    )
+    store_partial(top, total, mixed, pair * splits + split, split_out, split_lse, DIM, BLOCK_D, GROUP)

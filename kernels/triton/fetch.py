@@ -9,11 +9,10 @@ import triton.language as tl
 from rheo_kernels.triton.attend import STAGES, WARPS
 from rheo_kernels.triton.partial import (
     LOG2_E,
-    Workspace,
+    Partials,
     accumulate,
-    finish,
     pages_per_tile,
-    splits_per_merge,
+    store_partial,
 )
 
 LOADERS = 128
@@ -36,10 +35,8 @@ def attend_fetch(
     page_table: torch.Tensor,
     scale: float,
     page_size: int,
-    out: torch.Tensor | None = None,
-    lse: torch.Tensor | None = None,
-    workspace: Workspace | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    partials: Partials | None = None,
+) -> Partials:
     """Attend missed pages where they are, in host memory, and fill the frames that they were admitted to.
 
     Runs after `admit`, beside `attend` over the hits: a missed page that has a frame by now is stored into it in
@@ -63,15 +60,13 @@ def attend_fetch(
         Softmax scale.
     page_size
         Tokens per page.
-    out, lse
-        Result buffers, ``[B, Hq, D]`` and ``[B, Hq]``, float32, contiguous.
-    workspace
-        Buffers for `fetch_splits` splits; allocated when not given.
+    partials
+        Result buffers for any number of splits; for `fetch_splits` of them when not given.
 
     Returns
     -------
-    tuple of torch.Tensor
-        Output and natural-log LSE; ``(0, -inf)`` where nothing was missed.
+    Partials
+        One per split of every list, to be merged; ``(0, -inf)`` where nothing was missed.
 
     Notes
     -----
@@ -81,14 +76,11 @@ def attend_fetch(
     batch, queries, dim = q.shape
     heads = frames.shape[0]
     group = queries // heads
-    if out is None or lse is None:
-        out = torch.empty((batch, queries, dim), dtype=torch.float32, device=q.device)
-        lse = torch.empty((batch, queries), dtype=torch.float32, device=q.device)
     pairs = batch * heads
     splits = fetch_splits(pairs)
-    if workspace is None:
-        workspace = Workspace.allocate(pairs, group, dim, splits, q.device)
-    splits = min(splits, workspace.out.shape[1])
+    if partials is None:
+        partials = Partials.allocate(pairs, group, dim, splits, q.device)
+    splits = partials.splits
     block_d = triton.next_power_of_2(dim)
     block_g = triton.next_power_of_2(group)
     _attend_fetch[(splits, pairs)](
@@ -100,11 +92,8 @@ def attend_fetch(
         first,
         last,
         page_table,
-        out,
-        lse,
-        workspace.out,
-        workspace.lse,
-        workspace.arrived,
+        partials.out,
+        partials.lse,
         scale,
         splits,
         misses.shape[2],
@@ -116,20 +105,16 @@ def attend_fetch(
         host.stride(0),
         host.stride(1),
         page_table.stride(0),
-        workspace.out.stride(0),
-        workspace.lse.stride(0),
         DIM=dim,
         BLOCK_D=block_d,
         GROUP=group,
         BLOCK_G=block_g,
         PAGE_SIZE=page_size,
         TILE=pages_per_tile(block_d, page_size) * page_size,
-        SPLIT=splits > 1,
-        REDUCED=splits_per_merge(block_g, block_d),
         STAGES=STAGES,
         num_warps=WARPS,
     )
-    return out, lse
+    return partials
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -142,11 +127,8 @@ def _attend_fetch(
     first,
     last,
     page_table,
-    out,
-    lse,
     split_out,
     split_lse,
-    arrived,
     scale,
     splits,
     width,
@@ -158,16 +140,12 @@ def _attend_fetch(
     stride_hn,
     stride_hh,
     stride_th,
-    stride_wo,
-    stride_wl,
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_G: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     TILE: tl.constexpr,
-    SPLIT: tl.constexpr,
-    REDUCED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     split = tl.program_id(0)
@@ -228,24 +206,4 @@ def _attend_fetch(
         tl.store(target_block + value_at + filled[:, None], value, mask=fresh[:, None] & inside[None, :])
         value = tl.where(live[:, None], value, 0.0)
         top, total, mixed = accumulate(query, key, value, live, scale * LOG2_E, top, total, mixed)
-    finish(
-        top,
-        total,
-        mixed,
-        pair,
-        split,
-        out,
-        lse,
-        split_out,
-        split_lse,
-        arrived,
-        stride_wo,
-        stride_wl,
-        DIM,
-        BLOCK_D,
-        GROUP,
-        BLOCK_G,
-        splits,
-        SPLIT,
-        REDUCED,
-    )
+    store_partial(top, total, mixed, pair * splits + split, split_out, split_lse, DIM, BLOCK_D, GROUP)

@@ -9,14 +9,13 @@ import triton.language as tl
 from rheo_kernels.triton.attend import STAGES, WARPS
 from rheo_kernels.triton.partial import (
     LOG2_E,
-    Workspace,
+    Partials,
     accumulate,
-    finish,
     listed_block,
     num_splits,
     pages_per_tile,
     pick,
-    splits_per_merge,
+    store_partial,
 )
 
 
@@ -29,12 +28,10 @@ def attend_listed(
     page_table: torch.Tensor,
     scale: float,
     page_size: int,
-    out: torch.Tensor | None = None,
-    lse: torch.Tensor | None = None,
-    workspace: Workspace | None = None,
+    partials: Partials | None = None,
     missed_at: torch.Tensor | None = None,
     step: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Partials:
     """Attend one query token per request to all of its pages: no selection, no lists but the request's own.
 
     Parameters
@@ -55,17 +52,15 @@ def attend_listed(
         Softmax scale.
     page_size
         Tokens per page.
-    out, lse
-        Result buffers, ``[B, Hq, D]``, floating, and ``[B, Hq]``, float32, contiguous.
-    workspace
-        Buffers for `num_splits` splits of ``M`` pages; allocated when not given.
+    partials
+        Result buffers for any number of splits; for `num_splits` of them when not given.
     missed_at, step
         Scalars, int32: ``missed_at`` becomes ``step`` if any page had no frame.
 
     Returns
     -------
-    tuple of torch.Tensor
-        Output and natural-log LSE; ``(0, -inf)`` for a padded row.
+    Partials
+        One per split of every list, to be merged; ``(0, -inf)`` for a padded row.
 
     Notes
     -----
@@ -74,14 +69,11 @@ def attend_listed(
     batch, queries, dim = q.shape
     heads = frames.shape[0]
     group = queries // heads
-    if out is None or lse is None:
-        out = torch.empty((batch, queries, dim), dtype=torch.float32, device=q.device)
-        lse = torch.empty((batch, queries), dtype=torch.float32, device=q.device)
     pairs = batch * heads
     splits = num_splits(pairs, pages.shape[1])
-    if workspace is None:
-        workspace = Workspace.allocate(pairs, group, dim, splits, q.device)
-    splits = min(splits, workspace.out.shape[1])
+    if partials is None:
+        partials = Partials.allocate(pairs, group, dim, splits, q.device)
+    splits = partials.splits
     block_d = triton.next_power_of_2(dim)
     block_g = triton.next_power_of_2(group)
     _attend_listed[(splits, pairs)](
@@ -91,11 +83,8 @@ def attend_listed(
         pages,
         seq_lens,
         page_table,
-        out,
-        lse,
-        workspace.out,
-        workspace.lse,
-        workspace.arrived,
+        partials.out,
+        partials.lse,
         missed_at,
         step,
         scale,
@@ -109,8 +98,6 @@ def attend_listed(
         host.stride(1),
         pages.stride(0),
         page_table.stride(0),
-        workspace.out.stride(0),
-        workspace.lse.stride(0),
         DIM=dim,
         BLOCK_D=block_d,
         GROUP=group,
@@ -119,13 +106,11 @@ def attend_listed(
         ELEMENT_BYTES=frames.element_size(),
         TILE=pages_per_tile(block_d, page_size) * page_size,
         LISTED=max(listed_block(pages.shape[1], splits), pages_per_tile(block_d, page_size)),
-        SPLIT=splits > 1,
-        REDUCED=splits_per_merge(block_g, block_d),
         STAGES=STAGES,
         NOTE=missed_at is not None,
         num_warps=WARPS,
     )
-    return out, lse
+    return partials
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -136,11 +121,8 @@ def _attend_listed(
     pages,
     seq_lens,
     page_table,
-    out,
-    lse,
     split_out,
     split_lse,
-    arrived,
     missed_at,
     step,
     scale,
@@ -154,8 +136,6 @@ def _attend_listed(
     stride_hh,
     stride_pb,
     stride_th,
-    stride_wo,
-    stride_wl,
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr,
@@ -164,8 +144,6 @@ def _attend_listed(
     ELEMENT_BYTES: tl.constexpr,
     TILE: tl.constexpr,
     LISTED: tl.constexpr,
-    SPLIT: tl.constexpr,
-    REDUCED: tl.constexpr,
     STAGES: tl.constexpr,
     NOTE: tl.constexpr,
 ):
@@ -229,24 +207,4 @@ def _attend_listed(
     if NOTE:
         if missed > 0:
             tl.store(missed_at, tl.load(step))
-    finish(
-        top,
-        total,
-        mixed,
-        pair,
-        split,
-        out,
-        lse,
-        split_out,
-        split_lse,
-        arrived,
-        stride_wo,
-        stride_wl,
-        DIM,
-        BLOCK_D,
-        GROUP,
-        BLOCK_G,
-        splits,
-        SPLIT,
-        REDUCED,
-    )
+    store_partial(top, total, mixed, pair * splits + split, split_out, split_lse, DIM, BLOCK_D, GROUP)

@@ -6,83 +6,138 @@ import torch
 import triton
 import triton.language as tl
 
-ROWS_PER_PROGRAM = 4
+from rheo_kernels.triton.partial import LOG2_E, Partials
+
+LN_2 = tl.constexpr(0.6931471805599453)
+BLOCK_ELEMENTS = 4096
+"""Elements of partial outputs that a program holds in registers at once."""
 
 
 def merge(
-    out_a: torch.Tensor,
-    lse_a: torch.Tensor,
-    out_b: torch.Tensor,
-    lse_b: torch.Tensor,
-    out: torch.Tensor | None = None,
+    parts: Partials,
+    more: Partials | None,
+    out: torch.Tensor,
     lse: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Combine two partials.
+    host_out: torch.Tensor | None = None,
+    host_lse: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Combine all splits of one or two sets of partials, and a partial of the host's, if there is one.
 
     Parameters
     ----------
-    out_a, out_b
-        Outputs normalised within their part, ``[..., D]``, floating point, contiguous. Either may lie in
-        mapped pinned host memory.
-    lse_a, lse_b
-        Natural logarithm of the sum of exponentials of each part's logits, ``[...]``, float32, contiguous;
-        ``-inf`` for an empty part, which is the identity (its output is not read).
-    out, lse
-        Result buffers, contiguous; may be those of either input. ``out`` may have the model's dtype.
+    parts, more
+        Partials of the same page lists over disjoint tokens; outputs of empty ones are not read.
+    out
+        Result buffer, ``[B, Hq, D]``, floating, contiguous.
+    lse
+        Natural-log LSE of the result, ``[B, Hq]``, float32, contiguous, if wanted.
+    host_out, host_lse
+        Output and natural-log LSE of one more partial, ``[B, Hq, D]`` and ``[B, Hq]``, float32, contiguous, in mapped
+        pinned memory or on the device.
 
     Returns
     -------
-    tuple of torch.Tensor
-        The merged output and LSE. Two empty parts merge to ``(0, -inf)``.
+    torch.Tensor
+        ``out``; 0 where every partial is empty (LSE ``-inf``).
+
+    Notes
+    -----
+    One program per query head. Reads ``4 D`` bytes per split and query head; bound by latency.
     """
-    if out is None or lse is None:
-        out, lse = torch.empty_like(out_a), torch.empty_like(lse_a)
-    dim = out_a.shape[-1]
-    rows = lse_a.numel()
-    _merge[(triton.cdiv(rows, ROWS_PER_PROGRAM),)](
-        out_a,
-        lse_a,
-        out_b,
-        lse_b,
+    pairs, splits, group, dim = parts.out.shape
+    block_d = triton.next_power_of_2(dim)
+    _merge[(pairs * group,)](
+        parts.out,
+        parts.lse,
+        None if more is None else more.out,
+        None if more is None else more.lse,
+        host_out,
+        host_lse,
         out,
         lse,
-        rows,
+        splits,
+        0 if more is None else more.splits,
+        GROUP=group,
         DIM=dim,
-        BLOCK_D=triton.next_power_of_2(dim),
-        BLOCK_R=ROWS_PER_PROGRAM,
+        BLOCK_D=block_d,
+        BLOCK_S=max(BLOCK_ELEMENTS // block_d, 1),
+        MORE=more is not None,
+        HOST=host_out is not None,
+        LSE=lse is not None,
         num_warps=4,
     )
-    return out, lse
+    return out
 
 
 @triton.jit
+def _fold(outs, lses, pair, member, splits, top, total, mixed, GROUP, DIM, BLOCK_D, BLOCK_S: tl.constexpr):
+    """Fold all splits of one query head's list into a running softmax over splits (base 2)."""
+    d = tl.arange(0, BLOCK_D)
+    for start in range(0, splits, BLOCK_S):
+        split = start + tl.arange(0, BLOCK_S)
+        row = (pair * splits + split) * GROUP + member
+        part_lse = tl.load(lses + row, mask=split < splits, other=float("-inf"))
+        filled = part_lse > float("-inf")
+        part = tl.load(
+            outs + row[:, None] * DIM + d[None, :], mask=filled[:, None] & (d < DIM)[None, :], other=0.0
+        )
+        higher = tl.maximum(top, tl.max(part_lse, 0))
+        shift = tl.where(higher == float("-inf"), 0.0, higher)
+        weights = tl.exp2(part_lse - shift)
+        fade = tl.exp2(top - shift)
+        total = total * fade + tl.sum(weights, 0)
+        mixed = mixed * fade + tl.sum(part * weights[:, None], 0)
+        top = higher
+    return top, total, mixed
+
+
+@triton.jit(do_not_specialize=["splits", "more_splits"])
 def _merge(
-    out_a,
-    lse_a,
-    out_b,
-    lse_b,
+    outs,
+    lses,
+    more_outs,
+    more_lses,
+    host_out,
+    host_lse,
     out,
     lse,
-    rows,
+    splits,
+    more_splits,
+    GROUP: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BLOCK_R: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    MORE: tl.constexpr,
+    HOST: tl.constexpr,
+    LSE: tl.constexpr,
 ):
-    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    row = tl.program_id(0).to(tl.int64)
+    pair = row // GROUP
+    member = row % GROUP
     d = tl.arange(0, BLOCK_D)
-    present = row < rows
-    first = tl.load(lse_a + row, mask=present, other=float("-inf"))
-    second = tl.load(lse_b + row, mask=present, other=float("-inf"))
-    top = tl.maximum(first, second)
-    shift = tl.where(top == float("-inf"), 0.0, top)
-    weight_a = tl.exp(first - shift)
-    weight_b = tl.exp(second - shift)
-    total = weight_a + weight_b
+    inside = d < DIM
+    top = tl.full([], float("-inf"), tl.float32)
+    total = tl.full([], 0.0, tl.float32)
+    mixed = tl.zeros([BLOCK_D], tl.float32)
+    top, total, mixed = _fold(
+        outs, lses, pair, member, splits, top, total, mixed, GROUP, DIM, BLOCK_D, BLOCK_S
+    )
+    if MORE:
+        top, total, mixed = _fold(
+            more_outs, more_lses, pair, member, more_splits, top, total, mixed, GROUP, DIM, BLOCK_D, BLOCK_S
+        )
+    if HOST:
+        part_lse = tl.load(host_lse + row) * LOG2_E
+        part = tl.load(host_out + row * DIM + d, mask=inside, other=0.0)
+        part = tl.where(part_lse > float("-inf"), part, 0.0)
+        higher = tl.maximum(top, part_lse)
+        shift = tl.where(higher == float("-inf"), 0.0, higher)
+        weight = tl.exp2(part_lse - shift)
+        fade = tl.exp2(top - shift)
+        total = total * fade + weight
+        mixed = mixed * fade + part * weight
+        top = higher
     whole = tl.where(total > 0, total, 1.0)
-    cell = row[:, None].to(tl.int64) * DIM + d[None, :]
-    inside = (d < DIM)[None, :]
-    part_a = tl.load(out_a + cell, mask=inside & (weight_a > 0)[:, None], other=0.0).to(tl.float32)
-    part_b = tl.load(out_b + cell, mask=inside & (weight_b > 0)[:, None], other=0.0).to(tl.float32)
-    merged = part_a * (weight_a / whole)[:, None] + part_b * (weight_b / whole)[:, None]
-    tl.store(out + cell, merged.to(out.dtype.element_ty), mask=inside & present[:, None])
-    tl.store(lse + row, tl.where(total > 0, tl.log(whole) + shift, float("-inf")), mask=present)
+    tl.store(out + row * DIM + d, (mixed / whole).to(out.dtype.element_ty), mask=inside)
+    if LSE:
+        tl.store(lse + row, tl.where(total > 0, (top + tl.log2(whole)) * LN_2, float("-inf")))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rheo_kernels.triton import Admitted, Described, Selected, Workspace, fetch_splits, num_splits
+from rheo_kernels.triton import Admitted, Described, Selected, Partials, fetch_splits, num_splits
 from rheo_sglang.cuda.heads import HeadShape
 from rheo_sglang.cuda.variant import Variant
 
@@ -33,27 +33,21 @@ class StepBuffers:
     candidates, worth
         Misses offered frames, ``[H, C]``, int32 and float32.
     admitted
-        Pages that got one.
-    hit_out, hit_lse, miss_out, miss_lse
-        Both partials, ``[B, Hq, D]`` and ``[B, Hq]``, float32.
-    hit_work, miss_work
-        Workspaces of both attention kernels.
+        Pages that got one, for every layer.
+    hits, misses
+        Attention over hits and misses, split by split.
     """
 
     variant: Variant
     batch: Described
     rows: torch.Tensor
-    hit_work: Workspace
-    hit_lse: torch.Tensor
+    hits: Partials
     scores: torch.Tensor | None = None
     selected: Selected | None = None
     candidates: torch.Tensor | None = None
     worth: torch.Tensor | None = None
-    admitted: Admitted | None = None
-    hit_out: torch.Tensor | None = None
-    miss_out: torch.Tensor | None = None
-    miss_lse: torch.Tensor | None = None
-    miss_work: Workspace | None = None
+    admitted: list[Admitted] | None = None
+    misses: Partials | None = None
 
 
 class DecodeBuffers:
@@ -67,6 +61,8 @@ class DecodeBuffers:
         Shapes to serve.
     heads
         Heads of this rank.
+    layers
+        ``L``.
     frames
         ``F``: frames of each layer and KV head.
     device
@@ -74,7 +70,13 @@ class DecodeBuffers:
     """
 
     def __init__(
-        self, batch: int, variants: list[Variant], heads: HeadShape, frames: int, device: torch.device | str
+        self,
+        batch: int,
+        variants: list[Variant],
+        heads: HeadShape,
+        layers: int,
+        frames: int,
+        device: torch.device | str,
     ) -> None:
         self.capacity = batch
         self.heads = heads
@@ -83,12 +85,15 @@ class DecodeBuffers:
         columns, width = max(v.columns for v in variants), max(v.width for v in variants)
         self.described = Described.allocate(batch, columns, device)
         self.rows = torch.zeros(batch, dtype=torch.int64, device=device)
-        kv, queries = heads.kv_heads, heads.kv_heads * heads.group
+        kv = heads.kv_heads
         self.scores = torch.zeros((batch, kv, columns), dtype=torch.float32, device=device)
         self.lists = torch.zeros((5, batch * kv * width), dtype=torch.int32, device=device)
         self.counts = torch.zeros((2, batch * kv), dtype=torch.int32, device=device)
-        self.outs = torch.zeros((2, batch, queries, heads.dim), dtype=torch.float32, device=device)
-        self.lses = torch.zeros((2, batch, queries), dtype=torch.float32, device=device)
+        room = min(batch * width, frames, MOST_CANDIDATES)
+        self.candidates = torch.zeros(kv * room, dtype=torch.int32, device=device)
+        self.worth = torch.zeros(kv * room, dtype=torch.float32, device=device)
+        self.admitted = torch.zeros((2, layers, kv * room), dtype=torch.int32, device=device)
+        self.admitted_counts = torch.zeros((layers, kv), dtype=torch.int32, device=device)
         self._views: dict[tuple[int, Variant], StepBuffers] = {}
 
     def views(self, batch: int, variant: Variant) -> StepBuffers:
@@ -109,8 +114,7 @@ class DecodeBuffers:
             variant,
             described,
             self.rows[:batch],
-            Workspace.allocate(pairs, heads.group, heads.dim, splits, self.device),
-            self.lses[0, :batch],
+            Partials.allocate(pairs, heads.group, heads.dim, splits, self.device),
         )
         if variant.dense:
             return views
@@ -119,12 +123,11 @@ class DecodeBuffers:
         room = min(batch * width, self.frames, MOST_CANDIDATES)
         views.scores = self.scores[:batch, :, :columns]
         views.selected = Selected(*lists, *counts)
-        views.candidates = torch.zeros((kv, room), dtype=torch.int32, device=self.device)
-        views.worth = torch.zeros((kv, room), dtype=torch.float32, device=self.device)
-        views.admitted = Admitted.allocate(kv, room, self.device)
-        views.hit_out, views.miss_out = self.outs[0, :batch], self.outs[1, :batch]
-        views.miss_lse = self.lses[1, :batch]
-        views.miss_work = Workspace.allocate(
-            pairs, heads.group, heads.dim, fetch_splits(pairs), self.device
-        )
+        views.candidates = self.candidates[: kv * room].view(kv, room)
+        views.worth = self.worth[: kv * room].view(kv, room)
+        views.admitted = [
+            Admitted(pages[: kv * room].view(kv, room), frames[: kv * room].view(kv, room), counts)
+            for pages, frames, counts in zip(*self.admitted, self.admitted_counts, strict=True)
+        ]
+        views.misses = Partials.allocate(pairs, heads.group, heads.dim, fetch_splits(pairs), self.device)
         return views

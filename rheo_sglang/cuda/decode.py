@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 
 from rheo_kernels.triton import (
@@ -28,8 +26,7 @@ from rheo_sglang.cuda.streams import SideStream
 from rheo_sglang.cuda.variant import Variant, make_variants, pick_variant
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.recorder import Recorder
-
-logger = logging.getLogger(__name__)
+from rheo_sglang.split.cpu_attention import CpuAttention, default_cpu_threads
 
 
 class CudaDecode:
@@ -38,9 +35,11 @@ class CudaDecode:
     `prepare` runs before every step, outside the graph; it may look at what the host knows (lengths), never at what
     the GPU computed. A call of the object runs one layer: fixed shapes, no allocation, no synchronisation.
 
-    Within a layer, the hits are attended on the main stream while side streams update importance, and admit and
-    fetch the misses; everything joins before the layer's output leaves. A frame that the step reads is pinned until
-    then, so what is filled is never read, and what is read is never filled.
+    Within a layer, side streams append the new token while pages are scored (the tail page is selected whatever its
+    score), update importance, and attend and admit the misses while the main stream attends the hits; all of that
+    joins before the layer's output leaves. A frame that the step reads is pinned in it, and a frame that is loaded
+    behind other layers' work is not read before the next step, which the last layer waits for: what is filled is never
+    read, and what is read is never filled.
 
     Parameters
     ----------
@@ -89,7 +88,8 @@ class CudaDecode:
         )
         device = frames.device
         self.scratch = torch.zeros(table.importance.shape[1:], dtype=torch.int32, device=device)
-        self.ranking, self.fetching = SideStream(device), SideStream(device)
+        self.appending, self.ranking, self.missing = (SideStream(device) for _ in range(3))
+        self.admitting, self.loading = SideStream(device), SideStream(device)
         self.missed_at = torch.zeros((), dtype=torch.int32, device=device)
         self.missed_seen = torch.zeros((), dtype=torch.int32, pin_memory=device.type == "cuda")
         self.steps = 0
@@ -98,15 +98,27 @@ class CudaDecode:
         self.pending_save: torch.Tensor | None = None
         self.step: StepBuffers | None = None
         self._buffers: DecodeBuffers | None = None
-        if config.miss_mode == "split" and device.type == "cuda":
-            logger.info("rheo: on a GPU, misses are fetched (miss_mode='fetch') until split attention is built")
+        self.cpu: CpuAttention | None = None
+        self._outgrown: list[CpuAttention] = []
 
     def reserve(self, batch: int) -> None:
         """Allocate buffers for up to ``batch`` requests; graphs captured since keep using them."""
         if self._buffers is None or self._buffers.capacity < batch:
-            self._buffers = DecodeBuffers(
-                batch, self.variants, self.heads, self.table.frames, self.frames.device
-            )
+            device = self.frames.device
+            layers, frames = len(self.frames), self.table.frames
+            self._buffers = DecodeBuffers(batch, self.variants, self.heads, layers, frames, device)
+            if self.config.miss_mode == "split":
+                if self.cpu is not None:
+                    self._outgrown.append(self.cpu)
+                self.cpu = CpuAttention(
+                    self.host,
+                    batch,
+                    self.heads.group,
+                    max(variant.width for variant in self.variants),
+                    self.page_size,
+                    self.config.cpu_threads or default_cpu_threads(),
+                    device.type == "cuda",
+                )
 
     def settle(self) -> None:
         """Save the pages that the last step filled, and carry out what the scheduler freed since."""
@@ -215,42 +227,42 @@ class CudaDecode:
         step, table, page_size = self.step, self.table, self.page_size
         assert step is not None
         batch, frames, page_table = step.batch, self.frames[layer], table.frame_of[layer]
-        append(
-            k,
-            v,
-            batch.tail_pages,
-            batch.tail_offsets,
-            page_table,
-            frames,
-            table.metadata[layer],
-            page_size,
-        )
-        if step.variant.dense:
-            attend_listed(
-                q,
-                frames,
-                self.host[layer],
-                batch.pages,
-                batch.seq_lens,
+        with self.appending.fork():
+            append(
+                k,
+                v,
+                batch.tail_pages,
+                batch.tail_offsets,
                 page_table,
-                scale,
+                frames,
+                table.metadata[layer],
                 page_size,
-                out,
-                step.hit_lse,
-                step.hit_work,
-                self.missed_at,
-                table.step,
             )
-        else:
+        if not step.variant.dense:
             self._sparse(layer, step, q, scale, out)
+            return
+        self.appending.join()
+        attend_listed(
+            q,
+            frames,
+            self.host[layer],
+            batch.pages,
+            batch.seq_lens,
+            page_table,
+            scale,
+            page_size,
+            step.hits,
+            self.missed_at,
+            table.step,
+        )
+        merge(step.hits, None, out)
 
     def _sparse(
         self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float, out: torch.Tensor
     ) -> None:
         table, config, page_size, batch = self.table, self.config, self.page_size, step.batch
         selected, scores = step.selected, step.scores
-        assert selected is not None and scores is not None and step.hit_out is not None
-        assert step.miss_out is not None and step.miss_lse is not None
+        assert selected is not None and scores is not None and step.misses is not None
         self._score(layer, step, q, scale)
         with self.ranking.fork():
             scratch = self.scratch if q.shape[0] > 1 else None
@@ -276,9 +288,38 @@ class CudaDecode:
             self.residency.accessed[layer],
             self._counters(layer, step),
         )
-        with self.fetching.fork():
+        if self.cpu is None:
+            self._fetch(layer, step, q, scale)
+        else:
+            self._split(layer, step, q, scale)
+        self.appending.join()
+        attend(
+            q,
+            self.frames[layer],
+            selected.hits,
+            selected.valid,
+            scale,
+            page_size,
+            last=selected.num_hits,
+            partials=step.hits,
+        )
+        self.admitting.join()
+        self.missing.join()
+        if self.cpu is None:
+            merge(step.hits, step.misses, out)
+        else:
+            count = q.shape[0]
+            merge(step.hits, None, out, host_out=self.cpu.out[:count], host_lse=self.cpu.lse[:count])
+        if layer == len(self.frames) - 1:
+            self.loading.join()
+
+    def _fetch(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
+        """Attend the misses from host memory on the GPU, and fill the frames of those admitted on the way."""
+        selected = step.selected
+        assert selected is not None
+        with self.missing.fork():
             self.ranking.join()
-            table.policy.touch(layer, selected.pages)
+            self.table.policy.touch(layer, selected.pages)
             self.residency.admit_missed(layer, step)
             attend_fetch(
                 q,
@@ -288,27 +329,24 @@ class CudaDecode:
                 selected.valid,
                 selected.num_hits,
                 selected.num_selected,
-                table.frame_of[layer],
+                self.table.frame_of[layer],
                 scale,
-                page_size,
-                step.miss_out,
-                step.miss_lse,
-                step.miss_work,
+                self.page_size,
+                step.misses,
             )
-        attend(
-            q,
-            self.frames[layer],
-            selected.hits,
-            selected.valid,
-            scale,
-            page_size,
-            step.hit_out,
-            step.hit_lse,
-            last=selected.num_hits,
-            workspace=step.hit_work,
-        )
-        self.fetching.join()
-        merge(step.hit_out, step.hit_lse, step.miss_out, step.miss_lse, out, step.hit_lse)
+
+    def _split(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
+        """Attend the misses on the CPU; those admitted are loaded behind the layers that follow."""
+        selected = step.selected
+        assert selected is not None and self.cpu is not None and step.admitted is not None
+        with self.missing.fork():
+            self.cpu(layer, q, selected, selected.num_hits, selected.num_selected, scale)
+        with self.admitting.fork():
+            self.ranking.join()
+            self.table.policy.touch(layer, selected.pages)
+            admitted = self.residency.admit_missed(layer, step)
+            with self.loading.fork():
+                self.residency.load(layer, admitted)
 
     def _score(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
         batch, metadata = step.batch, self.table.metadata[layer]

@@ -61,7 +61,8 @@ class CudaResidency:
         Their frames hold the previous pages' data until they are filled; nothing reads them before the next layer.
         """
         table = self.table
-        assert step.selected is not None and step.candidates is not None and step.worth is not None
+        assert step.selected is not None and step.candidates is not None
+        assert step.worth is not None and step.admitted is not None
         worth = table.policy.worth[layer]
         gather_misses(
             step.selected.misses,
@@ -74,7 +75,12 @@ class CudaResidency:
         )
         values = self._value_frames(layer, self.accessed[layer])
         return admit(
-            step.candidates, step.worth, table.frame_of[layer], table.page_of[layer], values, step.admitted
+            step.candidates,
+            step.worth,
+            table.frame_of[layer],
+            table.page_of[layer],
+            values,
+            step.admitted[layer],
         )
 
     def admit_seeded(self, layer: int, pages: torch.Tensor) -> None:
@@ -90,9 +96,11 @@ class CudaResidency:
         table = self.table
         values = table.policy.values(layer, pages)
         candidates = pages.to(torch.int32)
-        admitted = admit(
-            candidates, values, table.frame_of[layer], table.page_of[layer], self._value_frames(layer)
-        )
+        frame_values = self._value_frames(layer)
+        self.load(layer, admit(candidates, values, table.frame_of[layer], table.page_of[layer], frame_values))
+
+    def load(self, layer: int, admitted: Admitted) -> None:
+        """Fill the frames of pages that were admitted."""
         load(self.host[layer], self.frames[layer], admitted.pages, admitted.frames, admitted.counts)
 
     def save(self, pages: torch.Tensor) -> None:

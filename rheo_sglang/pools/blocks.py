@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from rheo_sglang.pools.pinned import pinned_zeros
+
 
 def host_pool(
     layers: int,
@@ -22,7 +24,8 @@ def host_pool(
         Page blocks ``[L, N, H, 2, D * P]`` in DRAM: one page's blocks over all KV heads of a layer are contiguous,
         so saving and loading whole pages moves long runs.
     """
-    return torch.zeros((layers, pages, kv_heads, 2, head_dim * page_size), dtype=dtype, pin_memory=pinned)
+    shape = (layers, pages, kv_heads, 2, head_dim * page_size)
+    return pinned_zeros(shape, dtype) if pinned else torch.zeros(shape, dtype=dtype)
 
 
 def frame_pool(

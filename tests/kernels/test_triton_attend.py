@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from triton_cases import GPU_SHAPES, SHAPES, Shape, integers, normal, permutation, relative_error
+from triton_cases import GPU_SHAPES, SHAPES, Shape, integers, merged, normal, permutation, relative_error
 
 from rheo_kernels import reference
 
@@ -68,9 +68,7 @@ def check(shape: Shape, counts: list[list[int]], width: int, blocks: int, rng: t
     q = normal((len(counts), shape.heads * shape.group, shape.dim), shape.dtype, rng)
     scale = shape.dim**-0.5
     exact = exact_attend(q, pool, index, valid, scale, shape.page_size)
-    out = torch.full(q.shape, torch.nan, device=q.device)
-    lse = torch.full(q.shape[:2], torch.nan, device=q.device)
-    kernels.attend(q, pool, index, valid, scale, shape.page_size, out=out, lse=lse)
+    out, lse = merged(kernels.attend(q, pool, index, valid, scale, shape.page_size), len(counts))
     filled = exact[1] > -torch.inf
     assert torch.equal(lse > -torch.inf, filled)
     assert out[~filled].eq(0).all()
@@ -91,8 +89,8 @@ def test_attend_equals_reference_without_splits(rng: torch.Generator) -> None:
     pool = normal((2, 6, 2, shape.block), shape.dtype, rng)
     index, valid = ragged_lists([[4, 2]], 4, 6, 16, rng)
     q = normal((1, 8, 64), shape.dtype, rng)
-    workspace = kernels.Workspace.allocate(2, 4, 64, 1, rng.device)
-    actual = kernels.attend(q, pool, index, valid, 0.125, 16, workspace=workspace)
+    whole = kernels.Partials.allocate(2, 4, 64, 1, rng.device)
+    actual = merged(kernels.attend(q, pool, index, valid, 0.125, 16, partials=whole), 1)
     expected = reference.attend(q, pool, index, valid, 0.125, 16)
     for mine, theirs in zip(actual, expected, strict=True):
         assert relative_error(mine, theirs) < 1e-5
@@ -109,7 +107,7 @@ def test_attend_range_leaves_out_the_other_columns(rng: torch.Generator) -> None
     column = torch.arange(10, device=rng.device)
     within = (column >= first[:, :, None]) & (column < last[:, :, None])
     q = normal((2, 8, 64), shape.dtype, rng)
-    out, lse = kernels.attend(q, pool, index, valid, 0.125, 16, first=first, last=last)
+    out, lse = merged(kernels.attend(q, pool, index, valid, 0.125, 16, first, last), 2)
     exact = exact_attend(q, pool, index.masked_fill(~within, -1), valid, 0.125, 16)
     assert relative_error(out, exact[0]) < 1e-5
     assert torch.equal(lse == -torch.inf, exact[1] == -torch.inf)
@@ -122,7 +120,7 @@ def test_attend_reads_host_page_layout(rng: torch.Generator) -> None:
     host = normal((12, 2, 2, shape.block), shape.dtype, rng)
     index, valid = ragged_lists([[5, 7]], 8, 12, 16, rng)
     q = normal((1, 8, 64), shape.dtype, rng)
-    out, _ = kernels.attend(q, host.transpose(0, 1), index, valid, 0.125, 16)
+    out, _ = merged(kernels.attend(q, host.transpose(0, 1), index, valid, 0.125, 16), 1)
     exact = exact_attend(q, host.transpose(0, 1), index, valid, 0.125, 16)
     assert relative_error(out, exact[0]) < 1e-5
 
@@ -138,7 +136,7 @@ def test_attend_ignores_garbage_past_a_page_end(rng: torch.Generator) -> None:
     exact = exact_attend(q, pool, index, valid, 0.125, 16)
     reference.block_keys(pool, 16)[:, 1, :, 5:] = torch.nan
     reference.block_values(pool, 16)[:, 1, 5:] = torch.inf
-    out, lse = kernels.attend(q, pool, index, valid, 0.125, 16)
+    out, lse = merged(kernels.attend(q, pool, index, valid, 0.125, 16), 1)
     assert relative_error(out, exact[0]) < 1e-5
     assert relative_error(lse, exact[1]) < 1e-5
 
@@ -159,17 +157,20 @@ def test_attend_replays_in_a_graph_with_new_lists(rng: torch.Generator) -> None:
     q = normal((2, 32, 128), shape.dtype, rng)
     lists = [ragged_lists([[500] * 8, [20] * 8], 512, 600, 32, rng) for _ in range(2)]
     index, valid = (tensor.clone() for tensor in lists[0])
-    out, lse = torch.empty((2, 32, 128), device="cuda"), torch.empty((2, 32), device="cuda")
-    workspace = kernels.Workspace.allocate(16, 4, 128, kernels.num_splits(16, 512), "cuda")
-    step = (q, pool, index, valid, 0.1, 32, out, lse, None, None, workspace)
-    kernels.attend(*step)
+    out = torch.empty((2, 32, 128), device="cuda")
+    parts = kernels.Partials.allocate(16, 4, 128, kernels.num_splits(16, 512), "cuda")
+
+    def step() -> None:
+        kernels.attend(q, pool, index, valid, 0.1, 32, partials=parts)
+        kernels.merge(parts, None, out)
+
+    step()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        kernels.attend(*step)
+        step()
     for new_index, new_valid in (*lists, *lists):
         index.copy_(new_index)
         valid.copy_(new_valid)
         graph.replay()
         exact = exact_attend(q, pool, new_index, new_valid, 0.1, 32)
         assert relative_error(out, exact[0]) < 1e-2
-    assert workspace.arrived.eq(0).all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from test_triton_attend import TOLERANCE, exact_attend
-from triton_cases import GPU_SHAPES, SHAPES, Shape, integers, normal, permutation, relative_error
+from triton_cases import GPU_SHAPES, SHAPES, Shape, integers, merged, normal, permutation, relative_error
 
 from rheo_kernels import reference
 
@@ -53,9 +53,10 @@ def check(shape: Shape, counts: list[list[int]], width: int, total: int, rng: to
     scale = shape.dim**-0.5
     exact = exact_attend(q, host.transpose(0, 1), found.misses, found.valid, scale, page_size)
     pinned = host.cpu().pin_memory() if rng.device.type == "cuda" else host
-    out, lse = kernels.attend_fetch(
+    parts = kernels.attend_fetch(
         q, frames, pinned, misses, valid, first, last, table, scale, page_size
     )
+    out, lse = merged(parts, batch)
     filled = exact[1] > -torch.inf
     assert torch.equal(lse > -torch.inf, filled)
     assert relative_error(out, exact[0]) < TOLERANCE[shape.dtype]

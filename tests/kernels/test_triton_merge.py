@@ -1,51 +1,81 @@
-"""merge equals its reference, empty partials and shared buffers included."""
+"""merge equals its reference over any number of splits, empty and host partials included."""
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
 from triton_cases import normal
 
 from rheo_kernels import reference
 
-
-def partials(rows: tuple[int, ...], dim: int, rng: torch.Generator) -> tuple[torch.Tensor, ...]:
-    out_a, out_b = (normal((*rows, dim), torch.float32, rng) for _ in range(2))
-    lse_a, lse_b = (normal(rows, torch.float32, rng) * 20 for _ in range(2))
-    lse_a[0, 0] = lse_b[0, 1] = lse_a[0, 2] = lse_b[0, 2] = -torch.inf
-    out_a[0, 0] = out_b[0, 1] = out_a[0, 2] = out_b[0, 2] = 0
-    return out_a, lse_a, out_b, lse_b
+BATCH, HEADS, GROUP = 3, 2, 4
 
 
-def test_merge_equals_reference(rng: torch.Generator) -> None:
+def partials(splits: int, dim: int, rng: torch.Generator):  # noqa: ANN201
+    """Random partials; about a third are empty, with garbage in their output."""
+    from rheo_kernels.triton import Partials
+
+    parts = Partials.allocate(BATCH * HEADS, GROUP, dim, splits, rng.device)
+    parts.out.copy_(normal(tuple(parts.out.shape), torch.float32, rng))
+    parts.lse.copy_(normal(tuple(parts.lse.shape), torch.float32, rng) * 20)
+    empty = torch.rand(parts.lse.shape, generator=rng, device=rng.device) < 0.3
+    parts.lse.masked_fill_(empty, -torch.inf)
+    parts.out.masked_fill_(empty[..., None], torch.nan)
+    return parts
+
+
+def expected(*sets) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ANN002
+    """All splits of all sets, merged two by two; natural-log LSE."""
+    out = torch.zeros_like(sets[0].out[:, 0])
+    lse = torch.full_like(sets[0].lse[:, 0], -torch.inf)
+    for parts in sets:
+        for split in range(parts.splits):
+            part = parts.out[:, split].nan_to_num(0.0)
+            out, lse = reference.merge(out, lse, part, parts.lse[:, split] * math.log(2))
+    return out, lse
+
+
+@pytest.mark.parametrize("dim", [64, 80, 256])
+@pytest.mark.parametrize(("splits", "more"), [(1, 0), (3, 1), (33, 16), (70, 5)])
+def test_merge_equals_reference(splits: int, more: int, dim: int, rng: torch.Generator) -> None:
     from rheo_kernels import triton as kernels
 
-    for dim in (64, 80, 256):
-        parts = partials((3, 7), dim, rng)
-        for mine, theirs in zip(kernels.merge(*parts), reference.merge(*parts), strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+    sets = [partials(count, dim, rng) for count in (splits, more) if count]
+    out = torch.full((BATCH, HEADS * GROUP, dim), torch.nan, device=rng.device)
+    lse = torch.full((BATCH, HEADS * GROUP), torch.nan, device=rng.device)
+    kernels.merge(sets[0], sets[1] if more else None, out, lse)
+    theirs, theirs_lse = expected(*sets)
+    torch.testing.assert_close(out, theirs.view(out.shape), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(lse, theirs_lse.view(lse.shape), rtol=1e-5, atol=1e-4)
 
 
-def test_merge_into_an_input_and_into_the_model_dtype(rng: torch.Generator) -> None:
+def test_merge_takes_a_partial_of_the_hosts_into_the_model_dtype(rng: torch.Generator) -> None:
     from rheo_kernels import triton as kernels
 
-    parts = partials((2, 4), 96, rng)
-    expected = reference.merge(*parts)
-    rounded = torch.empty((2, 4, 96), dtype=torch.bfloat16, device=rng.device)
-    kernels.merge(*parts, out=rounded, lse=torch.empty_like(parts[1]))
-    torch.testing.assert_close(rounded, expected[0].bfloat16(), rtol=1e-2, atol=1e-5)
-    kernels.merge(*parts, out=parts[0], lse=parts[1])
-    for mine, theirs in zip(parts[:2], expected, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+    hits, misses = partials(3, 96, rng), partials(2, 96, rng)
+    host_out = normal((BATCH, HEADS * GROUP, 96), torch.float32, rng)
+    host_lse = normal((BATCH, HEADS * GROUP), torch.float32, rng) * 20
+    host_lse[0, :3] = -torch.inf
+    host_out[0, :3] = torch.nan
+    out = torch.empty(host_out.shape, dtype=torch.bfloat16, device=rng.device)
+    kernels.merge(hits, misses, out, host_out=host_out, host_lse=host_lse)
+    device, device_lse = expected(hits, misses)
+    merged, _ = reference.merge(
+        device.view(out.shape), device_lse.view(host_lse.shape), host_out.nan_to_num(0.0), host_lse
+    )
+    torch.testing.assert_close(out, merged.bfloat16(), rtol=1e-2, atol=1e-5)
 
 
-def test_merge_of_empty_partials_is_empty_whatever_their_output_holds(rng: torch.Generator) -> None:
+def test_merge_of_empty_partials_is_empty(rng: torch.Generator) -> None:
     from rheo_kernels import triton as kernels
 
-    out_a = torch.full((2, 64), torch.nan, device=rng.device)
-    out_b = normal((2, 64), torch.float32, rng)
-    empty = torch.full((2,), -torch.inf, device=rng.device)
-    lse_b = torch.tensor([1.5, -torch.inf], device=rng.device)
-    out, lse = kernels.merge(out_a, empty, out_b, lse_b)
-    torch.testing.assert_close(out[0], out_b[0])
-    assert out[1].eq(0).all()
-    assert torch.equal(lse, lse_b)
+    parts = partials(4, 64, rng)
+    parts.lse.fill_(-torch.inf)
+    parts.out.fill_(torch.nan)
+    out = torch.full((BATCH, HEADS * GROUP, 64), torch.nan, device=rng.device)
+    lse = torch.zeros(out.shape[:2], device=rng.device)
+    kernels.merge(parts, None, out, lse)
+    assert out.eq(0).all()
+    assert lse.eq(-torch.inf).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -81,6 +82,18 @@ def residency(heads: int, total: int, frames: int, rng: torch.Generator) -> tupl
 
 def to_device(values: list[int], rng: torch.Generator) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int32, device=rng.device)
+
+
+def merged(partials: Any, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output ``[B, Hq, D]`` and natural-log LSE ``[B, Hq]`` of all splits."""
+    from rheo_kernels import triton as kernels
+
+    pairs, _, group, dim = partials.out.shape
+    queries = pairs // batch * group
+    out = torch.full((batch, queries, dim), torch.nan, device=partials.out.device)
+    lse = torch.full((batch, queries), torch.nan, device=partials.out.device)
+    kernels.merge(partials, None, out, lse)
+    return out, lse
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:

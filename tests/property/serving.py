@@ -87,7 +87,11 @@ class Server:
         )
         self.free_rows = list(self.rows.free_slots)
         self.tree = sglang_versions.build_tree(self.allocator, self.rows)
-        runner = SimpleNamespace(token_to_kv_pool=self.pool, req_to_token_pool=self.rows)
+        runner = SimpleNamespace(
+            token_to_kv_pool=self.pool,
+            req_to_token_pool=self.rows,
+            server_args=SimpleNamespace(chunked_prefill_size=-1),
+        )
         self.backend = RheoAttentionBackend(runner)
         self.selector = ObservedSelector(self.backend.decode.selector)
         self.backend.decode.selector = self.selector

@@ -21,7 +21,7 @@ class Shape:
     layers: int = 2
     kv_heads: int = 2
     group: int = 2
-    head_dim: int = 8
+    head_dim: int = 16
     pages: int = 24
     frames: int = 4
     dtype: torch.dtype = torch.float32

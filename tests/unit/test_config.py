@@ -58,6 +58,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"host_pool_gib": 1, "host_pool_ratio": 2}, "not both"),
     ({"frame_pool_gib": 1, "frame_pool_tokens": 64}, "not both"),
     ({"host_pool_gib": 1, "frame_pool_gib": 2}, "at least frame_pool_gib=2.0"),
+    ({"cpu_threads": 0}, "at least 1, at most 256"),
     ({"recorder": "on"}, "off, hits, mass"),
     ({"recorder": False}, "off, hits, mass"),
     ({"budget": 0.1}, "budget_ratio, budget_min_pages"),

@@ -13,7 +13,7 @@ from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
 from rheo_sglang.residency import Residency
 
-HEADS, DIM, PAGES, FRAMES = 2, 8, 12, 4
+HEADS, DIM, PAGES, FRAMES = 2, 16, 12, 4
 
 
 def token_table(page_size: int, pages_of_rows: dict[int, list[int]]) -> torch.Tensor:

@@ -1,0 +1,115 @@
+"""hand_over: queries and missed pages from the device into mapped host memory, for the CPU to attend."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+
+def hand_over(
+    q: torch.Tensor,
+    misses: torch.Tensor,
+    valid: torch.Tensor,
+    first: torch.Tensor,
+    last: torch.Tensor,
+    host_q: torch.Tensor,
+    host_pages: torch.Tensor,
+    host_valid: torch.Tensor,
+    host_counts: torch.Tensor,
+    host_batch: torch.Tensor,
+) -> None:
+    """Copy what the CPU needs of one layer's misses; lists begin at column 0 there.
+
+    Parameters
+    ----------
+    q
+        Queries, ``[B, Hq, D]``, contiguous in ``D``.
+    misses, valid
+        Missed pages and their tokens, ``[B, H, S]``, int32, contiguous; see `Selected`.
+    first, last
+        Columns that hold them, ``[B, H]``, int32, contiguous.
+    host_q
+        ``[X, Hq, D]``, dtype of ``q``, contiguous, ``X >= B``; written, as are all below. Pinned.
+    host_pages, host_valid
+        ``[X, H, Y]``, int32, contiguous, ``Y >= S``.
+    host_counts
+        ``[X, H]``, int32, contiguous.
+    host_batch
+        ``[1]``, int32: becomes ``B``.
+
+    Notes
+    -----
+    Posted writes over PCIe: ``2 Hq D`` bytes a request and 8 a miss; bound by latency.
+    """
+    batch, queries, dim = q.shape
+    heads, width = misses.shape[1:]
+    group = queries // heads
+    _hand_over[(batch, heads)](
+        q,
+        misses,
+        valid,
+        first,
+        last,
+        host_q,
+        host_pages,
+        host_valid,
+        host_counts,
+        host_batch,
+        width,
+        q.stride(0),
+        q.stride(1),
+        host_pages.stride(1),
+        GROUP=group,
+        BLOCK_G=triton.next_power_of_2(group),
+        DIM=dim,
+        BLOCK_D=triton.next_power_of_2(dim),
+        BLOCK=min(triton.next_power_of_2(width), 1024),
+        num_warps=4,
+    )
+
+
+@triton.jit
+def _hand_over(
+    q,
+    misses,
+    valid,
+    first,
+    last,
+    host_q,
+    host_pages,
+    host_valid,
+    host_counts,
+    host_batch,
+    width,
+    stride_qb,
+    stride_qh,
+    stride_ph,
+    GROUP: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    request = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1).to(tl.int64)
+    heads = tl.num_programs(1)
+    pair = request * heads + head
+    begin = tl.load(first + pair)
+    count = tl.load(last + pair) - begin
+    tl.store(host_counts + pair, count)
+    if pair == 0:
+        tl.store(host_batch, tl.num_programs(0))
+    if count > 0:
+        g = tl.arange(0, BLOCK_G)
+        d = tl.arange(0, BLOCK_D)
+        inside = (g < GROUP)[:, None] & (d < DIM)[None, :]
+        member = head * GROUP + g[:, None]
+        queries = tl.load(q + request * stride_qb + member * stride_qh + d[None, :], mask=inside)
+        tl.store(host_q + (request * heads * GROUP + member) * DIM + d[None, :], queries, mask=inside)
+        i = tl.arange(0, BLOCK)
+        for start in range(0, count, BLOCK):
+            listed = start + i < count
+            column = pair * width + begin + start + i
+            tl.store(host_pages + pair * stride_ph + start + i, tl.load(misses + column, mask=listed), mask=listed)
+            tl.store(host_valid + pair * stride_ph + start + i, tl.load(valid + column, mask=listed), mask=listed)

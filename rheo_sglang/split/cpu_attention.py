@@ -1,0 +1,132 @@
+"""CpuAttention: one step's misses to the CPU, and their partial back, without Python in between."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from rheo_kernels.cpu import Task, default_threads
+from rheo_kernels.triton import Selected, hand_over
+from rheo_sglang.split.host_function import launch_host_function
+
+logger = logging.getLogger(__name__)
+
+
+SPARE_CORES = 2
+"""Cores that the scheduler and SGLang's other processes keep."""
+
+
+def default_cpu_threads() -> int:
+    """Threads for the CPU's part: all cores that this rank may use but `SPARE_CORES`."""
+    ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    return max(default_threads() // ranks - SPARE_CORES, 1)
+
+
+class CpuAttention:
+    """Buffers that both sides see, and a task per layer that runs between two kernels of a stream.
+
+    Layers take turns: the partial of one is merged before the next is handed over.
+
+    Parameters
+    ----------
+    host
+        Host pages, ``[L, N, H, 2, D * P]``.
+    batch
+        Most requests.
+    group
+        Query heads of a KV head.
+    width
+        Most pages that a request and KV head may select.
+    page_size
+        Tokens per page.
+    threads
+        Threads of the CPU's part.
+    pinned
+        Whether a GPU is on the other side.
+
+    Attributes
+    ----------
+    out, lse
+        The partial, ``[X, Hq, D]`` and ``[X, Hq]``, float32, natural logarithm; ``X`` is the most requests.
+    """
+
+    def __init__(
+        self,
+        host: torch.Tensor,
+        batch: int,
+        group: int,
+        width: int,
+        page_size: int,
+        threads: int,
+        pinned: bool,
+    ) -> None:
+        layers, _, heads, _, block = host.shape
+        queries, dim = heads * group, block // page_size
+
+        def buffer(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, pin_memory=pinned)
+
+        self.on_stream = pinned
+        self.q = buffer(batch, queries, dim, dtype=host.dtype)
+        self.pages, self.valid = buffer(batch, heads, width), buffer(batch, heads, width)
+        self.counts, self.batch = buffer(batch, heads), buffer(1)
+        self.out = buffer(batch, queries, dim, dtype=torch.float32)
+        self.lse = buffer(batch, queries, dtype=torch.float32)
+        self.host = host
+        self.page_size = page_size
+        self.threads = threads
+        self._tasks: dict[int, Task] = {}
+
+    def __call__(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        selected: Selected,
+        first: torch.Tensor,
+        last: torch.Tensor,
+        scale: float,
+    ) -> None:
+        """Attend listed misses of one layer on the CPU; the current stream has the partial when it goes on.
+
+        Parameters
+        ----------
+        layer
+            Layer index.
+        q
+            Queries, ``[B, Hq, D]``.
+        selected
+            The step's selection.
+        first, last
+            Columns of the misses to attend here, ``[B, H]``, int32, contiguous.
+        scale
+            Softmax scale, the same in every call for a layer.
+        """
+        hand_over(
+            q, selected.misses, selected.valid, first, last, self.q, self.pages, self.valid, self.counts, self.batch
+        )
+        task = self._task(layer, scale)
+        if self.on_stream:
+            launch_host_function(task.function, task.address)
+        else:
+            task()
+
+    def _task(self, layer: int, scale: float) -> Task:
+        if layer not in self._tasks:
+            self._tasks[layer] = Task(
+                self.q,
+                self.host[layer].transpose(0, 1),
+                self.pages,
+                self.valid,
+                scale,
+                self.page_size,
+                self.out,
+                self.lse,
+                self.batch,
+                last=self.counts,
+                threads=self.threads,
+            )
+            if len(self._tasks) == 1:
+                task = self._tasks[layer]
+                logger.info("rheo: misses are attended on the CPU: %d threads, %s", task.threads, task.isa)
+        return self._tasks[layer]

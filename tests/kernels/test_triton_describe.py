@@ -1,0 +1,60 @@
+"""describe says of a batch what `build_decode_batch` says, and marks what the step touches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from triton_cases import permutation
+
+from rheo_sglang.batch import build_decode_batch
+from rheo_sglang.budget.controller import BudgetController
+from rheo_sglang.config import RheoConfig
+
+ROWS, PAGES, LAYERS, HEADS = 6, 90, 3, 2
+
+
+@pytest.mark.parametrize("page_size", [16, 32, 64])
+@pytest.mark.parametrize("ratio", [0.125, 0.1])
+def test_describe_equals_the_reference(page_size: int, ratio: float, rng: torch.Generator) -> None:
+    from rheo_kernels import triton as kernels
+
+    device = rng.device
+    config = RheoConfig(budget_ratio=ratio, budget_min_pages=2, dense_threshold=3 * page_size)
+    controller = BudgetController(config, HEADS, page_size)
+    pages = (permutation(PAGES - 1, rng)[: ROWS * 12] + 1).view(ROWS, 12).to(torch.int32)
+    slots = pages[:, :, None] * page_size + torch.arange(page_size, device=device, dtype=torch.int32)
+    tokens = slots.flatten(1).contiguous()
+    rows = torch.tensor([4, 0, 3, 1, 2], device=device)
+    lengths = torch.tensor([12 * page_size, 1, 3 * page_size, 5 * page_size + 1, 7], device=device)
+    live, columns = 4, 12
+    expected = build_decode_batch(
+        tokens, rows[:live], lengths[:live], columns * page_size, page_size, controller
+    )
+    out = kernels.Described.allocate(len(rows), columns, device)
+    for field in out:
+        field.fill_(-5)
+    step = torch.tensor(17, dtype=torch.int32, device=device)
+    listed_at = torch.zeros(PAGES, dtype=torch.int32, device=device)
+    described = torch.zeros(PAGES, dtype=torch.bool, device=device)
+    unsaved = torch.zeros((LAYERS, PAGES), dtype=torch.bool, device=device)
+    share = kernels.Share(ratio, config.budget_min_pages, controller.most, controller.dense_tokens)
+    kernels.describe(
+        tokens, rows, lengths, live, page_size, share, step, listed_at, described, unsaved, out
+    )
+    assert torch.equal(out.num_pages[:live], expected.num_pages)
+    assert torch.equal(out.seq_lens[:live].long(), expected.seq_lens.to(device))
+    assert torch.equal(out.tail_pages[:live], expected.tail_pages)
+    assert torch.equal(out.tail_offsets[:live], expected.tail_offsets)
+    assert torch.equal(out.budget[:live], expected.budget[:, 0])
+    assert out.filled[out.filled > 0].tolist() == expected.filled.tolist()
+    for field in out[1:]:
+        assert field[live:].eq(0).all(), "a padded row"
+    listed = set()
+    for row, count in enumerate(expected.num_pages.tolist()):
+        assert torch.equal(out.pages[row, :count], expected.pages[row, :count])
+        listed |= set(out.pages[row, :count].tolist())
+    assert set((listed_at == 17).nonzero().squeeze(1).tolist()) - {0} == listed
+    tails = set(expected.tail_pages.tolist())
+    assert set(described.nonzero().squeeze(1).tolist()) == tails
+    for layer in range(LAYERS):
+        assert set(unsaved[layer].nonzero().squeeze(1).tolist()) == tails
