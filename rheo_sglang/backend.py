@@ -50,6 +50,7 @@ class RheoAttentionBackend(AttentionBackend):
         self.pool = pool
         self.page_size = pool.page_size
         self.req_to_token = runner.req_to_token_pool.req_to_token
+        self.context_len = min(runner.model_config.context_len, self.req_to_token.shape[1])
         self.chunk_tokens = runner.server_args.chunked_prefill_size or 0
         config = pool.config
         self.recorder = None
@@ -78,7 +79,7 @@ class RheoAttentionBackend(AttentionBackend):
                 pool.frames,
                 HeadShape(pool.head_num, group, pool.head_dim),
                 self.req_to_token,
-                runner.model_config.context_len,
+                self.context_len,
                 self.controller,
                 self.recorder,
             )
@@ -89,6 +90,8 @@ class RheoAttentionBackend(AttentionBackend):
                 config, pool.table, pool.host, pool.frames, self.page_size, residency, self.recorder
             )
         self.prefill = Prefill(config, pool.table, pool.host, pool.frames, self.page_size, residency)
+        if self.cuda is not None:
+            self.prefill.warm_up(self.cuda.heads.group, -(-self.context_len // self.page_size))
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         """Settle what the scheduler freed, and describe the batch in pages; also before a step without a graph."""
@@ -158,10 +161,12 @@ class RheoAttentionBackend(AttentionBackend):
 
     def _begin_prefill(self, forward_batch: ForwardBatch) -> None:
         prefixes, lengths = forward_batch.extend_prefix_lens_cpu, forward_batch.extend_seq_lens_cpu
-        longest = max(prefix + length for prefix, length in zip(prefixes, lengths, strict=True))
+        longest, room = self.context_len, self.prefill.room
+        if self.cuda is None:
+            longest = max(prefix + length for prefix, length in zip(prefixes, lengths, strict=True))
         pages = page_lists(self.req_to_token, forward_batch.req_pool_indices, longest, self.page_size)
         goes_on = 0 < self.chunk_tokens <= sum(lengths)
-        self.prefill_batch = build_prefill_batch(pages, prefixes, lengths, self.page_size, goes_on)
+        self.prefill_batch = build_prefill_batch(pages, prefixes, lengths, self.page_size, goes_on, room)
         self.pool.table.list_pages(pages, self.prefill_batch.num_pages)
         self.prefill.begin(self.prefill_batch)
 

@@ -70,14 +70,16 @@ def admit(
     Notes
     -----
     One program per row searches the value at which as many frames are worth less as candidates are worth
-    more, instead of sorting either. Repeats are recognised by claiming pages in the page table.
+    more, instead of sorting either. Repeats are recognised by claiming pages in the page table; there is a
+    candidate for every thread, since threads that share one would each claim it.
     """
     rows, columns = candidates.shape
     num_frames = page_of.shape[1]
     if out is None:
         out = Admitted.allocate(rows, columns, candidates.device)
-    block_c = triton.next_power_of_2(columns)
     block_f = triton.next_power_of_2(num_frames)
+    warps = row_warps(max(triton.next_power_of_2(columns), block_f))
+    block_c = max(triton.next_power_of_2(columns), 32 * warps)
     _admit[(rows,)](
         candidates,
         candidate_values,
@@ -94,7 +96,7 @@ def admit(
         frame_values.stride(0),
         BLOCK_C=block_c,
         BLOCK_F=block_f,
-        num_warps=row_warps(max(block_c, block_f)),
+        num_warps=warps,
     )
     return out
 

@@ -11,8 +11,6 @@ from torch.nn.functional import pad
 
 ALIGNMENT = 4
 """Entries of int32 in 16 bytes."""
-MOST_OFFERED = 1 << 15
-"""Pages that one pass offers frames: what one program of the admission kernel holds."""
 
 
 class StagedPages(NamedTuple):
@@ -42,7 +40,7 @@ class PrefillBatch(NamedTuple):
     ending
         How many requests, the first ones, are done with their prompts; they will decode next.
     offered
-        Pages that those requests leave full, ``[X]``, int64, at most `MOST_OFFERED`.
+        Pages that those requests leave full, ``[X]``, int64; 0 = none.
     prefix
         Pages to be staged; None if no request has a prefix.
     chunk_rows
@@ -72,6 +70,7 @@ def build_prefill_batch(
     lengths: Sequence[int],
     page_size: int,
     last_goes_on: bool = False,
+    room: int | None = None,
 ) -> PrefillBatch:
     """Describe one prefill pass, with a single copy to the device and no synchronisation.
 
@@ -85,6 +84,9 @@ def build_prefill_batch(
         Tokens per page.
     last_goes_on
         Whether the last request's prompt has more chunks to come.
+    room
+        Length of ``offered``: pages beyond it, the first ones, are left out, and page 0 fills it up. As many as there
+        are, by default.
     """
     totals = [prefix + length for prefix, length in zip(prefixes, lengths, strict=True)]
     query_starts = list(accumulate(lengths, initial=0))
@@ -111,7 +113,9 @@ def build_prefill_batch(
         )
     ]
     parts += [torch.cat(part) for part in (index, tokens, rows, chunk_rows)]
-    parts.append(torch.cat([*offered, torch.empty(0, dtype=torch.int32)])[-MOST_OFFERED:])
+    whole = torch.cat([*offered, torch.empty(0, dtype=torch.int32)])
+    room = whole.numel() if room is None else room
+    parts.append(whole[max(whole.numel() - room, 0) :])
     on_device = _to_device(parts, pages.device)
     cu_queries, cu_keys, num_pages, listed, staged_tokens, staged_rows, chunk, full = on_device
     staged = None
@@ -125,7 +129,7 @@ def build_prefill_batch(
         pages=pages,
         num_pages=num_pages,
         ending=ending,
-        offered=pages.flatten()[full.long()].long(),
+        offered=pad(pages.flatten()[full.long()].long(), (0, room - full.numel())),
         prefix=staged,
         chunk_rows=chunk.long(),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from types import ModuleType
 
 import torch
@@ -9,11 +11,16 @@ import torch
 from rheo_kernels import reference
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.page_table import PageTable
-from rheo_sglang.prefill.batch import PrefillBatch
+from rheo_sglang.prefill.batch import PrefillBatch, build_prefill_batch
 from rheo_sglang.prefill.dense import dense_attention
 from rheo_sglang.prefill.seed import SeedAdmission, Seeding
 from rheo_sglang.prefill.staging import Staging
 from rheo_sglang.prefill.streams import CopyStream
+
+logger = logging.getLogger(__name__)
+
+MOST_OFFERED = 1 << 15
+"""Pages that one pass offers frames at most: what one program of the admission kernel holds."""
 
 
 class Prefill:
@@ -55,6 +62,36 @@ class Prefill:
         self.staging = Staging(self.kernels, table, host, frames, page_size)
         self.attend = dense_attention(frames.device, frames.dtype, self.staging.head_dim)
         self.seeding = Seeding(config, self.kernels, table, residency, page_size)
+        self.room: int | None = None
+
+    def warm_up(self, group: int, columns: int) -> None:
+        """Compile all kernels for the shapes that passes will have, so that no request waits for a compiler.
+
+        Runs two passes over the padding page, whose content nobody reads. From then on, passes describe their pages
+        in ``columns`` columns and offer `room` pages frames, however short their prompts are.
+
+        Parameters
+        ----------
+        group
+            Query heads of a KV head.
+        columns
+            Pages of the longest prompt.
+        """
+        start = time.monotonic()
+        self.room = min(1 << (columns - 1).bit_length(), MOST_OFFERED)
+        device, heads, dim = self.table.frame_of.device, self.staging.heads, self.staging.head_dim
+        pages = torch.zeros((2, columns), dtype=torch.int32, device=device)
+        for prefix in (0, self.page_size):
+            batch = build_prefill_batch(pages, [prefix] * 2, [1, 1], self.page_size, room=self.room)
+            self.begin(batch)
+            shape = (2, heads, dim)
+            q = torch.zeros((2, heads * group, dim), dtype=self.host.dtype, device=device)
+            k, v = (torch.zeros(shape, dtype=self.host.dtype, device=device) for _ in range(2))
+            slots = torch.zeros(2, dtype=torch.int64, device=device)
+            for layer in range(len(self.host)):
+                self(layer, q, k, v, slots, batch, 1.0)
+        self.table.importance[:, :, 0] = 0
+        logger.info("rheo: prefill warmed up in %.1f s", time.monotonic() - start)
 
     def begin(self, batch: PrefillBatch) -> None:
         """Begin a pass: its first layers' prefixes are being staged from now on.

@@ -60,7 +60,7 @@ class Prompts:
             count = -(-end // size)
             lists[prompt, :count] = self.pages[prompt][:count].to(torch.int32)
         row, slot = torch.cat(rows), torch.cat(slots)
-        batch = build_prefill_batch(lists, self.done, lengths, size)
+        batch = build_prefill_batch(lists, self.done, lengths, size, room=self.prefill.room)
         self.prefill.begin(batch)
         inputs = [[part[layer][row] for part in (self.q, self.k, self.v)] for layer in range(LAYERS)]
         outs = [
@@ -113,6 +113,26 @@ def test_chunks_attend_everything_before_them(
         prompts.run(lengths)
         prompts.check_frames()
     assert (prompts.table.importance[:, :, torch.cat(prompts.pages)] > 0).all()
+
+
+def test_a_warm_up_leaves_no_trace_and_fixes_shapes(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rheo_kernels import triton as kernels
+
+    monkeypatch.setattr("rheo_sglang.prefill.prefill.kernels_of", lambda device: kernels)
+    shape = Shape(heads=1, group=2)
+    prompts = Prompts(shape, [50, 20], rng)
+    prompts.prefill.warm_up(shape.group, 12)
+    assert prompts.prefill.room == 16
+    prompts.table.check()
+    assert (prompts.table.page_of < 0).all()
+    assert not prompts.table.importance.any()
+    assert not prompts.host[:, 1:].any()
+    prompts.expected_host.copy_(prompts.host)
+    prompts.expected_metadata.copy_(prompts.table.metadata)
+    prompts.run([40, 20])
+    prompts.check_frames()
 
 
 @pytest.mark.gpu

@@ -91,6 +91,7 @@ class Server:
             token_to_kv_pool=self.pool,
             req_to_token_pool=self.rows,
             server_args=SimpleNamespace(chunked_prefill_size=-1),
+            model_config=SimpleNamespace(context_len=self.context),
         )
         self.backend = RheoAttentionBackend(runner)
         self.selector = ObservedSelector(self.backend.decode.selector)
