@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
+from rheo_kernels.cpu import CPU_ISA, working_isa
 from rheo_sglang.batch import DecodeBatch, build_decode_batch, page_lists
 from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import ConfigError
@@ -19,10 +21,11 @@ from rheo_sglang.residency import Residency
 from rheo_sglang.validate import captures_decode
 
 if TYPE_CHECKING:
-    from rheo_sglang.cuda.decode import CudaDecode
-    from rheo_sglang.cuda.variant import Variant
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+    from rheo_sglang.cuda.decode import CudaDecode
+    from rheo_sglang.cuda.variant import Variant
 
 
 class RheoAttentionBackend(AttentionBackend):
@@ -53,6 +56,7 @@ class RheoAttentionBackend(AttentionBackend):
         self.context_len = min(runner.model_config.context_len, self.req_to_token.shape[1])
         self.chunk_tokens = runner.server_args.chunked_prefill_size or 0
         config = pool.config
+        cpu_attention = use_working_cpu_attention()
         self.recorder = None
         if config.recorder != "off":
             self.recorder = Recorder(
@@ -82,16 +86,25 @@ class RheoAttentionBackend(AttentionBackend):
                 self.context_len,
                 self.controller,
                 self.recorder,
+                cpu_attention,
             )
-            residency = self.cuda.residency
+            self.prefill = Prefill(
+                config, pool.table, pool.host, pool.frames, self.page_size, self.cuda.residency
+            )
+            self.prefill.warm_up(group, -(-self.context_len // self.page_size))
         else:
             residency = Residency(pool.table, pool.host, pool.frames)
             self.decode = DecodeStep(
-                config, pool.table, pool.host, pool.frames, self.page_size, residency, self.recorder
+                config,
+                pool.table,
+                pool.host,
+                pool.frames,
+                self.page_size,
+                residency,
+                self.recorder,
+                cpu_attention,
             )
-        self.prefill = Prefill(config, pool.table, pool.host, pool.frames, self.page_size, residency)
-        if self.cuda is not None:
-            self.prefill.warm_up(self.cuda.heads.group, -(-self.context_len // self.page_size))
+            self.prefill = Prefill(config, pool.table, pool.host, pool.frames, self.page_size, residency)
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         """Settle what the scheduler freed, and describe the batch in pages; also before a step without a graph."""
@@ -229,3 +242,11 @@ class RheoAttentionBackend(AttentionBackend):
     def support_triton(self) -> bool:
         """Whether SGLang may run its Triton helpers beside this backend."""
         return self.pool.device != "cpu"
+
+
+def use_working_cpu_attention() -> bool:
+    """Have this process attend on the CPU with a variant that works here; False if none does."""
+    isa = working_isa()
+    if isa is not None:
+        os.environ[CPU_ISA] = isa
+    return isa is not None

@@ -56,8 +56,9 @@ class RheoConfig:
     """Weight of the newest step in a page's importance."""
     policy: Literal["importance", "lru", "lfu"] = "importance"
     """Which pages keep their frames."""
-    miss_mode: Literal["split", "fetch"] = "split"
-    """Missed pages are attended where they are, or brought into frames first."""
+    miss_mode: Literal["auto", "split", "fetch"] = "auto"
+    """Missed pages are attended by the CPU where they are (``split``), or brought into frames (``fetch``); ``auto``
+    fetches on a GPU and splits elsewhere."""
     cpu_threads: int | None = None
     """Threads that attend misses on the CPU; by default all cores but two."""
     host_pool_gib: float | None = None
@@ -106,6 +107,10 @@ class RheoConfig:
                 self.host_pool_gib,
                 f"at least frame_pool_gib={self.frame_pool_gib} (the host pool holds every page)",
             )
+
+    def splits(self, device: str) -> bool:
+        """Whether missed pages are attended where they are, with frames on ``device``."""
+        return self.miss_mode == "split" or (self.miss_mode == "auto" and not device.startswith("cuda"))
 
     @classmethod
     def parse(cls, text: str, source: str = FLAG) -> RheoConfig:

@@ -31,6 +31,8 @@ class DecodeStep:
         Gives pages frames.
     recorder
         Counts hits, or None.
+    cpu_attention
+        Whether the C++ kernel works here; the torch reference attends otherwise, and where frames are on a GPU.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class DecodeStep:
         page_size: int,
         residency: Residency,
         recorder: Recorder | None,
+        cpu_attention: bool = True,
     ) -> None:
         self.config = config
         self.table = table
@@ -50,7 +53,9 @@ class DecodeStep:
         self.page_size = page_size
         self.recorder = recorder
         self.selector = Selector(config)
-        self.attend = cpu.attend if frames.device.type == "cpu" else reference.attend
+        self.splits = config.splits(frames.device.type)
+        native = cpu_attention and frames.device.type == "cpu"
+        self.attend = cpu.attend if native else reference.attend
         self.residency = residency
 
     def __call__(
@@ -96,7 +101,7 @@ class DecodeStep:
         if self.recorder is not None:
             assert batch.rows is not None
             self.recorder.count(layer, batch.rows, (found.hits >= 0).sum(2), (found.pages >= 0).sum(2))
-        if self.config.miss_mode == "fetch":
+        if not self.splits:
             self.residency.admit_selected(layer, found.misses, found.hits)
             found = resolve(selected, batch.pages, batch.seq_lens, table.frame_of[layer], page_size)
 
@@ -106,8 +111,9 @@ class DecodeStep:
         out, lse = merge(*hit_part, *miss_part)
 
         if self.recorder is not None and self.recorder.records_mass:
+            assert batch.rows is not None
             self.recorder.cover(layer, batch.rows, self._covered_mass(layer, q, selected, lse, batch, scale))
-        if self.config.miss_mode == "split":
+        if self.splits:
             self.residency.admit_selected(layer, found.misses, found.hits)
         return out
 

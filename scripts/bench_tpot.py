@@ -99,7 +99,9 @@ async def measure(engine: Any, context: str, batch: int, label: str) -> dict[str
     lists = prompts(context, batch)
     start = time.perf_counter()
     rids = [f"{label}-{context}-{batch}-{row}" for row in range(batch)]
-    times = await asyncio.gather(*(token_times(engine, ids, rid) for ids, rid in zip(lists, rids, strict=True)))
+    times = await asyncio.gather(
+        *(token_times(engine, ids, rid) for ids, rid in zip(lists, rids, strict=True))
+    )
     gaps = [b - a for row in times for a, b in zip(row[-COUNTED - 1 :], row[-COUNTED:], strict=False)]
     return {
         "tpot_ms": 1e3 * statistics.median(gaps),
@@ -136,7 +138,12 @@ def kernel_profile(trace: Path) -> dict[str, Any]:
         name[:90]: {"us_per_step": sum(v) / steps, "launches_per_step": len(v) / steps}
         for name, v in sorted(totals.items(), key=lambda item: -sum(item[1]))[:40]
     }
-    return {"steps": steps, "us_per_step": span / steps, "idle_us_per_step": (span - busy) / steps, "kernels": rows}
+    return {
+        "steps": steps,
+        "us_per_step": span / steps,
+        "idle_us_per_step": (span - busy) / steps,
+        "kernels": rows,
+    }
 
 
 async def profile(engine: Any, context: str, batch: int) -> dict[str, Any]:
@@ -241,7 +248,12 @@ def ratios(metrics: dict[str, Any]) -> dict[str, float]:
 
     for context, batch in (pair for group in ALL for pair in group):
         suffix = "" if context == "2k" else "_resident"
-        ratio(f"tpot_ratio_{context}_bs{batch}{suffix}", "resident", f"{context}_bs{batch}", f"{context}_bs{batch}")
+        ratio(
+            f"tpot_ratio_{context}_bs{batch}{suffix}",
+            "resident",
+            f"{context}_bs{batch}",
+            f"{context}_bs{batch}",
+        )
     for batch in (1, 4):
         label = f"128k_bs{batch}"
         for mode in MISS_MODES:

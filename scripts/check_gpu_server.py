@@ -27,7 +27,10 @@ NEW_TOKENS = 40
 ENGINES: dict[str, tuple[dict[str, Any] | None, bool]] = {
     "triton": (None, True),
     "rheo exact": ({"budget_ratio": 1.0, "frame_pool_tokens": 1024, "dense_threshold": 512}, True),
-    "rheo exact, no graphs": ({"budget_ratio": 1.0, "frame_pool_tokens": 1024, "dense_threshold": 512}, False),
+    "rheo exact, no graphs": (
+        {"budget_ratio": 1.0, "frame_pool_tokens": 1024, "dense_threshold": 512},
+        False,
+    ),
     "rheo dense shortcut": ({"frame_pool_tokens": 16384}, True),
     "rheo budget 20 %": ({"budget_ratio": 0.2, "dense_threshold": 0, "frame_pool_tokens": 2048}, True),
 }

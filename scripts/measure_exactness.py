@@ -56,7 +56,7 @@ def attention_error(page_size: int) -> float:
     from rheo_sglang.decode import DecodeStep
     from rheo_sglang.page_table import PageTable
     from rheo_sglang.pools.blocks import frame_pool, host_pool
-from rheo_sglang.residency import Residency
+    from rheo_sglang.residency import Residency
 
     torch.manual_seed(page_size)
     heads, queries, dim, length = 3, 9, 64, 4000

@@ -6,6 +6,9 @@ import os
 
 from rheo_kernels.cpu import _native
 
+CPU_ISA = "RHEO_CPU_ISA"
+"""Environment variable that names the widest variant to use."""
+
 
 def available_isas() -> list[str]:
     """Instruction-set variants this machine can run, narrowest first."""
@@ -14,7 +17,7 @@ def available_isas() -> list[str]:
 
 def forced_isa() -> str | None:
     """Variant named by ``RHEO_CPU_ISA``, if any; the extension checks it."""
-    return os.environ.get("RHEO_CPU_ISA") or None
+    return os.environ.get(CPU_ISA) or None
 
 
 def default_threads() -> int:

@@ -194,7 +194,12 @@ def _balance(wants, eligible, keeps, exists):
     while (low + 1 < high) & (settled == 0):
         first, second, third, fourth = cuts(low, high)
         more = tl.sum(tl.where(eligible, tally(wants, first + 1, second + 1, third + 1, fourth + 1), 0), 0)
-        less = tl.sum(tl.where(exists, 0x0001000100010001 - tally(keeps, first + 1, second + 1, third + 1, fourth + 1), 0), 0)
+        less = tl.sum(
+            tl.where(
+                exists, 0x0001000100010001 - tally(keeps, first + 1, second + 1, third + 1, fourth + 1), 0
+            ),
+            0,
+        )
         low, high, settled = _narrow(low, high, settled, first, more & 0xFFFF, less & 0xFFFF)
         low, high, settled = _narrow(low, high, settled, second, (more >> 16) & 0xFFFF, (less >> 16) & 0xFFFF)
         low, high, settled = _narrow(low, high, settled, third, (more >> 32) & 0xFFFF, (less >> 32) & 0xFFFF)
@@ -207,7 +212,7 @@ def _balance(wants, eligible, keeps, exists):
 
 @triton.jit
 def _narrow(low, high, settled, key, more, less):
-    """Move the end of the bracket that ``key`` replaces: it has ``more`` candidates above and ``less`` frames up to it."""
+    """Move the end of the bracket that a key with ``more`` candidates above and ``less`` frames up to it replaces."""
     inside = (key > low) & (key < high)
     enough = less >= more
     return (

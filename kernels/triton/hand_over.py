@@ -111,5 +111,9 @@ def _hand_over(
         for start in range(0, count, BLOCK):
             listed = start + i < count
             column = pair * width + begin + start + i
-            tl.store(host_pages + pair * stride_ph + start + i, tl.load(misses + column, mask=listed), mask=listed)
-            tl.store(host_valid + pair * stride_ph + start + i, tl.load(valid + column, mask=listed), mask=listed)
+            tl.store(
+                host_pages + pair * stride_ph + start + i, tl.load(misses + column, mask=listed), mask=listed
+            )
+            tl.store(
+                host_valid + pair * stride_ph + start + i, tl.load(valid + column, mask=listed), mask=listed
+            )

@@ -65,7 +65,12 @@ def find_threshold(keys, lowest, highest, present, wanted):
 def cuts(low, high):
     """Four thresholds, int64, that cut the bracket into fifths, all strictly inside it."""
     span = high - low
-    return _cut(low, high, span, 1), _cut(low, high, span, 2), _cut(low, high, span, 3), _cut(low, high, span, 4)
+    return (
+        _cut(low, high, span, 1),
+        _cut(low, high, span, 2),
+        _cut(low, high, span, 3),
+        _cut(low, high, span, 4),
+    )
 
 
 @triton.jit

@@ -204,7 +204,7 @@ def _attend_listed(
             key = tl.load(keys + source[None, :], mask=live[None, :] & inside[:, None], other=0.0)
             value = tl.load(values + source[:, None], mask=live[:, None] & inside[None, :], other=0.0)
             top, total, mixed = accumulate(query, key, value, live, scale * LOG2_E, top, total, mixed)
-    if NOTE:
+    if NOTE:  # noqa: SIM102 - a constant, then a value of the GPU's
         if missed > 0:
             tl.store(missed_at, tl.load(step))
     store_partial(top, total, mixed, pair * splits + split, split_out, split_lse, DIM, BLOCK_D, GROUP)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rheo_kernels.triton import Admitted, Described, Selected, Partials, fetch_splits, num_splits
+from rheo_kernels.triton import Admitted, Described, Partials, Selected, fetch_splits, num_splits
 from rheo_sglang.cuda.heads import HeadShape
 from rheo_sglang.cuda.variant import Variant
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from rheo_kernels.triton import (
@@ -27,6 +29,8 @@ from rheo_sglang.cuda.variant import Variant, make_variants, pick_variant
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.recorder import Recorder
 from rheo_sglang.split.cpu_attention import CpuAttention, default_cpu_threads
+
+logger = logging.getLogger(__name__)
 
 
 class CudaDecode:
@@ -59,6 +63,8 @@ class CudaDecode:
         Decides the budgets.
     recorder
         Counts hits, or None.
+    cpu_attention
+        Whether the C++ kernel works here; misses are fetched otherwise.
     """
 
     def __init__(
@@ -72,6 +78,7 @@ class CudaDecode:
         context_len: int,
         controller: BudgetController,
         recorder: Recorder | None,
+        cpu_attention: bool = True,
     ) -> None:
         self.config = config
         self.table = table
@@ -98,6 +105,12 @@ class CudaDecode:
         self.pending_save: torch.Tensor | None = None
         self.step: StepBuffers | None = None
         self._buffers: DecodeBuffers | None = None
+        wanted = config.splits(device.type)
+        self.splits = wanted and cpu_attention
+        if wanted and not cpu_attention:
+            logger.warning(
+                "rheo: miss_mode='split' needs CPU attention; misses are fetched (miss_mode='fetch')"
+            )
         self.cpu: CpuAttention | None = None
         self._outgrown: list[CpuAttention] = []
 
@@ -107,7 +120,7 @@ class CudaDecode:
             device = self.frames.device
             layers, frames = len(self.frames), self.table.frames
             self._buffers = DecodeBuffers(batch, self.variants, self.heads, layers, frames, device)
-            if self.config.miss_mode == "split":
+            if self.splits:
                 if self.cpu is not None:
                     self._outgrown.append(self.cpu)
                 self.cpu = CpuAttention(

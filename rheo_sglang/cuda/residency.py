@@ -46,9 +46,7 @@ class CudaResidency:
         table = self.table
         rows = table.frame_of.flatten(0, 1)
         page_of, values = table.page_of.flatten(0, 1), self.frame_values.flatten(0, 1)
-        value_frames(
-            page_of, table.policy.worth.flatten(0, 1), table.unsaved, fade=self.fade, out=values
-        )
+        value_frames(page_of, table.policy.worth.flatten(0, 1), table.unsaved, fade=self.fade, out=values)
         candidates = pages[None].expand(rows.shape[0], -1)
         urgent = torch.full((1, pages.shape[0]), NEVER_EVICT, device=pages.device).expand(candidates.shape)
         admitted = admit(candidates, urgent, rows, page_of, values)

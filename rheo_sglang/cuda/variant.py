@@ -54,6 +54,4 @@ def make_variants(controller: BudgetController, context_len: int) -> list[Varian
 
 def pick_variant(variants: list[Variant], pages: int, dense: bool) -> Variant:
     """The first variant that serves requests of up to ``pages`` pages, the dense shortcut only if allowed."""
-    return next(
-        variant for variant in variants if variant.columns >= pages and (dense or not variant.dense)
-    )
+    return next(variant for variant in variants if variant.columns >= pages and (dense or not variant.dense))

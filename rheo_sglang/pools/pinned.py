@@ -59,14 +59,16 @@ def pinned_zeros(shape: tuple[int, ...], dtype: torch.dtype, piece_bytes: int = 
         for low in range(0, size, piece_bytes):
             piece = data[low : min(low + piece_bytes, size)]
             list(pool.map(_touch, np.array_split(piece, cores)))
-            error = torch.cuda.cudart().cudaHostRegister(
+            outcome = torch.cuda.cudart().cudaHostRegister(
                 tensor.data_ptr() + low, piece.size, PORTABLE_AND_MAPPED
             )
-            if int(error) != 0:
-                raise _failed(size, low, available, str(error))
+            if int(outcome) != 0:
+                raise _failed(size, low, available, str(outcome))
             if time.monotonic() - reported > REPORT_SECONDS:
                 reported = time.monotonic()
-                logger.info("rheo: pinned %.1f of %.1f GiB of host memory", (low + piece.size) / GIB, size / GIB)
+                logger.info(
+                    "rheo: pinned %.1f of %.1f GiB of host memory", (low + piece.size) / GIB, size / GIB
+                )
     logger.info("rheo: pinned %.1f GiB of host memory in %.1f s", size / GIB, time.monotonic() - start)
     return tensor[:size].view(dtype).view(shape)
 

@@ -61,7 +61,7 @@ class CpuAttention:
         threads: int,
         pinned: bool,
     ) -> None:
-        layers, _, heads, _, block = host.shape
+        _, _, heads, _, block = host.shape
         queries, dim = heads * group, block // page_size
 
         def buffer(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
@@ -103,7 +103,16 @@ class CpuAttention:
             Softmax scale, the same in every call for a layer.
         """
         hand_over(
-            q, selected.misses, selected.valid, first, last, self.q, self.pages, self.valid, self.counts, self.batch
+            q,
+            selected.misses,
+            selected.valid,
+            first,
+            last,
+            self.q,
+            self.pages,
+            self.valid,
+            self.counts,
+            self.batch,
         )
         task = self._task(layer, scale)
         if self.on_stream:

@@ -26,9 +26,9 @@ def register() -> None:
     if ENVIRONMENT not in os.environ:
         return
     import torch
+
     from locality.kernel import locality_scores
     from locality.process import Locality
-
     from rheo_sglang.cuda.decode import CudaDecode
 
     settings = json.loads(os.environ[ENVIRONMENT])
@@ -54,4 +54,5 @@ def register() -> None:
         count = step.batch.num_pages.shape[0]
         locality_scores(step.scores, active[count], self.table.step, layer, seeds[count], locality)
 
-    CudaDecode.prepare, CudaDecode._score = prepare_and_switch, score_and_replace  # type: ignore[method-assign]
+    setattr(CudaDecode, "prepare", prepare_and_switch)  # noqa: B010 - the types are those of any call
+    setattr(CudaDecode, "_score", score_and_replace)  # noqa: B010

@@ -64,7 +64,9 @@ class Server:
         self.host[:, pages] = noise[:, pages]
         self.table.metadata[:, :, pages] = metadata[:, :, pages].to(self.device)
 
-    def step(self, lengths: dict[int, int], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def step(
+        self, lengths: dict[int, int], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
         """One decode step of every layer: ``[L, B, Hq, D]``, float32, on the CPU."""
         rows = torch.tensor(list(lengths), device=self.device)
         seq_lens = torch.tensor(list(lengths.values()))
@@ -147,11 +149,17 @@ def run(config: RheoConfig, frames: int, lengths: dict[int, int], steps: int, de
 
 
 @pytest.mark.parametrize(
-    ("policy", "miss_mode"), [("importance", "split"), ("importance", "fetch"), ("lru", "split"), ("lfu", "fetch")]
+    ("policy", "miss_mode"),
+    [("importance", "split"), ("importance", "fetch"), ("lru", "split"), ("lfu", "fetch")],
 )
 def test_sparse_steps_equal_the_reference(policy: str, miss_mode: str, rng: torch.Generator) -> None:
     config = RheoConfig(
-        budget_ratio=0.4, budget_min_pages=3, dense_threshold=0, policy=policy, miss_mode=miss_mode, cpu_threads=2
+        budget_ratio=0.4,
+        budget_min_pages=3,
+        dense_threshold=0,
+        policy=policy,
+        miss_mode=miss_mode,
+        cpu_threads=2,
     )
     server = run(config, 7, {1: 11 * PAGE_SIZE - 3, 2: 30, 3: 6 * PAGE_SIZE - 1}, 6, rng.device)
     assert not server.variant.dense

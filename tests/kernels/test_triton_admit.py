@@ -134,7 +134,10 @@ def test_gather_misses_lists_every_request_in_order(room: int, rng: torch.Genera
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize(("total", "frames", "width"), [(8192, 4096, 1024), (30000, 20000, 3000), (30000, 16500, 60), (9000, 5, 300)])
+@pytest.mark.parametrize(
+    ("total", "frames", "width"),
+    [(8192, 4096, 1024), (30000, 20000, 3000), (30000, 16500, 60), (9000, 5, 300)],
+)
 def test_admit_equals_reference_at_scale(
     total: int, frames: int, width: int, ties: bool, rng: torch.Generator
 ) -> None:

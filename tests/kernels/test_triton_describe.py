@@ -38,9 +38,7 @@ def test_describe_equals_the_reference(page_size: int, ratio: float, rng: torch.
     described = torch.zeros(PAGES, dtype=torch.bool, device=device)
     unsaved = torch.zeros((LAYERS, PAGES), dtype=torch.bool, device=device)
     share = kernels.Share(ratio, config.budget_min_pages, controller.most, controller.dense_tokens)
-    kernels.describe(
-        tokens, rows, lengths, live, page_size, share, step, listed_at, described, unsaved, out
-    )
+    kernels.describe(tokens, rows, lengths, live, page_size, share, step, listed_at, described, unsaved, out)
     assert torch.equal(out.num_pages[:live], expected.num_pages)
     assert torch.equal(out.seq_lens[:live].long(), expected.seq_lens.to(device))
     assert torch.equal(out.tail_pages[:live], expected.tail_pages)

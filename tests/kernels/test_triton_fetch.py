@@ -53,9 +53,7 @@ def check(shape: Shape, counts: list[list[int]], width: int, total: int, rng: to
     scale = shape.dim**-0.5
     exact = exact_attend(q, host.transpose(0, 1), found.misses, found.valid, scale, page_size)
     pinned = host.cpu().pin_memory() if rng.device.type == "cuda" else host
-    parts = kernels.attend_fetch(
-        q, frames, pinned, misses, valid, first, last, table, scale, page_size
-    )
+    parts = kernels.attend_fetch(q, frames, pinned, misses, valid, first, last, table, scale, page_size)
     out, lse = merged(parts, batch)
     filled = exact[1] > -torch.inf
     assert torch.equal(lse > -torch.inf, filled)
@@ -65,7 +63,9 @@ def check(shape: Shape, counts: list[list[int]], width: int, total: int, rng: to
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_attend_fetch_equals_attention_over_the_misses_and_fills_frames(shape: Shape, rng: torch.Generator) -> None:
+def test_attend_fetch_equals_attention_over_the_misses_and_fills_frames(
+    shape: Shape, rng: torch.Generator
+) -> None:
     counts = [[11, 3], [0, 1], [9, 8]]
     check(shape, [row[: shape.heads] for row in counts], 13, 20, rng)
 

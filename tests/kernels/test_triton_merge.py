@@ -13,7 +13,7 @@ from rheo_kernels import reference
 BATCH, HEADS, GROUP = 3, 2, 4
 
 
-def partials(splits: int, dim: int, rng: torch.Generator):  # noqa: ANN201
+def partials(splits: int, dim: int, rng: torch.Generator):
     """Random partials; about a third are empty, with garbage in their output."""
     from rheo_kernels.triton import Partials
 
@@ -26,7 +26,7 @@ def partials(splits: int, dim: int, rng: torch.Generator):  # noqa: ANN201
     return parts
 
 
-def expected(*sets) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ANN002
+def expected(*sets) -> tuple[torch.Tensor, torch.Tensor]:
     """All splits of all sets, merged two by two; natural-log LSE."""
     out = torch.zeros_like(sets[0].out[:, 0])
     lse = torch.full_like(sets[0].lse[:, 0], -torch.inf)

@@ -44,7 +44,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     *(({"importance_alpha": value}, "above 0, at most 1") for value in (0, 1.5)),
     ({"policy": "random"}, "importance, lru, lfu"),
     ({"policy": ["lru"]}, "importance, lru, lfu"),
-    ({"miss_mode": "auto"}, "split, fetch"),
+    ({"miss_mode": "never"}, "auto, split, fetch"),
     *(({"host_pool_gib": value}, "above 0") for value in (0, -1)),
     *(({"host_pool_gib": value}, "a finite number") for value in (float("inf"), 10**400)),
     ({"host_pool_gib": "8 GiB"}, "a finite number"),
@@ -190,3 +190,11 @@ def test_a_directory_is_not_a_config(tmp_path: Path) -> None:
 def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         RheoConfig().policy = "lru"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("mode", "device", "splits"),
+    [("auto", "cpu", True), ("auto", "cuda", False), ("split", "cuda", True), ("fetch", "cpu", False)],
+)
+def test_auto_splits_where_there_is_no_gpu(mode: Any, device: str, splits: bool) -> None:
+    assert RheoConfig(miss_mode=mode).splits(device) is splits

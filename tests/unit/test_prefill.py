@@ -59,7 +59,7 @@ class Server:
         return Request(q, k, v, pages)
 
     def run(self, requests: list[Request], lengths: list[int], goes_on: bool = False) -> None:
-        """Prefill the next tokens of each request, the last with more to come or not, and hold every output against attention in float64."""
+        """Prefill the next tokens of each request and hold every output against attention in float64."""
         ends = [one.done + length for one, length in zip(requests, lengths, strict=True)]
         parts = [(one, slice(one.done, end)) for one, end in zip(requests, ends, strict=True)]
         width = max(-(-end // PAGE_SIZE) for end in ends)

@@ -1,0 +1,88 @@
+"""probe: which variant works on this machine, found out in a child process before a server depends on it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import signal
+import time
+import warnings
+
+import torch
+
+from rheo_kernels.cpu import _native
+from rheo_kernels.cpu.problem import describe
+from rheo_kernels.cpu.settings import available_isas, forced_isa
+
+logger = logging.getLogger(__name__)
+
+SECONDS = 20.0
+"""How long a variant may take to attend a few pages."""
+HEADS, GROUP, DIM, PAGE_SIZE, PAGES, ANSWER = 2, 4, 128, 32, 40, 1.5
+RIGHT, WRONG = 0, 1
+
+
+@functools.cache
+def working_isa() -> str | None:
+    """The widest variant that attends a few pages and gets them right; None if there is none.
+
+    Processors, hypervisors and compilers differ more than tests can: a variant that crashes must not take a server
+    with it. ``RHEO_CPU_ISA`` limits the search.
+    """
+    candidates = available_isas()[::-1]
+    limit = forced_isa()
+    if limit is not None:
+        candidates = candidates[candidates.index(limit) :] if limit in candidates else []
+    for isa in candidates:
+        failure = _failure(isa)
+        if failure is None:
+            return isa
+        logger.warning("rheo: CPU attention with %s does not work on this machine (%s)", isa, failure)
+    return None
+
+
+def _failure(isa: str) -> str | None:
+    """What goes wrong with a variant, or None."""
+    problems = [_problem(dtype) for dtype in (torch.bfloat16, torch.float32)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        _attend_and_exit(isa, problems)
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            if os.WIFSIGNALED(status):
+                return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
+            return None if os.WEXITSTATUS(status) == RIGHT else "wrong result"
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return f"no result within {SECONDS:.0f} s"
+
+
+def _problem(dtype: torch.dtype) -> tuple[_native.Problem, tuple[torch.Tensor, ...]]:
+    """Random keys under constant values, so that attention over any of them is that constant."""
+    draw = torch.Generator().manual_seed(0)
+    blocks = torch.randn((HEADS, PAGES, 2, DIM * PAGE_SIZE), generator=draw).to(dtype)
+    blocks[:, :, 1] = ANSWER
+    q = torch.randn((1, HEADS * GROUP, DIM), generator=draw).to(dtype)
+    index = torch.arange(PAGES, dtype=torch.int32).expand(1, HEADS, -1).contiguous()
+    valid = torch.full_like(index, PAGE_SIZE - 1)
+    out, lse = torch.zeros((1, HEADS * GROUP, DIM)), torch.zeros((1, HEADS * GROUP))
+    batch = torch.ones(1, dtype=torch.int32)
+    problem = describe(q, blocks, index, valid, DIM**-0.5, PAGE_SIZE, out, lse, batch)
+    return problem, (out, q, blocks, index, valid, lse, batch)
+
+
+def _attend_and_exit(isa: str, problems: list[tuple[_native.Problem, tuple[torch.Tensor, ...]]]) -> None:
+    """Run in the child; leaves no trace in the parent."""
+    os.close(2)
+    for problem, operands in problems:
+        _native.attend(problem, _native.cpus(), isa)
+        numbers = operands[0].flatten().tolist()
+        if any(not abs(number - ANSWER) < 1e-2 for number in numbers):
+            os._exit(WRONG)
+    os._exit(RIGHT)
