@@ -14,10 +14,12 @@ namespace {
 
 #ifdef RHEO_X86
 // AMX tile data must be asked for once per process (Linux: ARCH_REQ_XCOMP_PERM, feature XTILEDATA); threads
-// of the process then have it too.
-bool request_tiles() {
+// of the process then have it too. Asked for only where tiles are about to be used, since the permission
+// enlarges every signal frame of the process.
+bool may_use_tiles() {
     constexpr long kRequestPermission = 0x1023, kTileData = 18;
-    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+    static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+    return granted;
 }
 
 bool bit(unsigned word, int index) {
@@ -44,10 +46,14 @@ std::vector<Isa> detect() {
     unsigned features = 0;
     if (!dq_bw_vl || !__get_cpuid_count(7, 1, &features, &b, &c, &d) || !bit(features, 5)) return found;
     found.push_back(Isa::avx512_bf16);
-    if (amx && os_saves(0x60000) && request_tiles()) found.push_back(Isa::amx_bf16);
+    if (amx && os_saves(0x60000)) found.push_back(Isa::amx_bf16);
     return found;
 }
 #else
+bool may_use_tiles() {
+    return false;
+}
+
 std::vector<Isa> detect() {
     return {Isa::generic};
 }
@@ -120,7 +126,8 @@ Choice choose_kernel(const Shape& shape, std::optional<Isa> limit) {
     const auto& available = available_isas();
     for (auto isa = available.rbegin(); isa != available.rend(); ++isa) {
         if (limit && *isa > *limit) continue;
-        if (const PageKernel* kernel = kernel_of(*isa, shape)) return {*isa, kernel};
+        const PageKernel* kernel = kernel_of(*isa, shape);
+        if (kernel && (*isa != Isa::amx_bf16 || may_use_tiles())) return {*isa, kernel};
     }
     return {Isa::generic, kernel_of(Isa::generic, shape)};
 }
