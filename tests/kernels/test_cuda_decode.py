@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+from collections.abc import Iterator
+
 import pytest
 import torch
 from triton_cases import relative_error
@@ -79,8 +83,7 @@ class Server:
             padded = torch.cat((seq_lens, torch.ones(padding, dtype=seq_lens.dtype)))
             self.cuda.settle()
             self.variant = self.cuda.prepare(rows, padded.to(self.device), padded, len(lengths), rids)
-            for layer in range(LAYERS):
-                self.cuda(layer, q[layer], k[layer], v[layer], SCALE, out[layer])
+            self.run_layers(q, k, v, out)
         else:
             self.table.settle()
             batch = build_decode_batch(
@@ -101,8 +104,41 @@ class Server:
                 )
         return out.cpu()
 
+    def run_layers(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
+        """All layers of the step that was prepared."""
+        for layer in range(LAYERS):
+            self.cuda(layer, q[layer], k[layer], v[layer], SCALE, out[layer])
 
-def run(config: RheoConfig, frames: int, lengths: dict[int, int], steps: int, device: torch.device) -> Server:
+
+class GraphedServer(Server):
+    """Captures every shape of the step once, and replays it from then on."""
+
+    def run_layers(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
+        graphs = self.__dict__.setdefault("graphs", {})
+        key = (q.shape[1], self.variant)
+        if key not in graphs:
+            super().run_layers(q, k, v, out)
+            static = [tensor.clone() for tensor in (q, k, v, out)]
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                super().run_layers(*static)
+            graphs[key] = graph, static
+            return
+        graph, static = graphs[key]
+        for mine, theirs in zip(static, (q, k, v), strict=False):
+            mine.copy_(theirs)
+        graph.replay()
+        out.copy_(static[3])
+
+
+def run(
+    config: RheoConfig,
+    frames: int,
+    lengths: dict[int, int],
+    steps: int,
+    device: torch.device,
+    served_by: type[Server] = Server,
+) -> Server:
     """Decode with both and compare every step; the last request leaves after half of the steps."""
     noise = torch.Generator().manual_seed(5)
 
@@ -110,7 +146,7 @@ def run(config: RheoConfig, frames: int, lengths: dict[int, int], steps: int, de
         return torch.randn(shape, generator=noise)
 
     expected = Server(config, frames, torch.device("cpu"), cuda=False)
-    actual = Server(config, frames, device, cuda=True)
+    actual = served_by(config, frames, device, cuda=True)
     content = normal(*expected.host.shape)
     metadata = normal(*expected.table.metadata.shape)
     metadata[..., 1, :] = metadata[..., 0, :] + metadata[..., 1, :].abs()
@@ -187,3 +223,48 @@ def test_the_dense_shortcut_equals_the_reference_and_misses_come_home(rng: torch
 def test_exact_attention_with_few_frames_equals_the_reference(rng: torch.Generator) -> None:
     config = RheoConfig(budget_ratio=1.0, dense_threshold=0)
     run(config, 5, {1: 9 * PAGE_SIZE, 2: 3 * PAGE_SIZE}, 6, rng.device)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("miss_mode", ["split", "fetch"])
+@pytest.mark.parametrize("dense_pages", [0, 6])
+def test_replayed_graphs_equal_the_reference(dense_pages: int, miss_mode: str, rng: torch.Generator) -> None:
+    config = RheoConfig(
+        budget_ratio=0.4, budget_min_pages=3, dense_threshold=dense_pages * PAGE_SIZE, miss_mode=miss_mode
+    )
+    server = run(
+        config, 9, {1: 6 * PAGE_SIZE - 9, 2: 30, 3: 5 * PAGE_SIZE - 1}, 40, rng.device, GraphedServer
+    )
+    assert len(server.graphs) >= 2, "two batch sizes"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("miss_mode", ["split", "fetch"])
+def test_outputs_do_not_depend_on_how_streams_are_timed(
+    miss_mode: str, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariants 3 and 4: every stream is held up for a random while, before and after its work."""
+    from rheo_sglang.cuda.streams import SideStream
+
+    fork, join = SideStream.fork, SideStream.join
+    draw = random.Random(7)
+
+    def hold() -> None:
+        torch.cuda._sleep(draw.choice((0, 0, 20_000, 300_000)))
+
+    @contextlib.contextmanager
+    def slow_fork(self: SideStream) -> Iterator[None]:
+        with fork(self):
+            hold()
+            yield
+            hold()
+        hold()
+
+    def slow_join(self: SideStream) -> None:
+        hold()
+        join(self)
+
+    monkeypatch.setattr(SideStream, "fork", slow_fork)
+    monkeypatch.setattr(SideStream, "join", slow_join)
+    config = RheoConfig(budget_ratio=0.4, budget_min_pages=3, dense_threshold=0, miss_mode=miss_mode)
+    run(config, 7, {1: 11 * PAGE_SIZE - 3, 2: 30, 3: 6 * PAGE_SIZE - 1}, 40, rng.device)
