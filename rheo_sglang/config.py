@@ -60,7 +60,7 @@ class RheoConfig:
     """Missed pages are attended by the CPU where they are (``split``), or brought into frames (``fetch``); ``auto``
     fetches on a GPU and splits elsewhere."""
     cpu_threads: int | None = None
-    """Threads that attend misses on the CPU; by default all cores but two."""
+    """Threads that attend misses on the CPU beside a GPU; by default all cores but two."""
     host_pool_gib: float | None = None
     """Size of the host pool in GiB."""
     host_pool_ratio: float | None = None

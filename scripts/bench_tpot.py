@@ -176,8 +176,8 @@ async def profile(engine: Any, context: str, batch: int) -> dict[str, Any]:
     return kernel_profile(traces[0]) if traces else {}
 
 
-def serve(case: EngineCase, switch: Path) -> dict[str, Any]:
-    """Start an engine, time its batches, and stop it."""
+def serve(case: EngineCase, contexts: list[str], switch: Path, kept: Path) -> None:
+    """Start an engine, time its batches, and stop it; what was found so far is kept after every batch."""
     import sglang
 
     start = time.monotonic()
@@ -192,6 +192,7 @@ def serve(case: EngineCase, switch: Path) -> dict[str, Any]:
         mem_fraction_static=0.88,
         context_length=CONTEXTS["128k"] + 1024,
         chunked_prefill_size=8192,
+        disable_prefill_cuda_graph=True,
         max_running_requests=16,
         log_level="info",
         **({} if case.config is None else {"max_total_tokens": HOST_TOKENS}),
@@ -201,6 +202,8 @@ def serve(case: EngineCase, switch: Path) -> dict[str, Any]:
     run = engine.loop.run_until_complete
     for group in case.groups:
         for context, batch in group:
+            if context not in contexts:
+                continue
             warm = run(measure(engine, context, batch, "warm"))
             found[f"{context}_bs{batch}_cold"] = warm
             for scores in ("raw", "fitted") if case.synthetic else ("raw",):
@@ -216,13 +219,13 @@ def serve(case: EngineCase, switch: Path) -> dict[str, Any]:
             if (context, batch) in case.profiled:
                 found[f"{context}_bs{batch}_profile"] = run(profile(engine, context, batch))
             switch.unlink(missing_ok=True)
+            kept.write_text(json.dumps(found))
         engine.flush_cache()
     engine.shutdown()
-    return found
 
 
-def run_engine(name: str, folder: Path) -> dict[str, Any]:
-    """Run one engine in a process of its own."""
+def run_engine(name: str, contexts: list[str], folder: Path) -> dict[str, Any]:
+    """Run one engine in a process of its own; if it ends early, what it found until then."""
     found, switch = folder / f"{name}.json", folder / "switch"
     case = ENGINES[name]
     environment = {**os.environ, "RHEO_CONFIG": json.dumps(case.config or {})}
@@ -234,8 +237,10 @@ def run_engine(name: str, folder: Path) -> dict[str, Any]:
             {"result": str(RESULTS / "locality_smollm2.json"), "page_size": PAGE_SIZE, "switch": str(switch)}
         )
     command = [sys.executable, __file__, "--engine", name, "--found", str(found), "--switch", str(switch)]
-    subprocess.run(command, check=True, env=environment)
-    return dict(json.loads(found.read_text()))
+    status = subprocess.run([*command, "--contexts", *contexts], env=environment).returncode
+    if status != 0:
+        print(f"{name}: ended with status {status}", flush=True)
+    return dict(json.loads(found.read_text())) if found.exists() else {}
 
 
 def ratios(metrics: dict[str, Any]) -> dict[str, float]:
@@ -243,7 +248,7 @@ def ratios(metrics: dict[str, Any]) -> dict[str, float]:
     keys: dict[str, float] = {}
 
     def ratio(key: str, engine: str, label: str, dense: str) -> None:
-        if engine in metrics and label in metrics[engine] and "fa3" in metrics:
+        if label in metrics.get(engine, {}) and dense in metrics.get("fa3", {}):
             keys[key] = metrics[engine][label]["tpot_ms"] / metrics["fa3"][dense]["tpot_ms"]
 
     for context, batch in (pair for group in ALL for pair in group):
@@ -264,7 +269,7 @@ def ratios(metrics: dict[str, Any]) -> dict[str, float]:
             measured = [keys.get(f"tpot_ratio_{label}_10pct_{mode}{suffix}") for mode in MISS_MODES]
             if any(measured):
                 keys[f"tpot_ratio_{label}_10pct{suffix}"] = min(filter(None, measured))
-    if "fa3" in metrics:
+    if "128k_bs1" in metrics.get("fa3", {}):
         keys["fa3_tpot_ms_128k_bs1"] = metrics["fa3"]["128k_bs1"]["tpot_ms"]
     return keys
 
@@ -276,12 +281,13 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--contexts", nargs="+", choices=CONTEXTS, default=list(CONTEXTS))
     parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
     parser.add_argument("--found", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--switch", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.engine:
-        arguments.found.write_text(json.dumps(serve(ENGINES[arguments.engine], arguments.switch)))
+        serve(ENGINES[arguments.engine], arguments.contexts, arguments.switch, arguments.found)
         return
     if arguments.out is None:
         parser.error("--out is needed: the JSON file to write")
@@ -289,10 +295,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.engines:
             print(f"== {name}", flush=True)
-            try:
-                metrics[name] = run_engine(name, Path(folder))
-            except subprocess.CalledProcessError as error:
-                print(f"{name}: {error}", flush=True)
+            metrics[name] = run_engine(name, arguments.contexts, Path(folder))
             document = result_document("tpot_gpu", {**ratios(metrics), **metrics}, gpu_in_words())
             arguments.out.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(ratios(metrics), indent=1), flush=True)
