@@ -9,6 +9,7 @@ import torch
 from rheo_kernels.triton import Admitted, Described, Partials, Selected, fetch_splits, num_splits
 from rheo_sglang.cuda.heads import HeadShape
 from rheo_sglang.cuda.variant import Variant
+from rheo_sglang.split.cpu_attention import CpuAttention
 
 MOST_CANDIDATES = 2048
 """Misses per KV head that one step considers for admission."""
@@ -36,6 +37,8 @@ class StepBuffers:
         Pages that got one, for every layer.
     hits, misses
         Attention over hits and misses, split by split.
+    cpu
+        Attends misses on the CPU, if that is where they are attended.
     """
 
     variant: Variant
@@ -48,6 +51,7 @@ class StepBuffers:
     worth: torch.Tensor | None = None
     admitted: list[Admitted] | None = None
     misses: Partials | None = None
+    cpu: CpuAttention | None = None
 
 
 class DecodeBuffers:
@@ -67,6 +71,8 @@ class DecodeBuffers:
         ``F``: frames of each layer and KV head.
     device
         Where they live.
+    cpu
+        For up to as many requests, if misses are attended on the CPU.
     """
 
     def __init__(
@@ -77,8 +83,10 @@ class DecodeBuffers:
         layers: int,
         frames: int,
         device: torch.device | str,
+        cpu: CpuAttention | None,
     ) -> None:
         self.capacity = batch
+        self.cpu = cpu
         self.heads = heads
         self.frames = frames
         self.device = device
@@ -129,5 +137,6 @@ class DecodeBuffers:
             Admitted(pages[: kv * room].view(kv, room), frames[: kv * room].view(kv, room), counts)
             for pages, frames, counts in zip(*self.admitted, self.admitted_counts, strict=True)
         ]
+        views.cpu = self.cpu
         views.misses = Partials.allocate(pairs, heads.group, heads.dim, fetch_splits(pairs), self.device)
         return views

@@ -11,7 +11,6 @@ from rheo_kernels.triton import (
     Share,
     append,
     attend,
-    attend_fetch,
     attend_listed,
     describe,
     merge,
@@ -23,6 +22,7 @@ from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.cuda.buffers import DecodeBuffers, StepBuffers
 from rheo_sglang.cuda.heads import HeadShape
+from rheo_sglang.cuda.misses import Fetch, MissPath, Split
 from rheo_sglang.cuda.residency import CudaResidency
 from rheo_sglang.cuda.streams import SideStream
 from rheo_sglang.cuda.variant import Variant, make_variants, pick_variant
@@ -95,8 +95,7 @@ class CudaDecode:
         )
         device = frames.device
         self.scratch = torch.zeros(table.importance.shape[1:], dtype=torch.int32, device=device)
-        self.appending, self.ranking, self.missing = (SideStream(device) for _ in range(3))
-        self.admitting, self.loading = SideStream(device), SideStream(device)
+        self.appending, self.ranking = SideStream(device), SideStream(device)
         self.missed_at = torch.zeros((), dtype=torch.int32, device=device)
         self.missed_seen = torch.zeros((), dtype=torch.int32, pin_memory=device.type == "cuda")
         self.steps = 0
@@ -104,34 +103,35 @@ class CudaDecode:
         self.fresh_tails = False
         self.pending_save: torch.Tensor | None = None
         self.step: StepBuffers | None = None
-        self._buffers: DecodeBuffers | None = None
-        wanted = config.splits(device.type)
-        self.splits = wanted and cpu_attention
-        if wanted and not cpu_attention:
+        self._buffers: list[DecodeBuffers] = []
+        splits = config.splits(device.type)
+        if splits and not cpu_attention:
             logger.warning(
                 "rheo: miss_mode='split' needs CPU attention; misses are fetched (miss_mode='fetch')"
             )
-        self.cpu: CpuAttention | None = None
-        self._outgrown: list[CpuAttention] = []
+        path = Split if splits and cpu_attention else Fetch
+        self.misses: MissPath = path(self.residency, self.ranking, self.page_size)
 
-    def reserve(self, batch: int) -> None:
-        """Allocate buffers for up to ``batch`` requests; graphs captured since keep using them."""
-        if self._buffers is None or self._buffers.capacity < batch:
-            device = self.frames.device
-            layers, frames = len(self.frames), self.table.frames
-            self._buffers = DecodeBuffers(batch, self.variants, self.heads, layers, frames, device)
-            if self.splits:
-                if self.cpu is not None:
-                    self._outgrown.append(self.cpu)
-                self.cpu = CpuAttention(
-                    self.host,
-                    batch,
-                    self.heads.group,
-                    max(variant.width for variant in self.variants),
-                    self.page_size,
-                    self.config.cpu_threads or default_cpu_threads(),
-                    device.type == "cuda",
-                )
+    def reserve(self, batch: int) -> DecodeBuffers:
+        """Buffers for up to ``batch`` requests, the same ones every time: graphs that were captured name them."""
+        for buffers in self._buffers:
+            if buffers.capacity >= batch:
+                return buffers
+        device = self.frames.device
+        cpu = None
+        if isinstance(self.misses, Split):
+            cpu = CpuAttention(
+                self.host,
+                batch,
+                self.heads.group,
+                max(variant.width for variant in self.variants),
+                self.page_size,
+                self.config.cpu_threads or default_cpu_threads(),
+                device.type == "cuda",
+            )
+        layers, frames = len(self.frames), self.table.frames
+        self._buffers.append(DecodeBuffers(batch, self.variants, self.heads, layers, frames, device, cpu))
+        return self._buffers[-1]
 
     def settle(self) -> None:
         """Save the pages that the last step filled, and carry out what the scheduler freed since."""
@@ -177,9 +177,7 @@ class CudaDecode:
         lengths = seq_lens_cpu[:live]
         longest = int(lengths.max()) if live else 0
         chosen = variant or self._pick(longest)
-        self.reserve(slots.shape[0])
-        assert self._buffers is not None
-        self.step = step = self._buffers.views(slots.shape[0], chosen)
+        self.step = step = self.reserve(slots.shape[0]).views(slots.shape[0], chosen)
         if live == 0:
             for field in step.batch:
                 field.zero_()
@@ -275,7 +273,7 @@ class CudaDecode:
     ) -> None:
         table, config, page_size, batch = self.table, self.config, self.page_size, step.batch
         selected, scores = step.selected, step.scores
-        assert selected is not None and scores is not None and step.misses is not None
+        assert selected is not None and scores is not None
         self._score(layer, step, q, scale)
         with self.ranking.fork():
             scratch = self.scratch if q.shape[0] > 1 else None
@@ -301,10 +299,7 @@ class CudaDecode:
             self.residency.accessed[layer],
             self._counters(layer, step),
         )
-        if self.cpu is None:
-            self._fetch(layer, step, q, scale)
-        else:
-            self._split(layer, step, q, scale)
+        self.misses.start(layer, step, q, scale)
         self.appending.join()
         attend(
             q,
@@ -316,50 +311,7 @@ class CudaDecode:
             last=selected.num_hits,
             partials=step.hits,
         )
-        self.admitting.join()
-        self.missing.join()
-        if self.cpu is None:
-            merge(step.hits, step.misses, out)
-        else:
-            count = q.shape[0]
-            merge(step.hits, None, out, host_out=self.cpu.out[:count], host_lse=self.cpu.lse[:count])
-        if layer == len(self.frames) - 1:
-            self.loading.join()
-
-    def _fetch(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
-        """Attend the misses from host memory on the GPU, and fill the frames of those admitted on the way."""
-        selected = step.selected
-        assert selected is not None
-        with self.missing.fork():
-            self.ranking.join()
-            self.table.policy.touch(layer, selected.pages)
-            self.residency.admit_missed(layer, step)
-            attend_fetch(
-                q,
-                self.frames[layer],
-                self.host[layer],
-                selected.misses,
-                selected.valid,
-                selected.num_hits,
-                selected.num_selected,
-                self.table.frame_of[layer],
-                scale,
-                self.page_size,
-                step.misses,
-            )
-
-    def _split(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
-        """Attend the misses on the CPU; those admitted are loaded behind the layers that follow."""
-        selected = step.selected
-        assert selected is not None and self.cpu is not None and step.admitted is not None
-        with self.missing.fork():
-            self.cpu(layer, q, selected, selected.num_hits, selected.num_selected, scale)
-        with self.admitting.fork():
-            self.ranking.join()
-            self.table.policy.touch(layer, selected.pages)
-            admitted = self.residency.admit_missed(layer, step)
-            with self.loading.fork():
-                self.residency.load(layer, admitted)
+        self.misses.finish(layer, step, out)
 
     def _score(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
         batch, metadata = step.batch, self.table.metadata[layer]

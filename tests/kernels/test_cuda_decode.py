@@ -268,3 +268,13 @@ def test_outputs_do_not_depend_on_how_streams_are_timed(
     monkeypatch.setattr(SideStream, "join", slow_join)
     config = RheoConfig(budget_ratio=0.4, budget_min_pages=3, dense_threshold=0, miss_mode=miss_mode)
     run(config, 7, {1: 11 * PAGE_SIZE - 3, 2: 30, 3: 6 * PAGE_SIZE - 1}, 40, rng.device)
+
+
+def test_buffers_stay_what_captured_graphs_know_when_a_larger_batch_comes(rng: torch.Generator) -> None:
+    server = Server(RheoConfig(dense_threshold=0, cpu_threads=1), 9, rng.device, cuda=True)
+    variant = server.cuda.variants[-1]
+    small = server.cuda.reserve(2).views(2, variant)
+    server.cuda.reserve(7).views(5, variant)
+    again = server.cuda.reserve(2).views(2, variant)
+    assert again.scores.data_ptr() == small.scores.data_ptr()
+    assert server.cuda.reserve(3) is server.cuda.reserve(7)
