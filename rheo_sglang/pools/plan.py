@@ -46,6 +46,10 @@ class KVShape:
         """Bytes of one page's K and V over all layers and KV heads."""
         return self.page_size * self.token_bytes
 
+    def staging_bytes(self, tokens: int) -> int:
+        """HBM bytes that prefill stages a prefix of ``tokens`` in: two layers, and a quarter for growth."""
+        return tokens * 2 * self.token_bytes // self.layers * 5 // 4
+
     def table_bytes(self, metadata: str) -> int:
         """HBM bytes that every logical page costs: metadata, page table, importance and policy rows."""
         rows = METADATA_ROWS[metadata] * self.head_dim * self.itemsize

@@ -10,7 +10,7 @@ import torch
 
 from rheo_sglang.config import FLAG, ConfigError, RheoConfig
 from rheo_sglang.pools.kv_pool import RheoKVPool
-from rheo_sglang.pools.plan import KVShape, PoolPlan, plan_pools
+from rheo_sglang.pools.plan import GIB, KVShape, PoolPlan, plan_pools
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,10 @@ def make_plan(configurator: Any, device_bytes: int) -> int:
     global _plan
     shape = kv_shape(configurator)
     server_args = configurator.server_args
+    if configurator.device != "cpu":
+        staging = shape.staging_bytes(configurator.model_config.context_len)
+        logger.info("rheo: %.2f GiB of device memory are kept for staging a prefix in prefill", staging / GIB)
+        device_bytes = max(device_bytes - staging, 0)
     _plan = plan_pools(
         RheoConfig.from_environment(),
         shape,

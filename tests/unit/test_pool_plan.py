@@ -174,3 +174,8 @@ def test_a_plan_is_refused_or_fits(
         table = found.host_pages * SHAPE.table_bytes("minmax")
         assert found.host_pages <= dram
         assert found.frame_pages * PAGE + table <= device * PAGE
+
+
+def test_staging_holds_two_layers_of_a_prefix_and_a_quarter_more() -> None:
+    two_layers = 2 * SHAPE.token_bytes // SHAPE.layers
+    assert SHAPE.staging_bytes(1000) == 1000 * two_layers * 5 // 4
