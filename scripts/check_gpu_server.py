@@ -21,9 +21,11 @@ from typing import Any
 
 from checkpoints import MODELS
 from make_tiny_models import TINY_MODELS, make
+from measurement import gpu_in_words, result_document
 
 LENGTHS = (40, 700, 1500, 3000)
 NEW_TOKENS = 40
+ROUNDS = 2
 ENGINES: dict[str, tuple[dict[str, Any] | None, bool]] = {
     "triton": (None, True),
     "rheo exact": ({"budget_ratio": 1.0, "frame_pool_tokens": 1024, "dense_threshold": 512}, True),
@@ -61,7 +63,7 @@ def generate(model: str, config: dict[str, Any] | None, graphs: bool) -> list[li
     )
     sampling = {"temperature": 0.0, "max_new_tokens": NEW_TOKENS, "ignore_eos": True}
     answers = []
-    for _ in range(2):
+    for _ in range(ROUNDS):
         answers += engine.generate(input_ids=prompts, sampling_params=sampling)
     tokens = [answer["output_ids"] for answer in answers]
     engine.shutdown()
@@ -102,7 +104,14 @@ def main() -> int:
         report[name] = {"differing_tokens": sum(a != b for p, q in pairs for a, b in zip(p, q, strict=True))}
         print(name, report[name], flush=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "server_gpu.json").write_text(json.dumps(report, indent=1) + "\n")
+    setting = {
+        "model": f"{Path(model).name}, random weights, fp16",
+        "prompt_tokens": LENGTHS,
+        "rounds": ROUNDS,
+        "new_tokens": NEW_TOKENS,
+    }
+    document = result_document("server_gpu", setting | report, gpu_in_words())
+    (arguments.out / "server_gpu.json").write_text(json.dumps(document, indent=1) + "\n")
     return int(any(report[name]["differing_tokens"] for name in report if name != "rheo budget 20 %"))
 
 
