@@ -14,6 +14,9 @@ from rheo_kernels.triton.launch import row_warps
 CLAIMED = tl.constexpr(-2)
 """Page-table entry of a candidate while its admission is being decided; like -1, it means no frame."""
 
+MOST_COUNTED = 2**16 - 1
+"""Candidates and frames of a row: what the 16-bit counts of the threshold search hold."""
+
 
 class Admitted(NamedTuple):
     """Pages that received a frame, per row of the page table; columns from ``counts`` on are -1."""
@@ -62,6 +65,11 @@ def admit(
     out
         Result buffers of ``C`` columns, contiguous.
 
+    Raises
+    ------
+    ValueError
+        Beyond `MOST_COUNTED` candidates or frames a row.
+
     Returns
     -------
     Admitted
@@ -75,6 +83,10 @@ def admit(
     """
     rows, columns = candidates.shape
     num_frames = page_of.shape[1]
+    if max(columns, num_frames) > MOST_COUNTED:
+        raise ValueError(
+            f"{columns} candidates for {num_frames} frames are too many; allowed: up to {MOST_COUNTED}"
+        )
     if out is None:
         out = Admitted.allocate(rows, columns, candidates.device)
     block_f = triton.next_power_of_2(num_frames)

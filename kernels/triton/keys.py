@@ -18,13 +18,6 @@ def to_keys(scores):
 
 
 @triton.jit
-def to_scores(keys):
-    """Map int32 keys back to their float32 scores."""
-    bits = keys ^ ((keys >> 31) & 0x7FFFFFFF)
-    return bits.to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def find_threshold(keys, lowest, highest, present, wanted):
     """Find the threshold that ``wanted`` keys reach.
 

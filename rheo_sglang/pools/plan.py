@@ -12,6 +12,8 @@ logger = logging.getLogger(__name__)
 
 GIB = 1 << 30
 DEFAULT_RATIO = 8.0
+MOST_FRAMES = 2**16 - 1
+"""Frames of a layer and KV head on a GPU: what the admission kernel can count."""
 DRAM_SHARE = 0.8
 """Share of the available DRAM that the host pool takes at most when its size is not given."""
 
@@ -132,7 +134,12 @@ def plan_pools(
             frame_pages = max(1, int(host_pages / (config.host_pool_ratio or DEFAULT_RATIO)))
         else:
             device_room = device_bytes - host_pages * table_bytes
-            frame_pages = max(0, min(host_pages, device_room // shape.page_bytes))
+            frame_pages = max(0, min(host_pages, device_room // shape.page_bytes, MOST_FRAMES))
+    if not frames_in_dram and frame_pages > MOST_FRAMES:
+        raise ConfigError(
+            f"{FLAG}: a frame pool of {frame_pages * shape.page_size} tokens is more than kernels can count; allowed: "
+            f"frame_pool_gib or frame_pool_tokens up to {MOST_FRAMES * shape.page_size} tokens, or a larger --page-size"
+        )
     if not frames_in_dram and frame_pages * shape.page_bytes + host_pages * table_bytes > device_bytes:
         raise ConfigError(
             f"{FLAG}: a frame pool of {frame_pages * shape.page_bytes / GIB:.2f} GiB and the page table of a host "

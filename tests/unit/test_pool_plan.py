@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from rheo_sglang.config import FLAG, ConfigError, RheoConfig
-from rheo_sglang.pools.plan import GIB, KVShape, PoolPlan, plan_pools
+from rheo_sglang.pools.plan import GIB, MOST_FRAMES, KVShape, PoolPlan, plan_pools
 
 SHAPE = KVShape(layers=2, kv_heads=2, head_dim=64, itemsize=2, page_size=32)
 PAGE = SHAPE.page_bytes
@@ -179,3 +179,11 @@ def test_a_plan_is_refused_or_fits(
 def test_staging_holds_two_layers_of_a_prefix_and_a_quarter_more() -> None:
     two_layers = 2 * SHAPE.token_bytes // SHAPE.layers
     assert SHAPE.staging_bytes(1000) == 1000 * two_layers * 5 // 4
+
+
+def test_a_gpu_gets_no_more_frames_than_its_kernels_can_count() -> None:
+    room = {"device": 10 * MOST_FRAMES * PAGE, "dram": 100 * MOST_FRAMES * PAGE}
+    assert plan(RheoConfig(), **room).frame_pages == MOST_FRAMES
+    asked = RheoConfig(frame_pool_tokens=(MOST_FRAMES + 1) * SHAPE.page_size, host_pool_ratio=2)
+    assert str(MOST_FRAMES * SHAPE.page_size) in refusal(asked, **room)
+    assert plan(asked, **room, in_dram=True).frame_pages == MOST_FRAMES + 1
