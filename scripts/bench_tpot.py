@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,15 @@ PROFILED_TOKENS = 300
 MARGIN = 96
 """Prompts are this much shorter than the context they stand for, so that their answers fit into it."""
 CONTEXTS = {"2k": 2048, "32k": 32768, "128k": 131072}
-HOST_TOKENS = 4 * CONTEXTS["128k"] + 4096
+BATCHES = (1, 4, 8)
 
 
 @dataclass(frozen=True)
 class EngineCase:
-    """One engine: its rheo settings (None: fa3) and the batches to time, in groups that share the cache."""
+    """One engine: its rheo settings (None: fa3) and the batches to time, in groups that share the cache.
+
+    Without ``frame_pool_tokens`` the whole KV is resident.
+    """
 
     config: dict[str, Any] | None
     groups: list[list[tuple[str, int]]]
@@ -51,16 +54,17 @@ class EngineCase:
     profiled: list[tuple[str, int]] = field(default_factory=list)
 
 
-def rheo_config(frame_tokens: int, miss_mode: str) -> dict[str, Any]:
+def rheo_config(frame_tokens: int | None, miss_mode: str) -> dict[str, Any]:
     """Settings that select 8 % of the pages, so that frames for 10 % of the KV are 1.25 times the selected set."""
-    return {"budget_ratio": 0.08, "frame_pool_tokens": frame_tokens, "miss_mode": miss_mode}
+    config: dict[str, Any] = {"budget_ratio": 0.08, "miss_mode": miss_mode}
+    return config if frame_tokens is None else {**config, "frame_pool_tokens": frame_tokens}
 
 
 ALL = [[("128k", 1), ("128k", 4)], [("32k", 1), ("32k", 4), ("32k", 8), ("2k", 1), ("2k", 4), ("2k", 8)]]
 MISS_MODES = ("fetch", "split")
 ENGINES = {
     "fa3": EngineCase(None, ALL, profiled=[("128k", 1)]),
-    "resident": EngineCase(rheo_config(HOST_TOKENS, "fetch"), ALL, profiled=[("128k", 1), ("2k", 1)]),
+    "resident": EngineCase(rheo_config(None, "fetch"), ALL, profiled=[("128k", 1), ("2k", 1)]),
     **{
         f"10pct-bs{batch}-{mode}": EngineCase(
             rheo_config(batch * CONTEXTS["128k"] // 10, mode), [[("128k", batch)]], True, [("128k", batch)]
@@ -176,7 +180,12 @@ async def profile(engine: Any, context: str, batch: int) -> dict[str, Any]:
     return kernel_profile(traces[0]) if traces else {}
 
 
-def serve(case: EngineCase, contexts: list[str], switch: Path, kept: Path) -> None:
+def host_tokens(groups: list[list[tuple[str, int]]]) -> int:
+    """Tokens that the largest batch needs."""
+    return max(batch * CONTEXTS[context] for group in groups for context, batch in group) + 4096
+
+
+def serve(case: EngineCase, switch: Path, kept: Path) -> None:
     """Start an engine, time its batches, and stop it; what was found so far is kept after every batch."""
     import sglang
 
@@ -195,15 +204,13 @@ def serve(case: EngineCase, contexts: list[str], switch: Path, kept: Path) -> No
         disable_prefill_cuda_graph=True,
         max_running_requests=16,
         log_level="info",
-        **({} if case.config is None else {"max_total_tokens": HOST_TOKENS}),
+        **({} if case.config is None else {"max_total_tokens": host_tokens(case.groups)}),
     )
     found: dict[str, Any] = {"start_s": time.monotonic() - start}
     print(f"started in {found['start_s']:.0f} s", flush=True)
     run = engine.loop.run_until_complete
     for group in case.groups:
         for context, batch in group:
-            if context not in contexts:
-                continue
             warm = run(measure(engine, context, batch, "warm"))
             found[f"{context}_bs{batch}_cold"] = warm
             for scores in ("raw", "fitted") if case.synthetic else ("raw",):
@@ -224,10 +231,20 @@ def serve(case: EngineCase, contexts: list[str], switch: Path, kept: Path) -> No
     engine.shutdown()
 
 
-def run_engine(name: str, contexts: list[str], folder: Path) -> dict[str, Any]:
+def chosen_case(name: str, contexts: list[str], batches: list[int]) -> EngineCase:
+    """An engine's case with the batches that were asked for."""
+    case = ENGINES[name]
+    groups = [[pair for pair in group if pair[0] in contexts and pair[1] in batches] for group in case.groups]
+    groups = [group for group in groups if group]
+    config = case.config
+    if config is not None and groups:
+        config = {"frame_pool_tokens": host_tokens(groups), **config}
+    return replace(case, config=config, groups=groups)
+
+
+def run_engine(name: str, case: EngineCase, folder: Path, arguments: list[str]) -> dict[str, Any]:
     """Run one engine in a process of its own; if it ends early, what it found until then."""
     found, switch = folder / f"{name}.json", folder / "switch"
-    case = ENGINES[name]
     environment = {**os.environ, "RHEO_CONFIG": json.dumps(case.config or {})}
     if case.synthetic:
         install(folder)
@@ -237,7 +254,7 @@ def run_engine(name: str, contexts: list[str], folder: Path) -> dict[str, Any]:
             {"result": str(RESULTS / "locality_smollm2.json"), "page_size": PAGE_SIZE, "switch": str(switch)}
         )
     command = [sys.executable, __file__, "--engine", name, "--found", str(found), "--switch", str(switch)]
-    status = subprocess.run([*command, "--contexts", *contexts], env=environment).returncode
+    status = subprocess.run([*command, *arguments], env=environment).returncode
     if status != 0:
         print(f"{name}: ended with status {status}", flush=True)
     return dict(json.loads(found.read_text())) if found.exists() else {}
@@ -282,12 +299,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--contexts", nargs="+", choices=CONTEXTS, default=list(CONTEXTS))
+    parser.add_argument("--batches", nargs="+", type=int, choices=BATCHES, default=list(BATCHES))
     parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
     parser.add_argument("--found", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--switch", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.engine:
-        serve(ENGINES[arguments.engine], arguments.contexts, arguments.switch, arguments.found)
+        case = chosen_case(arguments.engine, arguments.contexts, arguments.batches)
+        serve(case, arguments.switch, arguments.found)
         return
     if arguments.out is None:
         parser.error("--out is needed: the JSON file to write")
@@ -295,7 +314,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.engines:
             print(f"== {name}", flush=True)
-            metrics[name] = run_engine(name, arguments.contexts, Path(folder))
+            case = chosen_case(name, arguments.contexts, arguments.batches)
+            if not case.groups:
+                continue
+            choice = ["--contexts", *arguments.contexts, "--batches", *map(str, arguments.batches)]
+            metrics[name] = run_engine(name, case, Path(folder), choice)
             document = result_document("tpot_gpu", {**ratios(metrics), **metrics}, gpu_in_words())
             arguments.out.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(ratios(metrics), indent=1), flush=True)

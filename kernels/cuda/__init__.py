@@ -1,0 +1,8 @@
+"""CUDA C++ kernels of the decode path, compiled by NVRTC when first used; for NVIDIA GPUs of compute capability 9.0 on.
+
+They do what the Triton kernels of the same names do, where Triton falls short of the hardware.
+"""
+
+from rheo_kernels.cuda.compile import Kernel, Unavailable, compile_kernel
+
+__all__ = ["Kernel", "Unavailable", "compile_kernel"]
