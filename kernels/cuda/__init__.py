@@ -3,6 +3,6 @@
 They do what the Triton kernels of the same names do, where Triton falls short of the hardware.
 """
 
-from rheo_kernels.cuda.compile import Kernel, Unavailable, compile_kernel
+from rheo_kernels.cuda.compile import Kernel, UnavailableError, compile_kernel
 
-__all__ = ["Kernel", "Unavailable", "compile_kernel"]
+__all__ = ["Kernel", "UnavailableError", "compile_kernel"]

@@ -12,7 +12,7 @@ import torch
 SOURCES = Path(__file__).resolve().parent
 
 
-class Unavailable(RuntimeError):
+class UnavailableError(RuntimeError):
     """CUDA C++ kernels cannot be compiled or loaded here; the message says why."""
 
 
@@ -79,7 +79,7 @@ def compile_kernel(source: str, name: str, defines: Mapping[str, int | str], sha
 
     Raises
     ------
-    Unavailable
+    UnavailableError
         If ``cuda.bindings`` or NVRTC is missing, or the source does not compile.
     """
     return _compile(source, name, tuple(sorted(defines.items())), shared_bytes, torch.cuda.current_device())
@@ -94,7 +94,7 @@ def _compile(
     try:
         from cuda.bindings import driver
     except ImportError as error:
-        raise Unavailable(f"cuda.bindings is missing: {error}") from error
+        raise UnavailableError(f"cuda.bindings is missing: {error}") from error
     torch.cuda.current_stream()
     (module,) = _check(driver.cuModuleLoadData(cubin))
     (function,) = _check(driver.cuModuleGetFunction(module, name.encode()))
@@ -115,19 +115,19 @@ def compile_cubin(source: str, defines: tuple[tuple[str, int | str], ...], capab
 
     Raises
     ------
-    Unavailable
+    UnavailableError
         If NVRTC is missing, or refuses the source; the message ends with its log.
     """
     try:
         from cuda.bindings import nvrtc
     except ImportError as error:
-        raise Unavailable(f"cuda.bindings is missing: {error}") from error
+        raise UnavailableError(f"cuda.bindings is missing: {error}") from error
     try:
         (program,) = _check(
             nvrtc.nvrtcCreateProgram((SOURCES / source).read_bytes(), source.encode(), 0, [], [])
         )
     except RuntimeError as error:
-        raise Unavailable(f"NVRTC is not usable: {error}") from error
+        raise UnavailableError(f"NVRTC is not usable: {error}") from error
     options = [
         f"--gpu-architecture=sm_{capability}",
         "--std=c++17",
@@ -139,7 +139,7 @@ def compile_cubin(source: str, defines: tuple[tuple[str, int | str], ...], capab
         (size,) = _check(nvrtc.nvrtcGetProgramLogSize(program))
         log = b" " * size
         _check(nvrtc.nvrtcGetProgramLog(program, log))
-        raise Unavailable(f"{source} does not compile: {log.decode(errors='replace').strip()}")
+        raise UnavailableError(f"{source} does not compile: {log.decode(errors='replace').strip()}")
     (size,) = _check(nvrtc.nvrtcGetCUBINSize(program))
     cubin = b" " * size
     _check(nvrtc.nvrtcGetCUBIN(program, cubin))

@@ -1,4 +1,4 @@
-"""fetch: decode attention that reads missed pages from host memory and stores them into their new frames."""
+"""fetch: decode attention that reads missed pages from host memory, and keeps them on the device on the way."""
 
 from __future__ import annotations
 
@@ -26,42 +26,37 @@ def fetch_splits(pairs: int) -> int:
 
 def attend_fetch(
     q: torch.Tensor,
-    frames: torch.Tensor,
     host: torch.Tensor,
     misses: torch.Tensor,
     valid: torch.Tensor,
     first: torch.Tensor,
     last: torch.Tensor,
-    page_table: torch.Tensor,
     scale: float,
     page_size: int,
     partials: Partials | None = None,
+    staged: torch.Tensor | None = None,
 ) -> Partials:
-    """Attend missed pages where they are, in host memory, and fill the frames that they were admitted to.
-
-    Runs after `admit`, beside `attend` over the hits: a missed page that has a frame by now is stored into it in
-    the same pass that attends it.
+    """Attend missed pages where they are, in host memory.
 
     Parameters
     ----------
     q
-        Queries, ``[B, Hq, D]``, contiguous in ``D``; the dtype of ``frames``.
-    frames
-        One layer's frames, ``[H, F, 2, D * P]``; written.
+        Queries, ``[B, Hq, D]``, contiguous in ``D``; the dtype of ``host``.
     host
         One layer's host pages, ``[N, H, 2, D * P]``, pinned.
     misses, valid
         Missed pages and their tokens, ``[B, H, S]``, int32, contiguous; see `Selected`.
     first, last
         Columns that hold the misses, ``[B, H]``, int32, contiguous.
-    page_table
-        One layer's page table after admission, ``[H, N]``, int32.
     scale
         Softmax scale.
     page_size
         Tokens per page.
     partials
         Result buffers for any number of splits; for `fetch_splits` of them when not given.
+    staged
+        ``[B * H, room, 2, D * P]``, contiguous: the first ``room`` missed pages of each list are stored here in the
+        same pass, for `fill`.
 
     Returns
     -------
@@ -71,10 +66,10 @@ def attend_fetch(
     Notes
     -----
     Tiles are dealt to the splits in turn. Reads ``2 * D * P`` elements a miss over PCIe, which bounds it, and writes
-    as many per admitted page. Requests that share an admitted page all write the same data to its frame.
+    as many.
     """
     batch, queries, dim = q.shape
-    heads = frames.shape[0]
+    heads = host.shape[1]
     group = queries // heads
     pairs = batch * heads
     splits = fetch_splits(pairs)
@@ -85,13 +80,12 @@ def attend_fetch(
     block_g = triton.next_power_of_2(group)
     _attend_fetch[(splits, pairs)](
         q,
-        frames,
         host,
         misses,
         valid,
         first,
         last,
-        page_table,
+        staged,
         partials.out,
         partials.lse,
         scale,
@@ -100,11 +94,9 @@ def attend_fetch(
         heads,
         q.stride(0),
         q.stride(1),
-        frames.stride(0),
-        frames.stride(1),
         host.stride(0),
         host.stride(1),
-        page_table.stride(0),
+        0 if staged is None else staged.shape[1],
         DIM=dim,
         BLOCK_D=block_d,
         GROUP=group,
@@ -112,6 +104,7 @@ def attend_fetch(
         PAGE_SIZE=page_size,
         TILE=pages_per_tile(block_d, page_size) * page_size,
         STAGES=STAGES,
+        KEEP=staged is not None,
         num_warps=WARPS,
     )
     return partials
@@ -120,13 +113,12 @@ def attend_fetch(
 @triton.jit(do_not_specialize=["splits"])
 def _attend_fetch(
     q,
-    frames,
     host,
     misses,
     valid,
     first,
     last,
-    page_table,
+    staged,
     split_out,
     split_lse,
     scale,
@@ -135,11 +127,9 @@ def _attend_fetch(
     heads,
     stride_qb,
     stride_qh,
-    stride_fh,
-    stride_ff,
     stride_hn,
     stride_hh,
-    stride_th,
+    room,
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr,
@@ -147,6 +137,7 @@ def _attend_fetch(
     PAGE_SIZE: tl.constexpr,
     TILE: tl.constexpr,
     STAGES: tl.constexpr,
+    KEEP: tl.constexpr,
 ):
     split = tl.program_id(0)
     pair = tl.program_id(1).to(tl.int64)
@@ -170,8 +161,7 @@ def _attend_fetch(
     key_at = (d * PAGE_SIZE)[:, None] + offset[None, :]
     value_at = (DIM * PAGE_SIZE) + (offset * DIM)[:, None] + d[None, :]
     source_block = host + head * stride_hh
-    target_block = frames + head * stride_fh
-    table = page_table + head * stride_th
+    kept = staged + pair * room * (2 * DIM * PAGE_SIZE) if KEEP else host
     row = pair * width + begin
 
     top = tl.full([rows], float("-inf"), tl.float32)
@@ -180,7 +170,6 @@ def _attend_fetch(
     for tile in tl.range(split, tiles, splits, num_stages=STAGES):
         start = tile * tile_pages
         source = tl.full([TILE], 0, tl.int32)
-        target = tl.full([TILE], -1, tl.int32)
         tokens = tl.full([TILE], 0, tl.int32)
         for slot in tl.static_range(tile_pages):
             listed = start + slot < count
@@ -188,7 +177,6 @@ def _attend_fetch(
             mine = token // PAGE_SIZE == slot
             page = tl.load(misses + column, mask=listed, other=0)
             source = tl.where(mine, page, source)
-            target = tl.where(mine, tl.load(table + page, mask=listed, other=-1), target)
             tokens = tl.where(mine, tl.load(valid + column, mask=listed, other=0), tokens)
         present = start + token // PAGE_SIZE < count
         live = present & (offset < tokens)
@@ -199,11 +187,12 @@ def _attend_fetch(
         value = tl.load(
             source_block + value_at + source[:, None], mask=present[:, None] & inside[None, :], other=0.0
         )
-        target = tl.max_constancy(target, [PAGE_SIZE])
-        filled = target.to(tl.int64) * stride_ff
-        fresh = target >= 0
-        tl.store(target_block + key_at + filled[None, :], key, mask=fresh[None, :] & inside[:, None])
-        tl.store(target_block + value_at + filled[:, None], value, mask=fresh[:, None] & inside[None, :])
+        if KEEP:
+            place = (start + token // PAGE_SIZE).to(tl.int64)
+            fits = present & (place < room)
+            place *= 2 * DIM * PAGE_SIZE
+            tl.store(kept + key_at + place[None, :], key, mask=fits[None, :] & inside[:, None])
+            tl.store(kept + value_at + place[:, None], value, mask=fits[:, None] & inside[None, :])
         value = tl.where(live[:, None], value, 0.0)
         top, total, mixed = accumulate(query, key, value, live, scale * LOG2_E, top, total, mixed)
     store_partial(top, total, mixed, pair * splits + split, split_out, split_lse, DIM, BLOCK_D, GROUP)

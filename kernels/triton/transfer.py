@@ -106,7 +106,7 @@ def _with_layers(blocks: torch.Tensor) -> torch.Tensor:
 
 
 @triton.jit
-def _copy(source, target, ELEMENTS: tl.constexpr, CHUNK: tl.constexpr):
+def copy_block(source, target, ELEMENTS: tl.constexpr, CHUNK: tl.constexpr):
     """Copy one block of ``ELEMENTS`` elements, ``CHUNK`` at a time."""
     i = tl.arange(0, CHUNK)
     for start in tl.static_range(0, ELEMENTS, CHUNK):
@@ -138,7 +138,7 @@ def _load(
     for column in range(tl.program_id(0), tl.load(counts + row), tl.num_programs(0)):
         page = tl.load(pages + row * columns + column).to(tl.int64)
         frame = tl.load(targets + row * columns + column).to(tl.int64)
-        _copy(source + page * stride_hn, target + frame * stride_ff, ELEMENTS, CHUNK)
+        copy_block(source + page * stride_hn, target + frame * stride_ff, ELEMENTS, CHUNK)
 
 
 @triton.jit
@@ -164,7 +164,7 @@ def _save(
         layer = tl.program_id(2).to(tl.int64)
         frame = tl.load(page_table + layer * stride_tl + head * stride_th + page).to(tl.int64)
         if frame >= 0:
-            _copy(
+            copy_block(
                 frames + layer * stride_fl + head * stride_fh + frame * stride_ff,
                 host + layer * stride_hl + page * stride_hn + head * stride_hh,
                 ELEMENTS,

@@ -110,7 +110,7 @@ def _value_frames(
     exists = frame < num_frames
     page = tl.load(page_of + row * stride_pr + frame, mask=exists, other=-1)
     occupied = page >= 0
-    value = tl.load(worth + row * stride_wr + page, mask=occupied, other=float("-inf"))
+    value = tl.load(worth + row * stride_wr + page, mask=occupied, other=0.0)
     pinned = tl.load(unsaved + (row // rows_per_layer) * stride_ul + page, mask=occupied, other=0) != 0
     if FADE:
         idle = tl.load(step) - tl.load(listed_at + page, mask=occupied, other=0)
@@ -119,7 +119,7 @@ def _value_frames(
         bits = accessed + row * stride_ar + frame
         pinned = pinned | (tl.load(bits, mask=exists, other=0) != 0)
         tl.store(bits, tl.zeros([BLOCK_F], tl.int8), mask=exists)
-    value = tl.where(occupied & pinned, float("inf"), value)
+    value = tl.where(occupied, tl.where(pinned, float("inf"), value), float("-inf"))
     tl.store(out + row * num_frames + frame, value, mask=exists)
 
 
@@ -131,6 +131,7 @@ def gather_misses(
     boost: float,
     candidates: torch.Tensor,
     candidate_values: torch.Tensor,
+    most: int | None = None,
 ) -> None:
     """List one step's misses per KV head as candidates for `admit`, all requests together.
 
@@ -147,6 +148,8 @@ def gather_misses(
     candidates, candidate_values
         Written, ``[H, C]``, int32 and float32, contiguous. Misses beyond ``C`` per head are left out, those
         of the last requests first; unused columns become -1 and ``-inf``.
+    most
+        Misses of each request that are listed, the first ones; all by default.
     """
     batch, heads, width = misses.shape
     _gather_misses[(batch, heads)](
@@ -159,6 +162,7 @@ def gather_misses(
         boost,
         batch,
         width,
+        width if most is None else most,
         candidates.shape[1],
         worth.stride(0),
         BLOCK_B=triton.next_power_of_2(batch),
@@ -178,6 +182,7 @@ def _gather_misses(
     boost,
     batch,
     width,
+    most,
     columns,
     stride_wh,
     BLOCK_B: tl.constexpr,
@@ -189,10 +194,11 @@ def _gather_misses(
     b = tl.arange(0, BLOCK_B)
     pair = b * heads + head
     selected = tl.load(num_selected + pair, mask=b < batch, other=0)
-    missed = selected - tl.load(num_hits + pair, mask=b < batch, other=0)
+    hits = tl.load(num_hits + pair, mask=b < batch, other=0)
+    missed = tl.minimum(selected - hits, most)
     before = tl.sum(tl.where(b < request, missed, 0), 0)
     count = tl.sum(tl.where(b == request, missed, 0), 0)
-    first = tl.sum(tl.where(b == request, selected, 0), 0) - count
+    first = tl.sum(tl.where(b == request, hits, 0), 0)
     source = misses + (request.to(tl.int64) * heads + head) * width + first
     target = head * columns + before
     i = tl.arange(0, BLOCK)

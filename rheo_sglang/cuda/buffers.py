@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from rheo_kernels.triton import Admitted, Described, Partials, Selected, fetch_splits, num_splits
+from rheo_kernels.triton import Admitted, Described, Selected
 from rheo_sglang.cuda.heads import HeadShape
 from rheo_sglang.cuda.variant import Variant
 from rheo_sglang.split.cpu_attention import CpuAttention
 
 MOST_CANDIDATES = 2048
 """Misses per KV head that one step considers for admission."""
+STAGED_BYTES = 64 * 2**20
+"""Fetched pages of one layer that are kept on the device until they are admitted; misses beyond are not admitted."""
 
 
 @dataclass
@@ -27,6 +31,8 @@ class StepBuffers:
         The described batch.
     rows
         The recorder's row of each request, ``[B]``, int64.
+    workspace
+        What the attention kernels need.
     scores
         ``[B, H, M]``, float32.
     selected
@@ -35,8 +41,8 @@ class StepBuffers:
         Misses offered frames, ``[H, C]``, int32 and float32.
     admitted
         Pages that got one, for every layer.
-    hits, misses
-        Attention over hits and misses, split by split.
+    staged
+        Fetched pages, ``[B * H, room, 2, D * P]``, if misses are fetched.
     cpu
         Attends misses on the CPU, if that is where they are attended.
     """
@@ -44,13 +50,13 @@ class StepBuffers:
     variant: Variant
     batch: Described
     rows: torch.Tensor
-    hits: Partials
+    workspace: Any
     scores: torch.Tensor | None = None
     selected: Selected | None = None
     candidates: torch.Tensor | None = None
     worth: torch.Tensor | None = None
     admitted: list[Admitted] | None = None
-    misses: Partials | None = None
+    staged: torch.Tensor | None = None
     cpu: CpuAttention | None = None
 
 
@@ -65,12 +71,10 @@ class DecodeBuffers:
         Shapes to serve.
     heads
         Heads of this rank.
-    layers
-        ``L``.
     frames
-        ``F``: frames of each layer and KV head.
-    device
-        Where they live.
+        Frames, ``[L, H, F, 2, D * P]``; the buffers live where they do.
+    workspace
+        Makes what the attention kernels need for a batch and a width.
     cpu
         For up to as many requests, if misses are attended on the CPU.
     """
@@ -80,16 +84,16 @@ class DecodeBuffers:
         batch: int,
         variants: list[Variant],
         heads: HeadShape,
-        layers: int,
-        frames: int,
-        device: torch.device | str,
+        frames: torch.Tensor,
+        workspace: Callable[[int, int], Any],
         cpu: CpuAttention | None,
     ) -> None:
         self.capacity = batch
         self.cpu = cpu
         self.heads = heads
-        self.frames = frames
-        self.device = device
+        self.workspace = workspace
+        layers, _, self.frames, _, block = frames.shape
+        device = frames.device
         columns, width = max(v.columns for v in variants), max(v.width for v in variants)
         self.described = Described.allocate(batch, columns, device)
         self.rows = torch.zeros(batch, dtype=torch.int64, device=device)
@@ -97,11 +101,15 @@ class DecodeBuffers:
         self.scores = torch.zeros((batch, kv, columns), dtype=torch.float32, device=device)
         self.lists = torch.zeros((5, batch * kv * width), dtype=torch.int32, device=device)
         self.counts = torch.zeros((2, batch * kv), dtype=torch.int32, device=device)
-        room = min(batch * width, frames, MOST_CANDIDATES)
+        room = min(batch * width, self.frames, MOST_CANDIDATES)
         self.candidates = torch.zeros(kv * room, dtype=torch.int32, device=device)
         self.worth = torch.zeros(kv * room, dtype=torch.float32, device=device)
         self.admitted = torch.zeros((2, layers, kv * room), dtype=torch.int32, device=device)
         self.admitted_counts = torch.zeros((layers, kv), dtype=torch.int32, device=device)
+        self.staged: torch.Tensor | None = None
+        if cpu is None:
+            blocks = min(batch * kv * width, STAGED_BYTES // (2 * block * frames.element_size()))
+            self.staged = torch.empty((max(blocks, batch * kv), 2, block), dtype=frames.dtype, device=device)
         self._views: dict[tuple[int, Variant], StepBuffers] = {}
 
     def views(self, batch: int, variant: Variant) -> StepBuffers:
@@ -112,18 +120,13 @@ class DecodeBuffers:
         return self._views[key]
 
     def _make_views(self, batch: int, variant: Variant) -> StepBuffers:
-        heads, kv, columns, width = self.heads, self.heads.kv_heads, variant.columns, variant.width
+        kv, columns, width = self.heads.kv_heads, variant.columns, variant.width
         described = Described(
             self.described.pages[:batch, :columns], *(field[:batch] for field in self.described[1:])
         )
         pairs = batch * kv
-        splits = num_splits(pairs, columns if variant.dense else width)
-        views = StepBuffers(
-            variant,
-            described,
-            self.rows[:batch],
-            Partials.allocate(pairs, heads.group, heads.dim, splits, self.device),
-        )
+        workspace = self.workspace(batch, columns if variant.dense else width)
+        views = StepBuffers(variant, described, self.rows[:batch], workspace)
         if variant.dense:
             return views
         lists = (flat[: pairs * width].view(batch, kv, width) for flat in self.lists)
@@ -138,5 +141,7 @@ class DecodeBuffers:
             for pages, frames, counts in zip(*self.admitted, self.admitted_counts, strict=True)
         ]
         views.cpu = self.cpu
-        views.misses = Partials.allocate(pairs, heads.group, heads.dim, fetch_splits(pairs), self.device)
+        if self.staged is not None:
+            places = min(len(self.staged) // pairs, width)
+            views.staged = self.staged[: pairs * places].unflatten(0, (pairs, places))
         return views

@@ -10,16 +10,14 @@ from rheo_kernels.triton import (
     HitCounters,
     Share,
     append,
-    attend,
-    attend_listed,
     describe,
-    merge,
     score,
     select_resolve,
     update_importance,
 )
 from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import RheoConfig
+from rheo_sglang.cuda.attention import make_attention
 from rheo_sglang.cuda.buffers import DecodeBuffers, StepBuffers
 from rheo_sglang.cuda.heads import HeadShape
 from rheo_sglang.cuda.misses import Fetch, MissPath, Split
@@ -39,11 +37,10 @@ class CudaDecode:
     `prepare` runs before every step, outside the graph; it may look at what the host knows (lengths), never at what
     the GPU computed. A call of the object runs one layer: fixed shapes, no allocation, no synchronisation.
 
-    Within a layer, side streams append the new token while pages are scored (the tail page is selected whatever its
-    score), update importance, and attend and admit the misses while the main stream attends the hits; all of that
-    joins before the layer's output leaves. A frame that the step reads is pinned in it, and a frame that is loaded
-    behind other layers' work is not read before the next step, which the last layer waits for: what is filled is never
-    read, and what is read is never filled.
+    Side streams append the new token while pages are scored (the tail page is selected whatever its score), and update
+    importance, admit misses and fill frames behind the layers' work; the next layer's scores wait for them, since both
+    use the same buffers. A frame that the step reads is pinned in it, and a frame that is filled is not read before the
+    next step, which the last layer waits for: what is filled is never read, and what is read is never filled.
 
     Parameters
     ----------
@@ -95,7 +92,8 @@ class CudaDecode:
         )
         device = frames.device
         self.scratch = torch.zeros(table.importance.shape[1:], dtype=torch.int32, device=device)
-        self.appending, self.ranking = SideStream(device), SideStream(device)
+        self.appending, self.behind = SideStream(device), SideStream(device)
+        self.attention = make_attention(host, frames, heads, self.page_size)
         self.missed_at = torch.zeros((), dtype=torch.int32, device=device)
         self.missed_seen = torch.zeros((), dtype=torch.int32, pin_memory=device.type == "cuda")
         self.steps = 0
@@ -110,7 +108,7 @@ class CudaDecode:
                 "rheo: miss_mode='split' needs CPU attention; misses are fetched (miss_mode='fetch')"
             )
         path = Split if splits and cpu_attention else Fetch
-        self.misses: MissPath = path(self.residency, self.ranking, self.page_size)
+        self.misses: MissPath = path(self.residency, self.attention, self.behind)
 
     def reserve(self, batch: int) -> DecodeBuffers:
         """Buffers for up to ``batch`` requests, the same ones every time: graphs that were captured name them."""
@@ -129,8 +127,8 @@ class CudaDecode:
                 self.config.cpu_threads or default_cpu_threads(),
                 device.type == "cuda",
             )
-        layers, frames = len(self.frames), self.table.frames
-        self._buffers.append(DecodeBuffers(batch, self.variants, self.heads, layers, frames, device, cpu))
+        workspace = self.attention.workspace
+        self._buffers.append(DecodeBuffers(batch, self.variants, self.heads, self.frames, workspace, cpu))
         return self._buffers[-1]
 
     def settle(self) -> None:
@@ -253,20 +251,7 @@ class CudaDecode:
             self._sparse(layer, step, q, scale, out)
             return
         self.appending.join()
-        attend_listed(
-            q,
-            frames,
-            self.host[layer],
-            batch.pages,
-            batch.seq_lens,
-            page_table,
-            scale,
-            page_size,
-            step.hits,
-            self.missed_at,
-            table.step,
-        )
-        merge(step.hits, None, out)
+        self.attention.listed(layer, step, q, scale, out, page_table, self.missed_at, table.step)
 
     def _sparse(
         self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float, out: torch.Tensor
@@ -274,8 +259,9 @@ class CudaDecode:
         table, config, page_size, batch = self.table, self.config, self.page_size, step.batch
         selected, scores = step.selected, step.scores
         assert selected is not None and scores is not None
+        self.misses.join()
         self._score(layer, step, q, scale)
-        with self.ranking.fork():
+        with self.behind.fork():
             scratch = self.scratch if q.shape[0] > 1 else None
             update_importance(
                 scores,
@@ -301,17 +287,9 @@ class CudaDecode:
         )
         self.misses.start(layer, step, q, scale)
         self.appending.join()
-        attend(
-            q,
-            self.frames[layer],
-            selected.hits,
-            selected.valid,
-            scale,
-            page_size,
-            last=selected.num_hits,
-            partials=step.hits,
-        )
-        self.misses.finish(layer, step, out)
+        self.misses.finish(layer, step, q, scale, out)
+        if layer == len(self.frames) - 1:
+            self.misses.join()
 
     def _score(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
         batch, metadata = step.batch, self.table.metadata[layer]

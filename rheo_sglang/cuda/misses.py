@@ -1,40 +1,41 @@
-"""Fetch and Split: what becomes of a step's misses while the main stream attends the hits."""
+"""Fetch and Split: where a step's misses are attended, and how those that are admitted get into their frames."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 
-from rheo_kernels.triton import attend_fetch, merge
+from rheo_kernels.triton import fill, merge
+from rheo_sglang.cuda.attention import Attention
 from rheo_sglang.cuda.buffers import StepBuffers
 from rheo_sglang.cuda.residency import CudaResidency
 from rheo_sglang.cuda.streams import SideStream
 
 
 class MissPath(ABC):
-    """Attends and admits the misses of one layer on side streams.
+    """Attends one layer's hits and misses on the main stream, and admits misses beside it.
 
     Parameters
     ----------
     residency
         Admits pages; knows page table and pools.
-    ranking
-        Stream that updates importance, by which pages are admitted.
-    page_size
-        Tokens per page.
+    attention
+        Kernels.
+    behind
+        Stream on which importance is updated and pages are admitted.
     """
 
-    def __init__(self, residency: CudaResidency, ranking: SideStream, page_size: int) -> None:
+    def __init__(self, residency: CudaResidency, attention: Attention[Any], behind: SideStream) -> None:
         self.residency = residency
         self.table = residency.table
-        self.ranking = ranking
-        self.page_size = page_size
-        self.missing = SideStream(residency.frames.device)
+        self.attention = attention
+        self.behind = behind
 
     @abstractmethod
     def start(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
-        """Begin, once the selection is resolved.
+        """Begin what needs only the resolved selection.
 
         Parameters
         ----------
@@ -50,49 +51,48 @@ class MissPath(ABC):
         ...
 
     @abstractmethod
-    def finish(self, layer: int, step: StepBuffers, out: torch.Tensor) -> None:
-        """Wait, and merge hits and misses into ``out``, ``[B, Hq, D]``."""
+    def finish(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float, out: torch.Tensor) -> None:
+        """Attend, once the new token is in its page, and write ``out``, ``[B, Hq, D]``."""
         ...
+
+    def join(self) -> None:
+        """Wait for what goes on behind the layers."""
+        self.behind.join()
 
 
 class Fetch(MissPath):
-    """Misses are attended from host memory on the GPU, and those admitted fill their frames on the way."""
+    """The kernel that attends the hits reads the misses from host memory, and keeps them for their frames."""
 
     def start(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
         """See `MissPath.start`."""
+        assert step.selected is not None and step.staged is not None
+        with self.behind.fork():
+            self.table.policy.touch(layer, step.selected.pages)
+            self.residency.admit_missed(layer, step, most=step.staged.shape[1])
+
+    def finish(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float, out: torch.Tensor) -> None:
+        """See `MissPath.finish`."""
         selected = step.selected
-        assert selected is not None
-        with self.missing.fork():
-            self.ranking.join()
-            self.table.policy.touch(layer, selected.pages)
-            self.residency.admit_missed(layer, step)
-            attend_fetch(
-                q,
-                self.residency.frames[layer],
-                self.residency.host[layer],
+        assert selected is not None and step.staged is not None
+        self.attention.selected(layer, step, q, scale, out)
+        with self.behind.fork():
+            fill(
+                step.staged,
                 selected.misses,
-                selected.valid,
                 selected.num_hits,
                 selected.num_selected,
                 self.table.frame_of[layer],
-                scale,
-                self.page_size,
-                step.misses,
+                self.residency.frames[layer],
             )
-
-    def finish(self, layer: int, step: StepBuffers, out: torch.Tensor) -> None:
-        """See `MissPath.finish`."""
-        self.missing.join()
-        merge(step.hits, step.misses, out)
 
 
 class Split(MissPath):
     """Misses are attended on the CPU; those admitted are loaded behind the layers that follow."""
 
-    def __init__(self, residency: CudaResidency, ranking: SideStream, page_size: int) -> None:
-        super().__init__(residency, ranking, page_size)
+    def __init__(self, residency: CudaResidency, attention: Attention[Any], behind: SideStream) -> None:
+        super().__init__(residency, attention, behind)
         device = residency.frames.device
-        self.admitting, self.loading = SideStream(device), SideStream(device)
+        self.missing, self.loading = SideStream(device), SideStream(device)
 
     def start(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
         """See `MissPath.start`."""
@@ -100,19 +100,18 @@ class Split(MissPath):
         assert selected is not None and step.cpu is not None
         with self.missing.fork():
             step.cpu(layer, q, selected, selected.num_hits, selected.num_selected, scale)
-        with self.admitting.fork():
-            self.ranking.join()
+        with self.behind.fork():
             self.table.policy.touch(layer, selected.pages)
             admitted = self.residency.admit_missed(layer, step)
             with self.loading.fork():
                 self.residency.load(layer, admitted)
 
-    def finish(self, layer: int, step: StepBuffers, out: torch.Tensor) -> None:
-        """See `MissPath.finish`; the last layer also waits for what the others load."""
+    def finish(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float, out: torch.Tensor) -> None:
+        """See `MissPath.finish`."""
         assert step.cpu is not None
-        self.admitting.join()
+        hits = self.attention.hits(layer, step, q, scale)
         self.missing.join()
         count = out.shape[0]
-        merge(step.hits, None, out, host_out=step.cpu.out[:count], host_lse=step.cpu.lse[:count])
+        merge(hits, None, out, host_out=step.cpu.out[:count], host_lse=step.cpu.lse[:count])
         if layer == len(self.residency.frames) - 1:
             self.loading.join()

@@ -53,10 +53,19 @@ class CudaResidency:
         if filled:
             load(self.host, self.frames, admitted.pages, admitted.frames, admitted.counts)
 
-    def admit_missed(self, layer: int, step: StepBuffers) -> Admitted:
+    def admit_missed(self, layer: int, step: StepBuffers, most: int | None = None) -> Admitted:
         """Give a step's missed pages frames that it does not read itself, the least valuable ones first.
 
-        Their frames hold the previous pages' data until they are filled; nothing reads them before the next layer.
+        Their frames hold the previous pages' data until they are filled; nothing reads them before the next step.
+
+        Parameters
+        ----------
+        layer
+            Layer index.
+        step
+            Its selection.
+        most
+            Misses of each request that are considered, the first ones; all by default.
         """
         table = self.table
         assert step.selected is not None and step.candidates is not None
@@ -70,6 +79,7 @@ class CudaResidency:
             SELECTED,
             step.candidates,
             step.worth,
+            most,
         )
         values = self._value_frames(layer, self.accessed[layer])
         return admit(

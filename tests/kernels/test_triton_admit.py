@@ -86,8 +86,9 @@ def test_admit_never_takes_a_pinned_frame(rng: torch.Generator) -> None:
     check_admission(absent, worth, table, page_of, frame_values)
 
 
+@pytest.mark.parametrize("steps", [8, 5000])
 @pytest.mark.parametrize("layers", [1, 2])
-def test_value_frames_equals_its_definition(layers: int, rng: torch.Generator) -> None:
+def test_value_frames_equals_its_definition(layers: int, steps: int, rng: torch.Generator) -> None:
     from rheo_kernels import triton as kernels
 
     rows, total, frames = layers * 2, 90, 50
@@ -97,7 +98,7 @@ def test_value_frames_equals_its_definition(layers: int, rng: torch.Generator) -
     accessed = integers(0, 2, (rows, frames), rng).to(torch.int8)
     page = page_of.clamp(min=0).long()
     listed_at = integers(0, 9, (total,), rng)
-    step = torch.tensor(8, dtype=torch.int32, device=rng.device)
+    step = torch.tensor(steps, dtype=torch.int32, device=rng.device)
     expected = worth.gather(1, page) * torch.pow(0.7, step - listed_at[page])
     pinned = unsaved.repeat_interleave(2, 0).gather(1, page) | accessed.bool()
     expected = expected.masked_fill(pinned, torch.inf).masked_fill(page_of < 0, -torch.inf)

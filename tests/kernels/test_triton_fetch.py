@@ -1,4 +1,4 @@
-"""attend_fetch attends every missed page and fills exactly the frames that admission handed out."""
+"""attend_fetch attends every missed page; what it kept, fill puts into the frames that admission handed out."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from triton_cases import GPU_SHAPES, SHAPES, Shape, integers, merged, normal, pe
 from rheo_kernels import reference
 
 
-def check(shape: Shape, counts: list[list[int]], width: int, total: int, rng: torch.Generator) -> None:
-    """One step: resolve, hand half of the misses free frames, attend the misses."""
+def check(
+    shape: Shape, counts: list[list[int]], width: int, total: int, room: int, rng: torch.Generator
+) -> None:
+    """One step: resolve, attend the misses, hand half of those that were kept free frames, fill them."""
     from rheo_kernels import triton as kernels
 
     heads, num_frames, page_size = shape.heads, total, shape.page_size
@@ -32,17 +34,6 @@ def check(shape: Shape, counts: list[list[int]], width: int, total: int, rng: to
     seq_lens = torch.full((batch,), (total - 1) * page_size - 3, device=rng.device)
     found = reference.resolve(selected, lists, seq_lens, table, page_size)
 
-    for head in range(heads):
-        missed = found.misses[:, head][found.misses[:, head] >= 0].unique()
-        free = torch.tensor(sorted(set(range(num_frames)) - set(table[head].tolist())), device=rng.device)
-        chosen = missed[: missed.numel() // 2].long()
-        table[head, chosen] = free[: chosen.numel()].to(torch.int32)
-
-    expected = frames.clone()
-    for head in range(heads):
-        for page in found.misses[:, head][found.misses[:, head] >= 0].unique().tolist():
-            if table[head, page] >= 0:
-                expected[head, table[head, page]] = host[page, head]
     misses_last = (found.misses >= 0).int() - (found.pages < 0).int() * -2
     order = misses_last.argsort(dim=2, stable=True)
     misses = found.misses.gather(2, order).contiguous()
@@ -53,25 +44,39 @@ def check(shape: Shape, counts: list[list[int]], width: int, total: int, rng: to
     scale = shape.dim**-0.5
     exact = exact_attend(q, host.transpose(0, 1), found.misses, found.valid, scale, page_size)
     pinned = host.cpu().pin_memory() if rng.device.type == "cuda" else host
-    parts = kernels.attend_fetch(q, frames, pinned, misses, valid, first, last, table, scale, page_size)
+    staged = torch.full(
+        (batch * heads, room, 2, shape.block), torch.nan, dtype=shape.dtype, device=rng.device
+    )
+    parts = kernels.attend_fetch(q, pinned, misses, valid, first, last, scale, page_size, staged=staged)
     out, lse = merged(parts, batch)
     filled = exact[1] > -torch.inf
     assert torch.equal(lse > -torch.inf, filled)
     assert relative_error(out, exact[0]) < TOLERANCE[shape.dtype]
     assert (lse[filled] - exact[1][filled]).abs().max() < max(TOLERANCE[shape.dtype] / 4, 2e-5)
+
+    expected = frames.clone()
+    for head in range(heads):
+        kept = [misses[b, head, first[b, head] : last[b, head]][:room] for b in range(batch)]
+        missed = torch.cat(kept).unique()
+        free = torch.tensor(sorted(set(range(num_frames)) - set(table[head].tolist())), device=rng.device)
+        chosen = missed[: missed.numel() // 2].long()
+        table[head, chosen] = free[: chosen.numel()].to(torch.int32)
+        expected[head, table[head, chosen].long()] = host[chosen, head]
+    kernels.fill(staged, misses, first, last, table, frames)
     torch.testing.assert_close(frames, expected, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("room", [13, 2])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_attend_fetch_equals_attention_over_the_misses_and_fills_frames(
-    shape: Shape, rng: torch.Generator
+    shape: Shape, room: int, rng: torch.Generator
 ) -> None:
     counts = [[11, 3], [0, 1], [9, 8]]
-    check(shape, [row[: shape.heads] for row in counts], 13, 20, rng)
+    check(shape, [row[: shape.heads] for row in counts], 13, 20, room, rng)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", GPU_SHAPES[::7], ids=str)
 def test_attend_fetch_from_pinned_memory_on_long_lists(shape: Shape, rng: torch.Generator) -> None:
     counts = integers(0, 120, (3, shape.heads), rng).tolist()
-    check(shape, counts, 128, 300, rng)
+    check(shape, counts, 128, 300, 40, rng)

@@ -1,30 +1,48 @@
 #include "topology.hpp"
 
+#include <dirent.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <filesystem>
-#include <fstream>
+#include <charconv>
 #include <map>
-#include <sstream>
+#include <memory>
 #include <string>
+
+// Neither iostreams nor std::filesystem: where a Python process holds two C++ runtimes, the facets of one are
+// called through the tables of the other.
 
 namespace rheo {
 namespace {
 
+// The first bytes of a small file, empty if it cannot be read.
+std::string read_file(const std::string& path) {
+    std::string text(4096, '\0');
+    const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    const ssize_t size = file < 0 ? 0 : read(file, text.data(), text.size());
+    if (file >= 0) close(file);
+    text.resize(size > 0 ? size : 0);
+    return text;
+}
+
 // CPUs of a list as Linux writes them: "0-3,8,10-11".
-std::vector<int> read_cpu_list(const std::filesystem::path& path) {
-    std::ifstream file(path);
+std::vector<int> read_cpu_list(const std::string& path) {
+    const std::string text = read_file(path);
+    const char *at = text.data(), *const end = at + text.size();
     std::vector<int> cpus;
-    std::string part;
-    while (std::getline(file, part, ',')) {
-        std::istringstream range(part);
-        int first, last;
-        char dash;
-        if (!(range >> first)) break;
-        if (!(range >> dash >> last)) last = first;
+    const auto number = [&](int& value) {
+        const auto [next, error] = std::from_chars(at, end, value);
+        at = next;
+        return error == std::errc();
+    };
+    int first, last;
+    while (number(first)) {
+        last = first;
+        if (at < end && *at == '-' && (++at, !number(last))) break;
         for (int cpu = first; cpu <= last; ++cpu) cpus.push_back(cpu);
+        if (at == end || *at++ != ',') break;
     }
     return cpus;
 }
@@ -42,12 +60,17 @@ std::vector<int> allowed_cpus() {
 }
 
 std::map<int, int> node_of_cpu() {
+    const std::string root = "/sys/devices/system/node";
     std::map<int, int> nodes;
-    std::error_code missing;
-    for (const auto& entry : std::filesystem::directory_iterator("/sys/devices/system/node", missing)) {
-        const std::string name = entry.path().filename();
+    const std::unique_ptr<DIR, int (*)(DIR*)> folder(opendir(root.c_str()), closedir);
+    while (const dirent* entry = folder ? readdir(folder.get()) : nullptr) {
+        const std::string name = entry->d_name;
         if (name.rfind("node", 0) != 0) continue;
-        for (int cpu : read_cpu_list(entry.path() / "cpulist")) nodes[cpu] = std::stoi(name.substr(4));
+        int node;
+        const char* const end = name.data() + name.size();
+        const auto [rest, error] = std::from_chars(name.data() + 4, end, node);
+        if (error != std::errc() || rest != end) continue;
+        for (int cpu : read_cpu_list(root + "/" + name + "/cpulist")) nodes[cpu] = node;
     }
     return nodes;
 }

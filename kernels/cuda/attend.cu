@@ -1,0 +1,449 @@
+// attend: decode attention over lists of pages, fed by bulk copies and merged by the block that ends last.
+//
+// A page's K, [D, P], and V, [P, D], lie one after the other, so that one bulk copy brings a page into shared memory.
+// Every warp has its own ring of pages and runs its own softmax over every WARPS-th page of the block's share of a
+// list; nothing synchronises warps until the list is done. Scores are computed transposed, S = K q and O = V p, so that
+// query heads, few, are the narrow side of the m16n8k16 products and a group of 8 wastes nothing. The order of tokens
+// and dimensions within a product is free: it is chosen such that K and V are read in wide words and their halves
+// paired by byte permutation, since neither lies in memory the way the tensor cores want it.
+//
+// Macros: BF16 (else fp16), DIM, PAGE (tokens), GROUP (query heads per KV head), WARPS, STAGES (pages in flight or in
+// use per warp), LISTED (page lists looked up in the page table, else frames), FETCH (one more warp attends misses from
+// host memory with a ring of MISS_STAGES).
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+namespace {
+
+constexpr int kBlockBytes = 2 * 2 * DIM * PAGE;          // one page, K and V
+constexpr int kValues = 2 * DIM * PAGE;                  // offset of V in it
+constexpr int kHitSlots = WARPS * STAGES;
+constexpr int kSlots = kHitSlots + (FETCH ? MISS_STAGES : 0);
+constexpr int kWarps = WARPS + (FETCH ? 1 : 0);
+constexpr int kHeadTiles = (GROUP + 7) / 8;              // products' columns: 8 query heads each
+constexpr int kTokens = PAGE / 8;                        // tokens of a page per lane row, consecutive
+constexpr int kTokenTiles = PAGE / 16;
+constexpr int kLaneDims = DIM / 8;                       // dimensions of the output per lane row
+constexpr int kVector = kLaneDims % 8 == 0 ? 8 : kLaneDims % 4 == 0 ? 4 : 2;  // of them consecutive
+constexpr int kChunks = kLaneDims / kVector;
+constexpr u32 kAll = 0xffffffffu;
+
+struct Arguments {
+    const unsigned short* q;       // [B, Hq, D]
+    unsigned short* out;           // [B, Hq, D]; null: leave the splits to `merge`
+    float* split_out;              // [B * H, splits, G, D]
+    float* split_lse;              // [B * H, splits, G], base 2
+    u32* arrived;                  // [B * H], 0 before and after
+    const unsigned short* frames;  // one layer's, [H, F, 2, D * P]
+    const unsigned short* host;    // one layer's, [N, H, 2, D * P]
+    unsigned short* staged;        // [B * H, room, 2, D * P]: where fetched pages are kept; null: nowhere
+    const int* hits;               // [B, H, S] frames; LISTED: [B, M] pages
+    const int* misses;             // [B, H, S] pages
+    const int* valid;              // [B, H, S] tokens
+    const int* num_hits;           // [B, H]; LISTED: [B] tokens of each request
+    const int* num_selected;       // [B, H]
+    const int* page_table;         // LISTED: [H, N]
+    const int* step;               // LISTED: scalar
+    int* missed_at;                // LISTED: scalar, becomes *step if a page has no frame
+    long long stride_qb, stride_qh, stride_ob, stride_oh, stride_fh, stride_ff, stride_hn, stride_hh, stride_th;
+    float scale;                   // softmax scale times log2(e)
+    int heads, width, room;
+};
+
+// A warp's softmax. Lane (row, column) = (lane / 4, lane % 4) holds query heads 2 column and 2 column + 1 of every head
+// tile, and of their output the dimensions (8 chunk + row) kVector + i.
+struct Softmax {
+    float top[kHeadTiles][2];
+    float total[kHeadTiles][2];  // over the tokens of this lane row only
+    float mixed[kLaneDims / 2][kHeadTiles][4];
+};
+
+__device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
+
+__device__ __forceinline__ u32 shared_address(const void* pointer) {
+    return static_cast<u32>(__cvta_generic_to_shared(pointer));
+}
+
+__device__ __forceinline__ float power_of_2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ __forceinline__ u32 pack(float low, float high) {
+    u32 pair;
+#if BF16
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+#else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+#endif
+    return pair;
+}
+
+__device__ __forceinline__ void multiply(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+#if BF16
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+#else
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+#endif
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ u32 transpose(u32 pair) {
+    u32 result;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
+    return result;
+}
+
+__device__ __forceinline__ u32 lows(u32 a, u32 b) { return __byte_perm(a, b, 0x5410); }
+__device__ __forceinline__ u32 highs(u32 a, u32 b) { return __byte_perm(a, b, 0x7632); }
+
+// WORDS consecutive 32-bit words of shared memory in one access.
+template <int WORDS>
+__device__ __forceinline__ void load(u32 (&words)[WORDS], const unsigned char* from) {
+    static_assert(WORDS == 1 || WORDS == 2 || WORDS == 4, "no such access");
+    if constexpr (WORDS == 4) {
+        const uint4 v = *reinterpret_cast<const uint4*>(from);
+        words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
+    } else if constexpr (WORDS == 2) {
+        const uint2 v = *reinterpret_cast<const uint2*>(from);
+        words[0] = v.x, words[1] = v.y;
+    } else {
+        words[0] = *reinterpret_cast<const u32*>(from);
+    }
+}
+
+// Start copying a page into a slot; its barrier completes when all of it is there. One lane calls.
+__device__ __forceinline__ void start_copy(u32 slot, u64 source, u32 barrier) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(kBlockBytes) : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(slot),
+                 "l"(source), "r"(kBlockBytes), "r"(barrier)
+                 : "memory");
+}
+
+__device__ __forceinline__ void wait_for(u32 barrier, u32 phase) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "AGAIN:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra AGAIN;\n"
+        "}" ::"r"(barrier),
+        "r"(phase)
+        : "memory");
+}
+
+// Fold one page into the softmax. `query` holds lane (row, column)'s part of q as the products' right operand: for every
+// 16 dimensions, those that are `column` modulo 4, of head `row`.
+__device__ __forceinline__ void attend_page(const unsigned char* page, int tokens, float scale,
+                                            const u32 (&query)[DIM / 16][kHeadTiles][2], Softmax& run) {
+    const int lane = threadIdx.x % 32, row = lane / 4, column = lane % 4;
+
+    float scores[kTokenTiles][kHeadTiles][4] = {};
+#pragma unroll
+    for (int k = 0; k < DIM / 16; ++k) {
+        u32 keys[4][kTokens / 2];
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            load(keys[i], page + ((16 * k + 4 * i + column) * PAGE + kTokens * row) * 2);
+#pragma unroll
+        for (int t = 0; t < kTokenTiles; ++t) {
+            const u32 a0 = lows(keys[0][t], keys[1][t]), a1 = highs(keys[0][t], keys[1][t]);
+            const u32 a2 = lows(keys[2][t], keys[3][t]), a3 = highs(keys[2][t], keys[3][t]);
+#pragma unroll
+            for (int h = 0; h < kHeadTiles; ++h)
+                multiply(scores[t][h], a0, a1, a2, a3, query[k][h][0], query[k][h][1]);
+        }
+    }
+
+    u32 weights[kTokens][kHeadTiles];
+#pragma unroll
+    for (int h = 0; h < kHeadTiles; ++h) {
+        float higher[2] = {run.top[h][0], run.top[h][1]};
+#pragma unroll
+        for (int t = 0; t < kTokenTiles; ++t)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const bool live = kTokens * row + 2 * t + i / 2 < tokens;
+                scores[t][h][i] = live ? scores[t][h][i] * scale : minus_infinity();
+                higher[i % 2] = fmaxf(higher[i % 2], scores[t][h][i]);
+            }
+#pragma unroll
+        for (int c = 0; c < 2; ++c)
+#pragma unroll
+            for (int lanes = 4; lanes < 32; lanes *= 2)
+                higher[c] = fmaxf(higher[c], __shfl_xor_sync(kAll, higher[c], lanes));
+        if (__any_sync(kAll, higher[0] != run.top[h][0] || higher[1] != run.top[h][1])) {
+            const float fade[2] = {power_of_2(run.top[h][0] - higher[0]), power_of_2(run.top[h][1] - higher[1])};
+#pragma unroll
+            for (int c = 0; c < 2; ++c) {
+                // A page has a token, so `higher` is finite: the first page fades nothing by power_of_2(-inf) = 0.
+                run.top[h][c] = higher[c];
+                run.total[h][c] *= fade[c];
+            }
+#pragma unroll
+            for (int m = 0; m < kLaneDims / 2; ++m)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) run.mixed[m][h][i] *= fade[i % 2];
+        }
+#pragma unroll
+        for (int t = 0; t < kTokenTiles; ++t)
+#pragma unroll
+            for (int i = 0; i < 4; i += 2) {
+                const float left = power_of_2(scores[t][h][i] - higher[0]), right = power_of_2(scores[t][h][i + 1] - higher[1]);
+                run.total[h][0] += left;
+                run.total[h][1] += right;
+                weights[2 * t + i / 2][h] = transpose(pack(left, right));
+            }
+    }
+
+    // weights[r] are now those of tokens 2 column kTokens + r and, kTokens further on, of head `row`.
+    const unsigned char* values = page + kValues + (2 * column * kTokens * DIM + kVector * row) * 2;
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk)
+#pragma unroll
+        for (int t = 0; t < kTokenTiles; ++t) {
+            u32 near[2][kVector / 2], far[2][kVector / 2];
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                load(near[i], values + ((2 * t + i) * DIM + 8 * kVector * chunk) * 2);
+                load(far[i], values + ((2 * t + i + kTokens) * DIM + 8 * kVector * chunk) * 2);
+            }
+#pragma unroll
+            for (int m = 0; m < kVector / 2; ++m)
+#pragma unroll
+                for (int h = 0; h < kHeadTiles; ++h)
+                    multiply(run.mixed[chunk * kVector / 2 + m][h], lows(near[0][m], far[0][m]),
+                             highs(near[0][m], far[0][m]), lows(near[1][m], far[1][m]), highs(near[1][m], far[1][m]),
+                             weights[2 * t][h], weights[2 * t + 1][h]);
+        }
+}
+
+// Zeroes V of tokens that are not the request's: their weight is 0, but what lies there may not be a number.
+__device__ __forceinline__ void blank_values(unsigned char* page, int tokens) {
+    u32* const values = reinterpret_cast<u32*>(page + kValues);
+    for (int i = tokens * DIM / 2 + threadIdx.x % 32; i < PAGE * DIM / 2; i += 32) values[i] = 0;
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    __syncwarp();
+}
+
+// Merge what the warps of the block found, and store it as a split's normalised output and base-2 LSE.
+__device__ __forceinline__ void store_split(Softmax& run, unsigned char* scratch, float* out, float* lse) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = lane / 4, column = lane % 4;
+    float* const tops = reinterpret_cast<float*>(scratch);  // [kWarps][8 kHeadTiles]
+    float* const totals = tops + kWarps * 8 * kHeadTiles;
+    float* const mixes = totals + kWarps * 8 * kHeadTiles;  // [kWarps][GROUP][DIM]
+#pragma unroll
+    for (int h = 0; h < kHeadTiles; ++h)
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+#pragma unroll
+            for (int lanes = 4; lanes < 32; lanes *= 2)
+                run.total[h][c] += __shfl_xor_sync(kAll, run.total[h][c], lanes);
+            if (row == 0) {
+                tops[(warp * kHeadTiles + h) * 8 + 2 * column + c] = run.top[h][c];
+                totals[(warp * kHeadTiles + h) * 8 + 2 * column + c] = run.total[h][c];
+            }
+        }
+#pragma unroll
+    for (int h = 0; h < kHeadTiles; ++h)
+#pragma unroll
+        for (int m = 0; m < kLaneDims / 2; ++m)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int head = 8 * h + 2 * column + i % 2, within = 2 * m + i / 2;
+                const int dim = (8 * (within / kVector) + row) * kVector + within % kVector;
+                if (head < GROUP) mixes[(warp * GROUP + head) * DIM + dim] = run.mixed[m][h][i];
+            }
+    __syncthreads();
+    for (int at = threadIdx.x; at < GROUP * DIM; at += 32 * kWarps) {
+        const int head = at / DIM;
+        float top = minus_infinity(), total = 0, mixed = 0;
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) top = fmaxf(top, tops[w * 8 * kHeadTiles + head]);
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) {
+            const float share = tops[w * 8 * kHeadTiles + head] == minus_infinity()
+                                    ? 0.f
+                                    : power_of_2(tops[w * 8 * kHeadTiles + head] - top);
+            total += share * totals[w * 8 * kHeadTiles + head];
+            mixed += share * mixes[w * GROUP * DIM + at];
+        }
+        __stcg(out + at, total > 0 ? mixed / total : 0.f);
+        if (at % DIM == 0) __stcg(lse + head, total > 0 ? top + __log2f(total) : minus_infinity());
+    }
+}
+
+// Merge all splits of a list into the output. Runs in the block that stored the last of them.
+__device__ __forceinline__ void merge_splits(const float* outs, const float* lses, int splits, unsigned short* out,
+                                             long long stride_oh) {
+    for (int at = 2 * threadIdx.x; at < GROUP * DIM; at += 64 * kWarps) {
+        const int head = at / DIM;
+        float top = minus_infinity();
+        for (int s = 0; s < splits; ++s) top = fmaxf(top, __ldcg(lses + s * GROUP + head));
+        float total = 0, left = 0, right = 0;
+        if (top > minus_infinity())
+#pragma unroll 4
+            for (int s = 0; s < splits; ++s) {
+                const float share = power_of_2(__ldcg(lses + s * GROUP + head) - top);
+                const float2 part = __ldcg(reinterpret_cast<const float2*>(outs + s * GROUP * DIM + at));
+                total += share;
+                left += share * part.x;
+                right += share * part.y;
+            }
+        const float whole = total > 0 ? 1 / total : 0.f;
+        *reinterpret_cast<u32*>(out + head * stride_oh + at % DIM) = pack(left * whole, right * whole);
+    }
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_constant__ Arguments a) {
+    extern __shared__ __align__(128) unsigned char memory[];
+    __shared__ __align__(8) u64 barriers[kSlots];
+    __shared__ bool last;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = lane / 4, column = lane % 4;
+    const int split = blockIdx.x, splits = gridDim.x, pair = blockIdx.y;
+    const int request = pair / a.heads, head = pair % a.heads;
+    const bool fetches = FETCH && warp == WARPS;
+
+    if (threadIdx.x < kSlots)
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barriers + threadIdx.x)) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+
+    // The warp's list: every `stride`-th entry from `first` on, before `end`.
+    int first, end, stride;
+#if LISTED
+    const int length = a.num_hits[request];
+    const int count = (length + PAGE - 1) / PAGE;
+#else
+    const int count = a.num_hits[pair];
+#endif
+    if (fetches) {
+        first = count + split, end = a.num_selected[pair], stride = splits;
+    } else {
+        const int share = (count + splits - 1) / splits;
+        first = split * share + warp, end = min((split + 1) * share, count), stride = WARPS;
+    }
+    const int pages = first < end ? (end - first + stride - 1) / stride : 0;
+    const int stages = fetches ? MISS_STAGES : STAGES;
+    const int slot0 = fetches ? kHitSlots : warp * STAGES;
+    __syncthreads();
+
+    // Lane i knows page 32 n + i of the list: where it is, and its tokens.
+    const auto look_up = [&](int n, u64& source, int& tokens) {
+        const int at = first + (n + lane) * stride;
+        source = 0, tokens = 0;
+        if (n + lane >= pages) return;
+#if LISTED
+        const int page = a.hits[static_cast<long long>(request) * a.width + at];
+        const int frame = a.page_table[head * a.stride_th + page];
+        tokens = min(length - at * PAGE, PAGE);
+        if (frame < 0 && a.missed_at) *a.missed_at = *a.step;
+        source = reinterpret_cast<u64>(frame < 0 ? a.host + page * a.stride_hn + head * a.stride_hh
+                                                 : a.frames + head * a.stride_fh + frame * a.stride_ff);
+#else
+        const long long entry = static_cast<long long>(pair) * a.width + at;
+        tokens = a.valid[entry];
+        source = reinterpret_cast<u64>(fetches ? a.host + a.misses[entry] * a.stride_hn + head * a.stride_hh
+                                               : a.frames + head * a.stride_fh + a.hits[entry] * a.stride_ff);
+#endif
+    };
+    u64 source;
+    int tokens;
+    look_up(0, source, tokens);
+    for (int s = 0; s < stages && s < pages; ++s) {
+        const u64 from = __shfl_sync(kAll, source, s);
+        if (lane == 0)
+            start_copy(shared_address(memory + (slot0 + s) * kBlockBytes), from, shared_address(barriers + slot0 + s));
+    }
+
+    u32 query[DIM / 16][kHeadTiles][2];
+    {
+        const unsigned short* const q = a.q + request * a.stride_qb + head * GROUP * a.stride_qh;
+#pragma unroll
+        for (int k = 0; k < DIM / 16; ++k)
+#pragma unroll
+            for (int h = 0; h < kHeadTiles; ++h)
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    const int member = 8 * h + row, dim = 16 * k + 8 * i + column;
+                    const unsigned short* const at = q + member * a.stride_qh + dim;
+                    query[k][h][i] = member < GROUP ? at[0] | (static_cast<u32>(at[4]) << 16) : 0u;
+                }
+    }
+    Softmax run;
+#pragma unroll
+    for (int h = 0; h < kHeadTiles; ++h)
+#pragma unroll
+        for (int c = 0; c < 2; ++c) run.top[h][c] = minus_infinity(), run.total[h][c] = 0;
+#pragma unroll
+    for (int m = 0; m < kLaneDims / 2; ++m)
+#pragma unroll
+        for (int h = 0; h < kHeadTiles; ++h)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) run.mixed[m][h][i] = 0;
+
+    u64 next_source = source;
+    int known = 0;       // batch of 32 whose tokens are in `tokens`
+    int next_known = 0;  // and whose sources are in `next_source`
+    for (int n = 0, slot = 0, phase = 0; n < pages; ++n) {
+        if (n / 32 != known) {
+            u64 unused;
+            look_up(n / 32 * 32, unused, tokens);
+            known = n / 32;
+        }
+        const int live = __shfl_sync(kAll, tokens, n % 32);
+        unsigned char* const page = memory + (slot0 + slot) * kBlockBytes;
+        const u32 barrier = shared_address(barriers + slot0 + slot);
+        wait_for(barrier, phase);
+        const int place = split + n * splits;
+        const bool keep = FETCH && fetches && a.staged && place < a.room;
+        if (keep && lane == 0) {
+            asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(
+                             a.staged + (static_cast<long long>(pair) * a.room + place) * (kBlockBytes / 2)),
+                         "r"(shared_address(page)), "r"(kBlockBytes)
+                         : "memory");
+            asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+        }
+        if (live < PAGE) {
+            if (keep && lane == 0) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+            __syncwarp();
+            blank_values(page, live);
+        }
+        attend_page(page, live, a.scale, query, run);
+        if (keep && lane == 0) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+        __syncwarp();
+        const int ahead = n + stages;
+        if (ahead < pages) {
+            if (ahead / 32 != next_known) {
+                int unused;
+                look_up(ahead / 32 * 32, next_source, unused);
+                next_known = ahead / 32;
+            }
+            const u64 from = __shfl_sync(kAll, next_source, ahead % 32);
+            if (lane == 0) start_copy(shared_address(page), from, barrier);
+        }
+        if (++slot == stages) slot = 0, phase ^= 1;
+    }
+    if (FETCH && fetches && lane == 0) asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+    __syncthreads();
+
+    const long long list = static_cast<long long>(pair) * splits;
+    store_split(run, memory, a.split_out + (list + split) * GROUP * DIM, a.split_lse + (list + split) * GROUP);
+    if (!a.out) return;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(a.arrived + pair, 1u) == static_cast<u32>(splits) - 1;
+        if (last) a.arrived[pair] = 0;
+    }
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    merge_splits(a.split_out + list * GROUP * DIM, a.split_lse + list * GROUP, splits,
+                 a.out + request * a.stride_ob + head * GROUP * a.stride_oh, a.stride_oh);
+}

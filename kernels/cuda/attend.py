@@ -1,0 +1,282 @@
+"""attend: decode attention over selected pages, or over whole page lists, in one kernel that also merges its splits."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import NamedTuple
+
+import torch
+
+from rheo_kernels.cuda.compile import Kernel, UnavailableError, compile_kernel
+from rheo_kernels.triton import Partials, Selected
+
+LOG2_E = 1.4426950408889634
+SHARED_BYTES = 232448 - 2048
+"""Shared memory of a block on Hopper, less what the kernel declares itself."""
+MISS_STAGES = 1
+"""Pages in flight per block over PCIe: 132 blocks have some 2 MB under way, ten times latency times bandwidth."""
+MOST_SPLITS = 48
+MIN_CAPABILITY = (9, 0)
+
+
+class Ring(NamedTuple):
+    """How a block divides its shared memory."""
+
+    warps: int
+    """Warps that attend pages from frames."""
+    stages: int
+    """Pages in flight or in use per such warp."""
+    miss_stages: int
+    """The same for the warp that attends misses, 0 without one."""
+
+    @classmethod
+    def within(cls, block_bytes: int, fetch: bool) -> Ring | None:
+        """The ring for pages of ``block_bytes``, or None where not even two pages per warp fit."""
+        miss_stages = MISS_STAGES if fetch else 0
+        slots = SHARED_BYTES // block_bytes - miss_stages
+        warps = 4 if slots >= 8 else 2 if slots >= 4 else 1
+        return cls(warps, min(slots // warps, 8), miss_stages) if slots >= 2 else None
+
+
+class Workspace(NamedTuple):
+    """What the blocks of one launch leave for the one that merges them."""
+
+    parts: Partials
+    """Every split of every list."""
+    arrived: torch.Tensor
+    """Splits stored so far, ``[B * H]``, int32; 0 between launches."""
+
+    @classmethod
+    def allocate(cls, pairs: int, group: int, dim: int, width: int, device: torch.device | str) -> Workspace:
+        """Buffers for ``pairs = B * H`` lists of up to ``width`` pages."""
+        parts = Partials.allocate(pairs, group, dim, num_splits(pairs, width), device)
+        return cls(parts, torch.zeros(pairs, dtype=torch.int32, device=device))
+
+
+@functools.cache
+def _multiprocessors(device: int) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def num_splits(pairs: int, width: int, blocks: int | None = None) -> int:
+    """Into how many blocks to split each of ``pairs`` lists of up to ``width`` pages.
+
+    One block fits on a multiprocessor. The number of rounds that the grid takes, per split, is what the longest
+    multiprocessor works; the fewest splits with the least of it are taken.
+
+    Parameters
+    ----------
+    pairs, width
+        Lists and their pages.
+    blocks
+        Blocks that run at once, by default the device's multiprocessors.
+    """
+    blocks = blocks or _multiprocessors(torch.cuda.current_device())
+    most = max(min(MOST_SPLITS, -(-width // 2)), 1)
+    return min(range(1, most + 1), key=lambda splits: (-(-pairs * splits // blocks) / splits, splits))
+
+
+def unsupported(dim: int, page_size: int, group: int, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why the kernel cannot serve a shape here, or None."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
+        return "it needs an NVIDIA GPU of compute capability 9.0 or later"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"the KV dtype is {dtype}; allowed: bfloat16, float16"
+    if dim % 16 or page_size % 16 or group > 16:
+        return f"head size {dim}, page size {page_size} or group {group} does not fit its tiles"
+    if Ring.within(4 * dim * page_size, fetch=True) is None:
+        return f"pages of {4 * dim * page_size} bytes are too large"
+    try:
+        _kernel(dim, page_size, group, dtype, listed=False, fetch=True)
+    except UnavailableError as error:
+        return str(error)
+    return None
+
+
+class _Arguments(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("q", "out", "split_out", "split_lse", "arrived")),
+        *((name, ctypes.c_void_p) for name in ("frames", "host", "staged", "hits", "misses", "valid")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("num_hits", "num_selected", "page_table", "step", "missed_at")
+        ),
+        *(
+            (f"stride_{name}", ctypes.c_longlong)
+            for name in ("qb", "qh", "ob", "oh", "fh", "ff", "hn", "hh", "th")
+        ),
+        ("scale", ctypes.c_float),
+        *((name, ctypes.c_int) for name in ("heads", "width", "room")),
+    ]
+
+
+@functools.cache
+def _kernel(
+    dim: int, page_size: int, group: int, dtype: torch.dtype, listed: bool, fetch: bool
+) -> tuple[Kernel, Ring, int]:
+    """Kernel, ring and shared memory of a launch."""
+    block_bytes = 4 * dim * page_size
+    ring = Ring.within(block_bytes, fetch)
+    assert ring is not None
+    warps = ring.warps + (1 if fetch else 0)
+    head_tiles = -(-group // 8)
+    results = warps * (2 * 8 * head_tiles + group * dim) * 4
+    shared = max((ring.warps * ring.stages + ring.miss_stages) * block_bytes, results)
+    defines = {
+        "BF16": int(dtype == torch.bfloat16),
+        "DIM": dim,
+        "PAGE": page_size,
+        "GROUP": group,
+        "WARPS": ring.warps,
+        "STAGES": ring.stages,
+        "MISS_STAGES": ring.miss_stages,
+        "LISTED": int(listed),
+        "FETCH": int(fetch),
+    }
+    return compile_kernel("attend.cu", "attend", defines, shared), ring, shared
+
+
+def attend_selected(
+    q: torch.Tensor,
+    frames: torch.Tensor,
+    host: torch.Tensor | None,
+    selected: Selected,
+    scale: float,
+    page_size: int,
+    workspace: Workspace,
+    out: torch.Tensor | None,
+    staged: torch.Tensor | None = None,
+) -> None:
+    """Attend the selected pages of each KV head: hits from frames and, if ``host`` is given, misses from there.
+
+    Parameters
+    ----------
+    q
+        Queries, ``[B, Hq, D]``, contiguous in ``D``; the dtype of ``frames``.
+    frames
+        One layer's frames, ``[H, F, 2, D * P]``.
+    host
+        One layer's host pages, ``[N, H, 2, D * P]``, pinned; None to attend hits only.
+    selected
+        The selection.
+    scale
+        Softmax scale.
+    page_size
+        Tokens per page.
+    workspace
+        Buffers for these lists.
+    out
+        Attention output, ``[B, Hq, D]``, contiguous in ``D``, the dtype of ``q``; None to leave the merging of
+        ``workspace.parts`` to `merge`.
+    staged
+        ``[B * H, room, 2, D * P]``: the first ``room`` missed pages of each list are kept here on the way.
+
+    Notes
+    -----
+    Reads a page, ``4 * D * P`` bytes, once for the whole GQA group, in one bulk copy; a multiprocessor has up to 208 KB
+    of them under way. Bound by device memory for the hits and by PCIe for the misses, which one warp of every block
+    attends meanwhile.
+    """
+    pairs, group, dim = _shape(q, frames)
+    arguments = _arguments(q, frames, frames if host is None else host, scale, workspace, out)
+    arguments.hits, arguments.misses = selected.hits.data_ptr(), selected.misses.data_ptr()
+    arguments.valid = selected.valid.data_ptr()
+    arguments.num_hits, arguments.num_selected = (
+        selected.num_hits.data_ptr(),
+        selected.num_selected.data_ptr(),
+    )
+    arguments.width = selected.hits.shape[2]
+    if staged is not None:
+        arguments.staged, arguments.room = staged.data_ptr(), staged.shape[1]
+    _launch(dim, page_size, group, q.dtype, False, host is not None, workspace, pairs, arguments)
+
+
+def attend_listed(
+    q: torch.Tensor,
+    frames: torch.Tensor,
+    host: torch.Tensor,
+    pages: torch.Tensor,
+    seq_lens: torch.Tensor,
+    page_table: torch.Tensor,
+    scale: float,
+    page_size: int,
+    workspace: Workspace,
+    out: torch.Tensor,
+    missed_at: torch.Tensor | None = None,
+    step: torch.Tensor | None = None,
+) -> None:
+    """Attend all pages of each request, from their frames where they have one and from host pages otherwise.
+
+    Parameters
+    ----------
+    q, frames, host, scale, page_size, workspace, out
+        See `attend_selected`.
+    pages
+        Page lists, ``[B, M]``, int32.
+    seq_lens
+        Tokens of each request, ``[B]``, int32; 0 for a padded row, whose output is 0.
+    page_table
+        One layer's page table, ``[H, N]``, int32, negative = no frame.
+    missed_at, step
+        Scalars, int32: ``missed_at`` becomes ``step`` if any page had no frame.
+    """
+    pairs, group, dim = _shape(q, frames)
+    arguments = _arguments(q, frames, host, scale, workspace, out)
+    arguments.hits, arguments.num_hits = pages.data_ptr(), seq_lens.data_ptr()
+    arguments.page_table, arguments.stride_th = page_table.data_ptr(), page_table.stride(0)
+    arguments.width = pages.stride(0)
+    if missed_at is not None and step is not None:
+        arguments.missed_at, arguments.step = missed_at.data_ptr(), step.data_ptr()
+    _launch(dim, page_size, group, q.dtype, True, False, workspace, pairs, arguments)
+
+
+def _shape(q: torch.Tensor, frames: torch.Tensor) -> tuple[int, int, int]:
+    batch, queries, dim = q.shape
+    heads = frames.shape[0]
+    return batch * heads, queries // heads, dim
+
+
+def _arguments(
+    q: torch.Tensor,
+    frames: torch.Tensor,
+    host: torch.Tensor,
+    scale: float,
+    workspace: Workspace,
+    out: torch.Tensor | None,
+) -> _Arguments:
+    arguments = _Arguments(
+        q=q.data_ptr(),
+        split_out=workspace.parts.out.data_ptr(),
+        split_lse=workspace.parts.lse.data_ptr(),
+        arrived=workspace.arrived.data_ptr(),
+        frames=frames.data_ptr(),
+        host=host.data_ptr(),
+        stride_qb=q.stride(0),
+        stride_qh=q.stride(1),
+        stride_fh=frames.stride(0),
+        stride_ff=frames.stride(1),
+        stride_hn=host.stride(0),
+        stride_hh=host.stride(1),
+        scale=scale * LOG2_E,
+        heads=frames.shape[0],
+    )
+    if out is not None:
+        arguments.out, arguments.stride_ob, arguments.stride_oh = out.data_ptr(), out.stride(0), out.stride(1)
+    return arguments
+
+
+def _launch(
+    dim: int,
+    page_size: int,
+    group: int,
+    dtype: torch.dtype,
+    listed: bool,
+    fetch: bool,
+    workspace: Workspace,
+    pairs: int,
+    arguments: _Arguments,
+) -> None:
+    kernel, ring, shared = _kernel(dim, page_size, group, dtype, listed, fetch)
+    threads = 32 * (ring.warps + (1 if fetch else 0))
+    kernel.launch((workspace.parts.splits, pairs, 1), threads, shared, arguments)

@@ -1,0 +1,384 @@
+// select_resolve: choose one request's pages for one KV head and look them up in the page table; hits before misses.
+//
+// One block per request and KV head. The page list is dealt to threads four consecutive pages at a time; the scores stay
+// in registers as keys, unsigned integers of the same order. Histograms over the range of keys that still holds the
+// threshold shrink it until few keys are left, which are ranked against each other. What is certain to be selected by
+// then is looked up while they are ranked. Hits and misses are counted over the block in list order and staged in shared
+// memory, so that the lists are written in whole lines.
+//
+// Macros: THREADS (a power of two, at least 128), ITEMS (pages per thread, a multiple of 4; THREADS * ITEMS pages fit),
+// PDL (the launch may overlap the kernel before it, which writes the scores, and the kernel after it).
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+namespace {
+
+__device__ constexpr int log2_of(int power) { return power == 1 ? 0 : 1 + log2_of(power / 2); }
+
+constexpr int kWarps = THREADS / 32;
+constexpr int kVectors = ITEMS / 4;
+constexpr int kBins = 2 * THREADS;    // two a thread
+constexpr int kStaged = 2 * THREADS;  // columns of the result in shared memory at a time
+constexpr int kFew = 128;             // keys that are ranked rather than counted
+constexpr bool kAhead = ITEMS <= 8;   // registers hold pages and frames beside the keys
+constexpr int kTogether = 16;         // otherwise: items looked up at a time
+constexpr u32 kAll = 0xffffffffu;
+
+// Keys of scores lie between those of -inf and +inf, keys of pages that need no score beyond them.
+constexpr u32 kNever = 0, kLeast = 0x007fffffu, kGreatest = 0xff800000u, kAlways = 0xffffffffu;
+
+struct Arguments {
+    const u32* scores;       // [B, H, M], float32
+    const int* pages;        // [B, M]
+    const int* num_pages;    // [B]
+    const void* seq_lens;    // [B]
+    const int* budget;       // [B, H]
+    const int* page_table;   // [H, N]
+    int* out_pages;          // [B, H, S], as the next four
+    int* out_hits;
+    int* out_misses;
+    int* out_valid;
+    int* out_indices;
+    int* out_num_hits;       // [B, H]
+    int* out_num_selected;   // [B, H]
+    signed char* accessed;   // [H, F]; null: not marked
+    float* rates;            // [R, H], as the next two; null: not counted
+    u64* hit_total;
+    u64* selected_total;
+    const long long* slots;  // [B]
+    long long stride_sb, stride_sh, stride_pb, stride_bb, stride_bh, stride_th, stride_ah, stride_cr;
+    int columns, width, sink_pages, window_pages, page_size;
+    int long_lengths;        // seq_lens are 64 bits wide
+};
+
+// The range of keys that holds the threshold: `inside` keys, of which the greatest `wanted` are selected.
+struct Bracket {
+    u32 low, high;
+    u32 wanted, inside;
+};
+
+// Selected are keys beyond `key`, and keys equal to it up to position `last`.
+struct Threshold {
+    u32 key;
+    int last;
+
+    __device__ bool reached(u32 other, int position) const {
+        return other > key || (other == key && position <= last);
+    }
+};
+
+struct Found {
+    u32 bin, above, inside;
+};
+
+struct Shared {
+    u32 histogram[kBins];  // from the greatest keys down
+    u64 candidates[kFew];
+    u64 boundary;
+    u32 lowest[kWarps], highest[kWarps], totals[kWarps];
+    u32 num_candidates;
+    Found found;
+    int index[kStaged], page[kAhead ? kStaged : 1], frame[kAhead ? kStaged : 1];
+};
+
+__shared__ Shared shared;
+
+__device__ __forceinline__ void release_next_kernel() {
+#ifdef PDL
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void wait_for_last_kernel() {
+#ifdef PDL
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Position in the page list of a thread's item.
+__device__ __forceinline__ int position_of(int item) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    return warp * (32 * ITEMS) + item / 4 * 128 + lane * 4 + item % 4;
+}
+
+// The thread's items of a row, 0 from `columns` on.
+template <typename Word>
+__device__ __forceinline__ void load_row(const Word* row, int columns, u32 (&items)[ITEMS]) {
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+        const int position = position_of(4 * v);
+        const Word* from = row + position;
+        if (position + 4 <= columns && reinterpret_cast<u64>(from) % 16 == 0) {
+            const uint4 words = *reinterpret_cast<const uint4*>(from);
+            items[4 * v] = words.x, items[4 * v + 1] = words.y;
+            items[4 * v + 2] = words.z, items[4 * v + 3] = words.w;
+        } else {
+#pragma unroll
+            for (int e = 0; e < 4; ++e)
+                items[4 * v + e] = position + e < columns ? from[e] : 0;
+        }
+    }
+}
+
+// NaN counts as the infinity of its sign.
+__device__ __forceinline__ u32 key_of(u32 score) {
+    const u32 key = score ^ (static_cast<int>(score) < 0 ? 0xffffffffu : 0x80000000u);
+    return min(max(key, kLeast), kGreatest);
+}
+
+// Sum over the first `warps` warps of what each has published.
+__device__ __forceinline__ u32 sum_of(const u32* totals, int warps) {
+    const int lane = threadIdx.x % 32;
+    return __reduce_add_sync(kAll, lane < warps ? totals[lane] : 0);
+}
+
+__device__ __forceinline__ u32 inclusive_scan(u32 value) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int lanes = 1; lanes < 32; lanes *= 2) {
+        const u32 other = __shfl_up_sync(kAll, value, lanes);
+        if (lane >= lanes) value += other;
+    }
+    return value;
+}
+
+// Least and greatest key of a score. Also empties the histogram.
+__device__ __forceinline__ void find_range(const u32 (&keys)[ITEMS], Bracket& bracket) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    reinterpret_cast<uint2*>(shared.histogram)[threadIdx.x] = make_uint2(0, 0);
+    if (threadIdx.x == 0) shared.num_candidates = 0;
+    u32 low = kAlways, high = kNever;
+#pragma unroll
+    for (int i = 0; i < ITEMS; ++i) {
+        if (keys[i] != kNever) low = min(low, keys[i]);
+        if (keys[i] != kAlways) high = max(high, keys[i]);
+    }
+    low = __reduce_min_sync(kAll, low);
+    high = __reduce_max_sync(kAll, high);
+    if (lane == 0) shared.lowest[warp] = low, shared.highest[warp] = high;
+    __syncthreads();
+    bracket.low = __reduce_min_sync(kAll, lane < kWarps ? shared.lowest[lane] : kAlways);
+    bracket.high = __reduce_max_sync(kAll, lane < kWarps ? shared.highest[lane] : kNever);
+}
+
+// Of keys that are all equal the first are selected: replace them by keys that fall with their position.
+__device__ __forceinline__ void break_ties(u32 (&keys)[ITEMS], int columns, Bracket& bracket) {
+#pragma unroll
+    for (int i = 0; i < ITEMS; ++i) {
+        const u32 tied = kAlways - 1 - position_of(i);
+        keys[i] = keys[i] < bracket.low ? kNever : keys[i] > bracket.low ? kAlways : tied;
+    }
+    bracket.high = kAlways - 1;
+    bracket.low = kAlways - columns;
+}
+
+// Narrow the bracket to the one of `kBins` parts of it that holds the threshold.
+__device__ __forceinline__ void narrow(const u32 (&keys)[ITEMS], Bracket& bracket) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const u32 span = bracket.high - bracket.low;
+    const int shift = max(0, 32 - __clz(span) - log2_of(kBins));
+#pragma unroll
+    for (int i = 0; i < ITEMS; ++i) {
+        const u32 depth = bracket.high - keys[i];
+        if (depth <= span) atomicAdd(&shared.histogram[depth >> shift], 1u);
+    }
+    __syncthreads();
+
+    uint2& own = reinterpret_cast<uint2*>(shared.histogram)[threadIdx.x];
+    const uint2 bins = own;
+    own = make_uint2(0, 0);
+    const u32 sum = bins.x + bins.y;
+    const u32 total = __reduce_add_sync(kAll, sum);
+    if (lane == 0) shared.totals[warp] = total;
+    __syncthreads();
+
+    const u32 before = sum_of(shared.totals, warp);
+    if (before < bracket.wanted && bracket.wanted <= before + total) {
+        const u32 end = before + inclusive_scan(sum), begin = end - sum;
+        if (begin < bracket.wanted && bracket.wanted <= end) {
+            const bool second = begin + bins.x < bracket.wanted;
+            shared.found.bin = 2 * threadIdx.x + second;
+            shared.found.above = begin + (second ? bins.x : 0);
+            shared.found.inside = second ? bins.y : bins.x;
+        }
+    }
+    __syncthreads();
+
+    const Found found = shared.found;
+    bracket.high -= found.bin << shift;
+    bracket.low = bracket.high - min((1u << shift) - 1, bracket.high - bracket.low);
+    bracket.wanted -= found.above;
+    bracket.inside = found.inside;
+}
+
+// Rank the few keys of a bracket, of which some but not all are wanted.
+__device__ __forceinline__ Threshold rank(const u32 (&keys)[ITEMS], const Bracket& bracket) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const u32 span = bracket.high - bracket.low;
+#pragma unroll
+    for (int i = 0; i < ITEMS; ++i)
+        if (bracket.high - keys[i] <= span) {
+            const u32 slot = atomicAdd(&shared.num_candidates, 1u);
+            shared.candidates[slot] = static_cast<u64>(keys[i]) << 32 | ~position_of(i);
+        }
+    __syncthreads();
+
+    for (u32 i = warp; i < bracket.inside; i += kWarps) {
+        const u64 candidate = shared.candidates[i];
+        u32 better = 0;
+        for (u32 other = lane; other < bracket.inside; other += 32) better += shared.candidates[other] > candidate;
+        better = __reduce_add_sync(kAll, better);
+        if (lane == 0 && better + 1 == bracket.wanted) shared.boundary = candidate;
+    }
+    __syncthreads();
+    const u64 boundary = shared.boundary;
+    return {static_cast<u32>(boundary >> 32), static_cast<int>(~static_cast<u32>(boundary))};
+}
+
+// Which of the selected items have a frame.
+__device__ __forceinline__ u32 look_up(const int* list, const int* table, u32 selected) {
+    u32 resident = 0;
+#pragma unroll 1
+    for (int first = 0; first < ITEMS; first += kTogether) {
+        int found[kTogether];
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i)
+            if (selected >> (first + i) & 1) found[i] = list[position_of(first + i)];
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i)
+            if (selected >> (first + i) & 1) resident |= (table[found[i]] >= 0 ? 1u : 0u) << (first + i);
+    }
+    return resident;
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Arguments a) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const long long request = blockIdx.x, head = blockIdx.y;
+    const long long pair = request * gridDim.y + head;
+    const int* list = a.pages + request * a.stride_pb;
+    const int* table = a.page_table + head * a.stride_th;
+
+    // The scores come from the kernel before this one; the rest has been there since the step began.
+    u32 pages[ITEMS];
+    if constexpr (kAhead) load_row(list, a.columns, pages);
+    const int count = max(0, min(a.num_pages[request], a.columns));
+    const int budget = a.budget[request * a.stride_bb + head * a.stride_bh];
+    const long long length = a.long_lengths ? static_cast<const long long*>(a.seq_lens)[request]
+                                            : static_cast<const int*>(a.seq_lens)[request];
+    const long long counter = a.rates == nullptr ? 0 : a.slots[request] * a.stride_cr + head;
+    release_next_kernel();
+    wait_for_last_kernel();
+    u32 keys[ITEMS];
+    load_row(a.scores + request * a.stride_sb + head * a.stride_sh, a.columns, keys);
+
+    // Of more forced pages than columns the first are kept.
+    const int num_forced = min(a.sink_pages + a.window_pages, count);
+    const int present = count - num_forced;
+    const int wanted = min(min(budget, a.width) - num_forced, present);
+    const int sinks = min(min(a.sink_pages, a.width), count);
+    const int window = count - a.window_pages, window_end = min(count, present + a.width);
+#pragma unroll
+    for (int i = 0; i < ITEMS; ++i) {
+        const int position = position_of(i);
+        const bool sink = position < sinks, tail = position >= window && position < window_end;
+        const bool scored = position >= a.sink_pages && position < window;
+        keys[i] = sink || tail ? kAlways : scored ? key_of(keys[i]) : kNever;
+    }
+
+    Bracket bracket = {wanted > 0 ? kNever + 1 : kAlways, kAlways, static_cast<u32>(wanted), static_cast<u32>(present)};
+    if (wanted > 0 && wanted < present) {
+        find_range(keys, bracket);
+        while (bracket.wanted < bracket.inside && bracket.inside > kFew) {
+            if (bracket.low == bracket.high) break_ties(keys, a.columns, bracket);
+            narrow(keys, bracket);
+        }
+    }
+    u32 frames[ITEMS];
+    if constexpr (kAhead) {
+#pragma unroll
+        for (int i = 0; i < ITEMS; ++i)
+            if (keys[i] >= bracket.low) frames[i] = table[pages[i]];
+    }
+    Threshold threshold = {bracket.low, 0x7fffffff};
+    if (wanted > 0 && bracket.wanted < bracket.inside) threshold = rank(keys, bracket);
+
+    u32 selected = 0, resident = 0;  // one bit per item
+#pragma unroll
+    for (int i = 0; i < ITEMS; ++i)
+        if (threshold.reached(keys[i], position_of(i))) selected |= 1u << i;
+    if constexpr (kAhead) {
+#pragma unroll
+        for (int i = 0; i < ITEMS; ++i)
+            if ((selected >> i & 1) && static_cast<int>(frames[i]) >= 0) resident |= 1u << i;
+    } else {
+        resident = look_up(list, table, selected);
+    }
+
+    // Hits in the low half, misses in the high half: how many come before each vector of items in this warp.
+    u32 places[kVectors];
+    u32 total = 0;
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+        u32 own = 0;
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+            if (selected >> (4 * v + e) & 1) own += resident >> (4 * v + e) & 1 ? 1 : 1 << 16;
+        const u32 end = inclusive_scan(own);
+        places[v] = total + end - own;
+        total += __shfl_sync(kAll, end, 31);
+    }
+    if (lane == 0) shared.totals[warp] = total;
+    __syncthreads();
+    const u32 before = sum_of(shared.totals, warp), all = sum_of(shared.totals, kWarps);
+    const int num_hits = all & 0xffff, num_selected = num_hits + (all >> 16);
+
+    if (threadIdx.x == 0) {
+        a.out_num_hits[pair] = num_hits;
+        a.out_num_selected[pair] = num_selected;
+        if (a.rates != nullptr) {
+            atomicAdd(a.rates + counter, static_cast<float>(num_hits) / static_cast<float>(max(num_selected, 1)));
+            atomicAdd(a.hit_total + counter, static_cast<u64>(num_hits));
+            atomicAdd(a.selected_total + counter, static_cast<u64>(num_selected));
+        }
+    }
+
+    for (int start = 0; start < a.width; start += kStaged) {
+        if (start > 0) __syncthreads();
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) {
+            u32 place = before + places[v];
+#pragma unroll
+            for (int i = 4 * v; i < 4 * v + 4; ++i)
+                if (selected >> i & 1) {
+                    const bool hit = resident >> i & 1;
+                    const int slot = (hit ? place & 0xffff : num_hits + (place >> 16)) - start;
+                    place += hit ? 1 : 1 << 16;
+                    if (slot >= 0 && slot < kStaged) {
+                        shared.index[slot] = position_of(i);
+                        if constexpr (kAhead) shared.page[slot] = pages[i], shared.frame[slot] = frames[i];
+                    }
+                }
+        }
+        __syncthreads();
+        for (int slot = threadIdx.x; slot < kStaged && start + slot < a.width; slot += THREADS) {
+            const long long column = pair * a.width + start + slot;
+            int index = -1, page = -1, frame = -1, valid = 0;
+            if (start + slot < num_selected) {
+                index = shared.index[slot];
+                page = kAhead ? shared.page[slot] : list[index];
+                frame = max(kAhead ? shared.frame[slot] : table[page], -1);
+                const long long left = length - static_cast<long long>(index) * a.page_size;
+                valid = max(0ll, min(left, static_cast<long long>(a.page_size)));
+            }
+            a.out_pages[column] = page;
+            a.out_hits[column] = frame;
+            a.out_misses[column] = frame < 0 ? page : -1;
+            a.out_valid[column] = valid;
+            a.out_indices[column] = index;
+            if (frame >= 0 && a.accessed != nullptr) a.accessed[head * a.stride_ah + frame] = 1;
+        }
+    }
+}

@@ -1,0 +1,179 @@
+"""select_resolve: choose each request's pages and look them up in the page table, as a CUDA C++ kernel."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from rheo_kernels.cuda.compile import Kernel, compile_kernel
+from rheo_kernels.triton.select_resolve import HitCounters, Selected
+
+SOURCE = "select_resolve.cu"
+MAX_PAGES = 2**15
+MIN_THREADS = 128
+MAX_THREADS = 1024
+ITEMS_PER_LOAD = 4
+
+
+class _Arguments(ctypes.Structure):
+    """The kernel's parameter; the source says what each field is."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "scores",
+                "pages",
+                "num_pages",
+                "seq_lens",
+                "budget",
+                "page_table",
+                *(f"out_{field}" for field in Selected._fields),
+                "accessed",
+                "rates",
+                "hit_total",
+                "selected_total",
+                "slots",
+            )
+        ),
+        *((f"stride_{name}", ctypes.c_int64) for name in ("sb", "sh", "pb", "bb", "bh", "th", "ah", "cr")),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("columns", "width", "sink_pages", "window_pages", "page_size", "long_lengths")
+        ),
+    )
+
+
+def select_resolve(
+    scores: torch.Tensor,
+    pages: torch.Tensor,
+    num_pages: torch.Tensor,
+    seq_lens: torch.Tensor,
+    budget: torch.Tensor,
+    page_table: torch.Tensor,
+    page_size: int,
+    sink_pages: int,
+    window_pages: int,
+    out: Selected,
+    accessed: torch.Tensor | None = None,
+    counters: HitCounters | None = None,
+) -> Selected:
+    """Select pages as `select` does and resolve them as `resolve` does; list hits before misses.
+
+    Takes and gives exactly what `rheo_kernels.triton.select_resolve` does.
+
+    Parameters
+    ----------
+    scores
+        Page scores, ``[B, H, M]``, float32.
+    pages
+        Page lists, ``[B, M]``, int32.
+    num_pages, seq_lens
+        Pages (int32) and tokens (int32 or int64) of each request, ``[B]``.
+    budget
+        Pages each request and KV head may select, ``[B, H]``, int32.
+    page_table
+        One layer's page table, ``[H, N]``, int32, negative = no frame.
+    page_size
+        Tokens per page.
+    sink_pages, window_pages
+        Always-selected pages at the start and at the end; of the latter at least the tail page.
+    out
+        Result buffers, contiguous.
+    accessed
+        One layer's accessed bits, ``[H, F]``, int8: set to 1 for every hit frame.
+    counters
+        The recorder's counters of this layer; updated atomically.
+
+    Returns
+    -------
+    Selected
+        ``out``. Within hits and within misses, pages keep the order of the request's page list.
+
+    Raises
+    ------
+    ValueError
+        If a tensor has another dtype or layout, or ``M`` exceeds `MAX_PAGES`.
+    UnavailableError
+        If the kernel cannot be compiled here.
+
+    Notes
+    -----
+    Reads ``8 M`` bytes a row and 4 a selected page, writes ``20 S`` a row, on one multiprocessor per row. Bound
+    by latency: three dependent reads of global memory and about ten barriers of one block.
+    """
+    batch, heads, columns = scores.shape
+    rates, hits, selected, slots = counters or (None, None, None, None)
+    arguments = _Arguments(
+        _address("scores", scores, torch.float32),
+        _address("pages", pages, torch.int32),
+        _address("num_pages", num_pages, torch.int32),
+        _address("seq_lens", seq_lens, torch.int32, torch.int64),
+        _address("budget", budget, torch.int32, any_stride=True),
+        _address("page_table", page_table, torch.int32),
+        *(
+            _address(f"out.{name}", buffer, torch.int32)
+            for name, buffer in zip(out._fields, out, strict=True)
+        ),
+        _address("accessed", accessed, torch.int8),
+        _address("counters.rates", rates, torch.float32),
+        _address("counters.hits", hits, torch.int64),
+        _address("counters.selected", selected, torch.int64),
+        _address("counters.slots", slots, torch.int64),
+        scores.stride(0),
+        scores.stride(1),
+        pages.stride(0),
+        budget.stride(0),
+        budget.stride(1),
+        page_table.stride(0),
+        0 if accessed is None else accessed.stride(0),
+        0 if rates is None else rates.stride(0),
+        columns,
+        out.pages.shape[2],
+        sink_pages,
+        max(window_pages, 1),
+        page_size,
+        seq_lens.dtype == torch.int64,
+    )
+    threads, items = block_shape(columns)
+    _kernel(threads, items).launch((batch, heads, 1), threads, 0, arguments)
+    return out
+
+
+def block_shape(columns: int) -> tuple[int, int]:
+    """Threads of a block, and the pages of each, for page lists of ``columns``.
+
+    Raises
+    ------
+    ValueError
+        Beyond `MAX_PAGES`.
+    """
+    if columns > MAX_PAGES:
+        raise ValueError(f"page lists of {columns} columns are too wide; allowed: up to {MAX_PAGES}")
+    room = 1 << max(columns - 1, 0).bit_length()
+    threads = min(max(room // ITEMS_PER_LOAD, MIN_THREADS), MAX_THREADS)
+    return threads, max(room // threads, ITEMS_PER_LOAD)
+
+
+def defines(threads: int, items: int) -> dict[str, int]:
+    """Macros of the variant with ``threads`` a block and ``items`` pages a thread."""
+    return {"THREADS": threads, "ITEMS": items, "PDL": 1}
+
+
+def _kernel(threads: int, items: int) -> Kernel:
+    return compile_kernel(SOURCE, "select_resolve", defines(threads, items))
+
+
+def _address(
+    name: str, tensor: torch.Tensor | None, *dtypes: torch.dtype, any_stride: bool = False
+) -> int | None:
+    """Address of a tensor whose last dimension is contiguous."""
+    if tensor is None:
+        return None
+    if tensor.dtype not in dtypes or not (any_stride or tensor.stride(-1) == 1 or tensor.shape[-1] <= 1):
+        raise ValueError(
+            f"{name} has dtype {tensor.dtype} and strides {tensor.stride()}; "
+            f"allowed: {' or '.join(map(str, dtypes))}, last dimension contiguous"
+        )
+    return tensor.data_ptr()

@@ -1,0 +1,260 @@
+"""Attention: which kernels attend the pages of a step, in CUDA C++ where they run and in Triton elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+
+from rheo_kernels import triton as kernels
+from rheo_kernels.triton import Partials
+from rheo_sglang.cuda.buffers import StepBuffers
+from rheo_sglang.cuda.heads import HeadShape
+
+logger = logging.getLogger(__name__)
+
+Workspace = TypeVar("Workspace")
+
+
+class Attention(ABC, Generic[Workspace]):
+    """Attends pages in frames and in host memory.
+
+    Parameters
+    ----------
+    host, frames
+        Both pools' blocks, ``[L, N, H, 2, D * P]``, pinned, and ``[L, H, F, 2, D * P]``.
+    heads
+        Heads of this rank.
+    page_size
+        Tokens per page.
+    """
+
+    def __init__(self, host: torch.Tensor, frames: torch.Tensor, heads: HeadShape, page_size: int) -> None:
+        self.host = host
+        self.frames = frames
+        self.heads = heads
+        self.page_size = page_size
+
+    @abstractmethod
+    def workspace(self, batch: int, width: int) -> Workspace:
+        """Intermediate buffers for ``batch`` requests with lists of up to ``width`` pages."""
+        ...
+
+    @abstractmethod
+    def selected(
+        self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float, out: torch.Tensor
+    ) -> None:
+        """Attend a step's hits, and its misses from host memory, keeping those that fit in ``step.staged``.
+
+        Parameters
+        ----------
+        layer
+            Layer index.
+        step
+            Its selection.
+        q
+            Queries, ``[B, Hq, D]``.
+        scale
+            Softmax scale.
+        out
+            Attention output, ``[B, Hq, D]``, written.
+        """
+        ...
+
+    @abstractmethod
+    def hits(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> Partials:
+        """Attend a step's hits only, and leave them to be merged with what is attended elsewhere."""
+        ...
+
+    @abstractmethod
+    def listed(
+        self,
+        layer: int,
+        step: StepBuffers,
+        q: torch.Tensor,
+        scale: float,
+        out: torch.Tensor,
+        page_table: torch.Tensor,
+        missed_at: torch.Tensor,
+        now: torch.Tensor,
+    ) -> None:
+        """Attend all pages of every request, wherever they are.
+
+        Parameters
+        ----------
+        layer, step, q, scale, out
+            See `selected`.
+        page_table
+            The layer's page table, ``[H, N]``, int32.
+        missed_at, now
+            Scalars, int32: ``missed_at`` becomes ``now`` if any page had no frame.
+        """
+        ...
+
+
+class _TritonWorkspace(NamedTuple):
+    hits: Partials
+    misses: Partials
+
+
+class TritonAttention(Attention[_TritonWorkspace]):
+    """Attention in Triton: any shape, and any device that Triton knows."""
+
+    def workspace(self, batch: int, width: int) -> _TritonWorkspace:
+        """See `Attention.workspace`."""
+        pairs, group, dim = batch * self.heads.kv_heads, self.heads.group, self.heads.dim
+        device = self.frames.device
+        return _TritonWorkspace(
+            Partials.allocate(pairs, group, dim, kernels.num_splits(pairs, width), device),
+            Partials.allocate(pairs, group, dim, kernels.fetch_splits(pairs), device),
+        )
+
+    def selected(
+        self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float, out: torch.Tensor
+    ) -> None:
+        """See `Attention.selected`."""
+        selected = step.selected
+        assert selected is not None
+        misses = kernels.attend_fetch(
+            q,
+            self.host[layer],
+            selected.misses,
+            selected.valid,
+            selected.num_hits,
+            selected.num_selected,
+            scale,
+            self.page_size,
+            step.workspace.misses,
+            step.staged,
+        )
+        kernels.merge(self.hits(layer, step, q, scale), misses, out)
+
+    def hits(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> Partials:
+        """See `Attention.hits`."""
+        selected = step.selected
+        assert selected is not None
+        return kernels.attend(
+            q,
+            self.frames[layer],
+            selected.hits,
+            selected.valid,
+            scale,
+            self.page_size,
+            last=selected.num_hits,
+            partials=step.workspace.hits,
+        )
+
+    def listed(
+        self,
+        layer: int,
+        step: StepBuffers,
+        q: torch.Tensor,
+        scale: float,
+        out: torch.Tensor,
+        page_table: torch.Tensor,
+        missed_at: torch.Tensor,
+        now: torch.Tensor,
+    ) -> None:
+        """See `Attention.listed`."""
+        batch = step.batch
+        parts = kernels.attend_listed(
+            q,
+            self.frames[layer],
+            self.host[layer],
+            batch.pages,
+            batch.seq_lens,
+            page_table,
+            scale,
+            self.page_size,
+            step.workspace.hits,
+            missed_at,
+            now,
+        )
+        kernels.merge(parts, None, out)
+
+
+class CudaAttention(Attention[Any]):
+    """Attention in CUDA C++: one kernel that reads frames and host memory at once and merges what it finds."""
+
+    def __init__(self, host: torch.Tensor, frames: torch.Tensor, heads: HeadShape, page_size: int) -> None:
+        super().__init__(host, frames, heads, page_size)
+        from rheo_kernels.cuda import attend
+
+        self.kernels = attend
+
+    def workspace(self, batch: int, width: int) -> Any:
+        """See `Attention.workspace`."""
+        heads = self.heads
+        pairs = batch * heads.kv_heads
+        return self.kernels.Workspace.allocate(pairs, heads.group, heads.dim, width, self.frames.device)
+
+    def selected(
+        self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float, out: torch.Tensor
+    ) -> None:
+        """See `Attention.selected`."""
+        assert step.selected is not None
+        self.kernels.attend_selected(
+            q,
+            self.frames[layer],
+            self.host[layer],
+            step.selected,
+            scale,
+            self.page_size,
+            step.workspace,
+            out,
+            step.staged,
+        )
+
+    def hits(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> Partials:
+        """See `Attention.hits`."""
+        assert step.selected is not None
+        workspace = step.workspace
+        self.kernels.attend_selected(
+            q, self.frames[layer], None, step.selected, scale, self.page_size, workspace, None
+        )
+        parts: Partials = workspace.parts
+        return parts
+
+    def listed(
+        self,
+        layer: int,
+        step: StepBuffers,
+        q: torch.Tensor,
+        scale: float,
+        out: torch.Tensor,
+        page_table: torch.Tensor,
+        missed_at: torch.Tensor,
+        now: torch.Tensor,
+    ) -> None:
+        """See `Attention.listed`."""
+        self.kernels.attend_listed(
+            q,
+            self.frames[layer],
+            self.host[layer],
+            step.batch.pages,
+            step.batch.seq_lens,
+            page_table,
+            scale,
+            self.page_size,
+            step.workspace,
+            out,
+            missed_at,
+            now,
+        )
+
+
+def make_attention(
+    host: torch.Tensor, frames: torch.Tensor, heads: HeadShape, page_size: int
+) -> Attention[Any]:
+    """The fastest attention that serves this shape on the frames' device."""
+    if frames.device.type != "cuda":
+        return TritonAttention(host, frames, heads, page_size)
+    from rheo_kernels.cuda.attend import unsupported
+
+    reason = unsupported(heads.dim, page_size, heads.group, frames.dtype, frames.device)
+    if reason is None:
+        return CudaAttention(host, frames, heads, page_size)
+    logger.info("rheo: decode attention runs in Triton, not in CUDA C++: %s", reason)
+    return TritonAttention(host, frames, heads, page_size)

@@ -1,0 +1,175 @@
+"""The CUDA C++ attention kernel equals float64 attention on ragged lists, from frames and from host memory."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from test_triton_attend import TOLERANCE, exact_attend
+from triton_cases import GPU_SHAPES, Shape, integers, normal, page_lists, permutation, relative_error
+
+SHAPES = [dataclasses.replace(shape, heads=2) for shape in GPU_SHAPES]
+
+
+def test_the_source_compiles_for_hopper() -> None:
+    pytest.importorskip("cuda.bindings.nvrtc", reason="needs NVRTC and its bindings")
+    from rheo_kernels.cuda.compile import compile_cubin
+
+    shape = {"BF16": 1, "DIM": 128, "PAGE": 32, "GROUP": 4, "WARPS": 4, "STAGES": 3, "MISS_STAGES": 1}
+    for listed, fetch in ((0, 1), (0, 0), (1, 0)):
+        assert compile_cubin("attend.cu", (*shape.items(), ("LISTED", listed), ("FETCH", fetch)), "90")
+
+
+class Problem:
+    """Requests whose selected pages are resident, or in part."""
+
+    def __init__(self, shape: Shape, counts: list[list[int]], misses: bool, rng: torch.Generator) -> None:
+        from rheo_kernels.triton import Selected
+
+        self.shape, heads, width, total = shape, shape.heads, max(map(max, counts)) + 3, 400
+        self.host = normal((total, heads, 2, shape.block), shape.dtype, rng)
+        self.frames = torch.full((heads, total, 2, shape.block), torch.nan, dtype=shape.dtype, device="cuda")
+        batch = len(counts)
+        self.pages = torch.full((batch, heads, width), -1, dtype=torch.int32, device="cuda")
+        self.selected = Selected.allocate(batch, heads, width, "cuda")
+        for field in self.selected:
+            field.fill_(-1)
+        self.selected.valid.zero_()
+        frame_of = [permutation(total, rng).to(torch.int32) for _ in range(heads)]
+        for b, row in enumerate(counts):
+            for h, count in enumerate(row):
+                pages = permutation(total - 1, rng)[:count].to(torch.int32) + 1
+                hits = int(integers(0, count + 1, (1,), rng)) if misses else count
+                self.pages[b, h, :count] = pages
+                self.selected.hits[b, h, :hits] = frame_of[h][pages[:hits].long()]
+                self.selected.misses[b, h, hits:count] = pages[hits:]
+                self.selected.valid[b, h, :count] = shape.page_size
+                self.selected.num_hits[b, h], self.selected.num_selected[b, h] = hits, count
+        for h in range(heads):
+            self.frames[h, frame_of[h].long()] = self.host[:, h]
+        self.q = normal((batch, heads * shape.group, shape.dim), shape.dtype, rng)
+        self.scale = shape.dim**-0.5
+        self.pinned = self.host.cpu().pin_memory()
+
+    def exact(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Output and LSE in float64."""
+        blocks = self.host.transpose(0, 1)
+        valid = self.selected.valid
+        return exact_attend(self.q, blocks, self.pages, valid, self.scale, self.shape.page_size)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("misses", [True, False])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_selected_pages_equal_exact_attention(shape: Shape, misses: bool, rng: torch.Generator) -> None:
+    from rheo_kernels.cuda.attend import Workspace, attend_selected
+
+    counts = integers(0, 90, (3, shape.heads), rng).tolist()
+    counts[0][0], counts[1][0], counts[2][0] = 0, 1, 200
+    problem = Problem(shape, counts, misses, rng)
+    problem.selected.valid[2, 0, 7] = 5
+    batch, selected, room = 3, problem.selected, 11
+    expected, _ = problem.exact()
+    workspace = Workspace.allocate(batch * shape.heads, shape.group, shape.dim, 203, "cuda")
+    out = torch.full_like(problem.q, torch.nan)
+    staged = torch.full(
+        (batch * shape.heads, room, 2, shape.block), torch.nan, dtype=shape.dtype, device="cuda"
+    )
+    host = problem.pinned if misses else None
+    for _ in range(2):
+        attend_selected(
+            problem.q,
+            problem.frames,
+            host,
+            selected,
+            problem.scale,
+            shape.page_size,
+            workspace,
+            out,
+            staged if misses else None,
+        )
+        assert relative_error(out, expected) < TOLERANCE[shape.dtype]
+        assert out[0, : shape.group].eq(0).all(), "an empty list has no output"
+        assert workspace.arrived.eq(0).all()
+    if not misses:
+        return
+    for b in range(batch):
+        for h in range(shape.heads):
+            first, last = int(selected.num_hits[b, h]), int(selected.num_selected[b, h])
+            kept = selected.misses[b, h, first:last][:room].long()
+            assert torch.equal(staged[b * shape.heads + h, : kept.numel()], problem.host[kept, h])
+            assert staged[b * shape.heads + h, kept.numel() :].isnan().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", SHAPES[::5], ids=str)
+def test_splits_of_hits_merge_to_exact_attention(shape: Shape, rng: torch.Generator) -> None:
+    from rheo_kernels import triton as kernels
+    from rheo_kernels.cuda.attend import Workspace, attend_selected
+
+    counts = integers(1, 60, (2, shape.heads), rng).tolist()
+    problem = Problem(shape, counts, False, rng)
+    expected, expected_lse = problem.exact()
+    workspace = Workspace.allocate(2 * shape.heads, shape.group, shape.dim, 60, "cuda")
+    attend_selected(
+        problem.q, problem.frames, None, problem.selected, problem.scale, shape.page_size, workspace, None
+    )
+    out = torch.full(problem.q.shape, torch.nan, device="cuda")
+    lse = torch.full(problem.q.shape[:2], torch.nan, device="cuda")
+    kernels.merge(workspace.parts, None, out, lse)
+    assert relative_error(out, expected) < TOLERANCE[shape.dtype]
+    assert (lse - expected_lse).abs().max() < max(TOLERANCE[shape.dtype] / 4, 2e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_listed_pages_equal_exact_attention_wherever_they_are(shape: Shape, rng: torch.Generator) -> None:
+    from rheo_kernels.cuda.attend import Workspace, attend_listed
+
+    heads, page_size, total = shape.heads, shape.page_size, 200
+    host = normal((total, heads, 2, shape.block), shape.dtype, rng)
+    seq_lens = torch.tensor([100 * page_size - 3, 1, 0, 30 * page_size], dtype=torch.int32, device="cuda")
+    num_pages = (-(-seq_lens // page_size)).tolist()
+    pages = page_lists(num_pages, 110, total, rng)
+    table = torch.full((heads, total), -1, dtype=torch.int32, device="cuda")
+    frames = torch.full((heads, total, 2, shape.block), torch.nan, dtype=shape.dtype, device="cuda")
+    for h in range(heads):
+        resident = permutation(total, rng)[: total * 2 // 3]
+        taken = permutation(total, rng)[: resident.numel()]
+        table[h, resident] = taken.to(torch.int32)
+        frames[h, taken] = host[resident, h]
+    listed = pages.masked_fill(pages >= total, -1)[:, None].expand(-1, heads, -1).contiguous()
+    tokens = (seq_lens[:, None] - torch.arange(110, device="cuda") * page_size).clamp(0, page_size)
+    valid = tokens[:, None].expand(-1, heads, -1).contiguous().int()
+    q = normal((4, heads * shape.group, shape.dim), shape.dtype, rng)
+    scale = shape.dim**-0.5
+    expected, _ = exact_attend(q, host.transpose(0, 1), listed, valid, scale, page_size)
+    workspace = Workspace.allocate(4 * heads, shape.group, shape.dim, 110, "cuda")
+    out = torch.full_like(q, torch.nan)
+    missed_at = torch.zeros((), dtype=torch.int32, device="cuda")
+    step = torch.full((), 9, dtype=torch.int32, device="cuda")
+    arguments = (pages, seq_lens, table, scale, page_size, workspace, out, missed_at, step)
+    attend_listed(q, frames, host.cpu().pin_memory(), *arguments)
+    assert relative_error(out, expected) < TOLERANCE[shape.dtype]
+    assert out[2].eq(0).all(), "a padded row has an output"
+    assert int(missed_at) == 9
+
+
+@pytest.mark.gpu
+def test_what_lies_behind_a_request_s_last_token_does_not_matter(rng: torch.Generator) -> None:
+    from rheo_kernels.cuda.attend import Workspace, attend_selected
+
+    shape = Shape(heads=2, group=4, dim=128, page_size=32, dtype=torch.bfloat16)
+    problem = Problem(shape, [[9, 3]], False, rng)
+    frame = problem.selected.hits[0, :, 2].long()
+    problem.selected.valid[0, :, 2] = 13
+    expected, _ = problem.exact()
+    for h in range(2):
+        block = problem.frames[h, frame[h]]
+        block[0].view(shape.dim, shape.page_size)[:, 13:] = torch.nan
+        block[1].view(shape.page_size, shape.dim)[13:] = torch.nan
+    workspace = Workspace.allocate(2, 4, 128, 12, "cuda")
+    out = torch.full_like(problem.q, torch.nan)
+    attend_selected(problem.q, problem.frames, None, problem.selected, problem.scale, 32, workspace, out)
+    assert relative_error(out, expected) < TOLERANCE[shape.dtype]

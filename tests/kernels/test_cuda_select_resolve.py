@@ -1,0 +1,271 @@
+"""The CUDA C++ select_resolve gives exactly what its references define, and what the Triton kernel gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from test_triton_select import DISTRIBUTIONS
+from triton_cases import integers, normal, page_lists, residency, to_device
+
+from rheo_kernels import reference
+from rheo_kernels.cuda.compile import compile_cubin
+from rheo_kernels.cuda.select_resolve import MAX_PAGES, SOURCE, block_shape, defines, select_resolve
+from rheo_kernels.triton.select_resolve import HitCounters, Selected
+
+SPECIAL = torch.tensor([torch.inf, -torch.inf, torch.nan, -torch.nan, 1.0, -1.0, 3e38, -3e38, 1e-45, -1e-45])
+
+KINDS = DISTRIBUTIONS | {
+    "equal": lambda x: torch.full_like(x, 0.25),
+    "two levels": lambda x: (x > 1).float(),
+    "few levels": lambda x: (2 * x).round() + 0.5,
+    "special": lambda x: SPECIAL.to(x.device)[(x * 1e4).long() % len(SPECIAL)],
+    "special few": lambda x: torch.where(x > 2.5, torch.nan, torch.where(x < -2.5, -torch.inf, x)),
+    "crowd and outliers": lambda x: torch.where(x > 3, x * 1e30, torch.where(x < -3, x, 1 + 1e-6 * x)),
+    "neighbours": lambda x: (1_000_000_000 + (1e3 * x).int()).view(torch.float32),
+    "rising": lambda x: torch.arange(x.shape[-1], device=x.device).float().expand_as(x).contiguous(),
+    "falling": lambda x: -torch.arange(x.shape[-1], device=x.device).float().expand_as(x).contiguous(),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs of one call; pages and residency are random."""
+
+    num_pages: list[int]
+    width: int
+    kind: str = "normal"
+    heads: int = 2
+    frames: int = 300
+    page_size: int = 16
+    sink: int = 1
+    window: int = 2
+    spare: int = 3
+    budget: int | None = None
+    long_lengths: bool = True
+
+
+@dataclass
+class Inputs:
+    """A case's tensors; `run` calls a kernel on fresh outputs."""
+
+    case: Case
+    scores: torch.Tensor
+    pages: torch.Tensor
+    counts: torch.Tensor
+    seq_lens: torch.Tensor
+    budget: torch.Tensor
+    table: torch.Tensor
+
+    @classmethod
+    def draw(cls, case: Case, rng: torch.Generator) -> Inputs:
+        batch, columns = len(case.num_pages), max(case.num_pages) + case.spare
+        total = sum(case.num_pages) + 8
+        counts = to_device(case.num_pages, rng)
+        lengths = counts * case.page_size - integers(0, case.page_size, (batch,), rng)
+        scores = KINDS[case.kind](normal((batch, case.heads, columns), torch.float32, rng))
+        past = torch.arange(columns, device=rng.device) >= counts[:, None, None]
+        if case.budget is None:
+            budget = integers(1, case.width + 1, (batch, case.heads), rng)
+        else:
+            budget = torch.full((batch, 1), case.budget, dtype=torch.int32, device=rng.device)
+        return cls(
+            case,
+            scores.masked_fill(past, -torch.inf),
+            page_lists(case.num_pages, columns, total, rng),
+            counts,
+            lengths.clamp(min=0).to(torch.int64 if case.long_lengths else torch.int32),
+            budget.expand(batch, case.heads),
+            residency(case.heads, total, case.frames, rng)[0],
+        )
+
+    def run(self, kernel, observed: bool = True) -> tuple[Selected, torch.Tensor | None, HitCounters | None]:
+        case, device, batch = self.case, self.scores.device, len(self.case.num_pages)
+        out = Selected.allocate(batch, case.heads, case.width, device)
+        for buffer in out:
+            buffer.fill_(-7)
+        accessed = counters = None
+        if observed:
+            accessed = torch.zeros((case.heads, case.frames), dtype=torch.int8, device=device)
+            totals = (
+                torch.ones((batch + 2, 3, case.heads), dtype=dtype, device=device)[:, 1]
+                for dtype in (torch.float32, torch.int64, torch.int64)
+            )
+            counters = HitCounters(*totals, torch.arange(batch, device=device).flip(0) + 1)
+        kernel(
+            self.scores,
+            self.pages,
+            self.counts,
+            self.seq_lens,
+            self.budget,
+            self.table,
+            case.page_size,
+            case.sink,
+            case.window,
+            out,
+            accessed,
+            counters,
+        )
+        return out, accessed, counters
+
+
+def first_of_the_best(scores: list[float], budget: int, case: Case) -> list[int]:
+    """The selection of one request and KV head, ascending."""
+    pages = len(scores)
+    forced = [p for p in range(pages) if p < case.sink or p >= pages - max(case.window, 1)]
+    rest = sorted(set(range(pages)) - set(forced))
+    signed = [math.copysign(math.inf, s) if math.isnan(s) else s for s in scores]
+    best = sorted(rest, key=lambda p: -signed[p])[: max(min(budget, case.width) - len(forced), 0)]
+    return sorted(forced + best)[: case.width]
+
+
+def expected(inputs: Inputs) -> Selected:
+    """What the references give, hits before misses."""
+    case = inputs.case
+    indices = torch.full((len(case.num_pages), case.heads, case.width), -1, dtype=torch.int32)
+    for row, (request, count) in enumerate(zip(inputs.scores.tolist(), case.num_pages, strict=True)):
+        for head, scores in enumerate(request):
+            chosen = first_of_the_best(scores[:count], int(inputs.budget[row, head]), case)
+            indices[row, head, : len(chosen)] = torch.tensor(chosen, dtype=torch.int32)
+    indices = indices.to(inputs.scores.device)
+    safe = inputs.pages.clamp(max=inputs.table.shape[1] - 1)
+
+    def resolved() -> reference.Resolved:
+        return reference.resolve(indices, safe, inputs.seq_lens, inputs.table, case.page_size)
+
+    found = resolved()
+    kinds = torch.where(found.hits >= 0, 0, torch.where(found.misses >= 0, 1, 2))
+    indices = indices.gather(2, kinds.sort(dim=2, stable=True).indices)
+    found = resolved()
+    counts = ((found.hits >= 0).sum(2, dtype=torch.int32), (found.pages >= 0).sum(2, dtype=torch.int32))
+    return Selected(*found, indices, *counts)
+
+
+def check(case: Case, rng: torch.Generator) -> None:
+    inputs = Inputs.draw(case, rng)
+    out, accessed, counters = inputs.run(select_resolve)
+    wanted = expected(inputs)
+    for name, mine, theirs in zip(Selected._fields, out, wanted, strict=True):
+        assert torch.equal(mine, theirs), name
+
+    assert accessed is not None and counters is not None
+    marked = torch.zeros((case.heads, case.frames + 1), dtype=torch.int8, device=rng.device)
+    marked.scatter_(1, wanted.hits.transpose(0, 1).flatten(1).long() + 1, 1)
+    assert torch.equal(accessed, marked[:, 1:])
+    slots = counters.slots
+    assert torch.equal(counters.hits[slots], wanted.num_hits.long() + 1)
+    assert torch.equal(counters.selected[slots], wanted.num_selected.long() + 1)
+    share = wanted.num_hits / wanted.num_selected.clamp(min=1)
+    torch.testing.assert_close(counters.rates[slots], share + 1)
+    for total in counters[:3]:
+        whole = total._base
+        assert whole is not None and whole[:, [0, 2]].eq(1).all() and whole[[0, -1]].eq(1).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("columns", [64, 256, 1000, 2048, 4096, 8192])
+def test_equals_references(columns: int, kind: str, rng: torch.Generator) -> None:
+    pages = [columns, columns // 3, columns - 1, 5]
+    check(Case(pages, width=columns // 4, kind=kind, frames=columns, spare=0), rng)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("columns", [16384, 32768])
+def test_equals_references_on_very_long_contexts(columns: int, kind: str, rng: torch.Generator) -> None:
+    check(Case([columns, columns - 77], columns // 4, kind, heads=1, frames=columns // 3, spare=0), rng)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["normal", "equal", "few levels", "special"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case([120, 1, 33, 0, 2, 509], width=130),
+        Case([120, 1, 33, 0, 2, 509], width=130, long_lengths=False, page_size=64),
+        Case([700, 3], width=40, budget=1),
+        Case([700, 3], width=40, budget=0, sink=0, window=0),
+        Case([700, 300], width=700, budget=1000),
+        Case([700, 300], width=2000, budget=299),
+        Case([1024, 30, 3], width=60, budget=5, sink=20, window=20),
+        Case([1024, 30, 25], width=16, budget=5, sink=10, window=12),
+        Case([1024, 30, 25], width=16, budget=5, sink=30, window=12),
+        Case([4000, 20], width=450, frames=1),
+        Case([4000, 20], width=450, frames=9000),
+        Case([8000], width=8000, frames=5000),
+        Case([20000], width=20000, frames=9000, heads=1),
+    ],
+    ids=repr,
+)
+def test_equals_references_at_the_edges(case: Case, kind: str, rng: torch.Generator) -> None:
+    check(replace(case, kind=kind), rng)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_the_triton_kernel(kind: str, rng: torch.Generator) -> None:
+    from rheo_kernels import triton as kernels
+
+    inputs = Inputs.draw(Case([4093, 1, 700, 2048], width=450, kind=kind, heads=8, frames=1500), rng)
+    mine, accessed, counters = inputs.run(select_resolve)
+    theirs, triton_accessed, triton_counters = inputs.run(kernels.select_resolve)
+    assert accessed is not None and counters is not None
+    assert triton_accessed is not None and triton_counters is not None
+    for name, one, other in zip(Selected._fields, mine, theirs, strict=True):
+        assert torch.equal(one, other), name
+    assert torch.equal(accessed, triton_accessed)
+    for name, one, other in zip(HitCounters._fields, counters, triton_counters, strict=True):
+        assert torch.equal(one, other), name
+
+
+@pytest.mark.gpu
+def test_accessed_bits_and_counters_are_optional(rng: torch.Generator) -> None:
+    inputs = Inputs.draw(Case([500, 40], width=60), rng)
+    out, _, _ = inputs.run(select_resolve, observed=False)
+    for name, mine, theirs in zip(Selected._fields, out, expected(inputs), strict=True):
+        assert torch.equal(mine, theirs), name
+
+
+def variants() -> Iterator[tuple[int, int]]:
+    """Threads and items of every variant."""
+    yield from dict.fromkeys(block_shape(1 << bits) for bits in range(MAX_PAGES.bit_length()))
+
+
+@pytest.mark.parametrize(("threads", "items"), variants())
+def test_compiles_without_a_gpu(threads: int, items: int) -> None:
+    nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
+    try:
+        nvrtc.nvrtcVersion()
+    except RuntimeError as error:
+        pytest.skip(f"NVRTC is missing: {error}")
+    assert compile_cubin(SOURCE, tuple(defines(threads, items).items()), "90").startswith(b"\x7fELF")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("threads", "items"), variants())
+def test_keeps_everything_in_registers(threads: int, items: int, device: str) -> None:
+    from rheo_kernels.cuda import compile_kernel
+
+    assert compile_kernel(SOURCE, "select_resolve", defines(threads, items)).spilled == 0
+
+
+@pytest.mark.parametrize("columns", [0, 1, 4, 511, 512, 513, 4096, 4097, MAX_PAGES])
+def test_block_shape_holds_the_page_list(columns: int) -> None:
+    threads, items = block_shape(columns)
+    assert threads * items >= columns
+    assert items % 4 == 0
+    assert threads in (128, 256, 512, 1024)
+
+
+def test_refuses_what_it_cannot_read(rng: torch.Generator) -> None:
+    inputs = Inputs.draw(Case([20], width=8), rng)
+    with pytest.raises(ValueError, match=r"scores has dtype torch\.float64"):
+        replace(inputs, scores=inputs.scores.double()).run(select_resolve)
+    with pytest.raises(ValueError, match=r"pages has dtype torch\.int32 and strides \(1, 1\)"):
+        replace(inputs, pages=inputs.pages.t().contiguous().t().expand(23, 23)).run(select_resolve)
+    with pytest.raises(ValueError, match="32769 columns are too wide"):
+        block_shape(MAX_PAGES + 1)
