@@ -52,15 +52,50 @@ def time_us(calls: Sequence[Callable[[], object]]) -> float:
 
 def copy_gbps() -> dict[str, float]:
     """Bandwidth of the copies that the kernels are compared with, GB/s; a device copy counts twice."""
-    size = 2**30
+    size = 2**32
     source, target = (torch.empty(size, dtype=torch.int8, device="cuda") for _ in range(2))
-    host = torch.empty(size // 4, dtype=torch.int8, pin_memory=True)
-    part = target[: size // 4]
+    host = torch.empty(size // 16, dtype=torch.int8, pin_memory=True)
+    part = target[: host.numel()]
     return {
         "device_copy_gbps": 2 * size / time_us([lambda: target.copy_(source)]) / 1e3,
-        "pinned_h2d_gbps": size / 4 / time_us([lambda: part.copy_(host, non_blocking=True)]) / 1e3,
-        "pinned_d2h_gbps": size / 4 / time_us([lambda: host.copy_(part, non_blocking=True)]) / 1e3,
+        "pinned_h2d_gbps": host.numel() / time_us([lambda: part.copy_(host, non_blocking=True)]) / 1e3,
+        "pinned_d2h_gbps": host.numel() / time_us([lambda: host.copy_(part, non_blocking=True)]) / 1e3,
     }
+
+
+def flash_attention_us(case: DecodeCase) -> float | None:
+    """Microseconds of FlashAttention-3 over as many tokens as the step attends, or None where there is none."""
+    try:
+        from sgl_kernel.flash_attn import flash_attn_with_kvcache
+    except ImportError:
+        return None
+    tokens = round(float(case.selected.num_hits.sum()) / (case.batch * HEADS)) * PAGE
+    layers = max(case.frame_layers, 2)
+    shape = (layers, 2, case.batch * tokens, 1, HEADS, DIM)
+    cache = torch.randn(shape, dtype=DTYPE, device="cuda")
+    slots = torch.arange(case.batch * tokens, dtype=torch.int32, device="cuda").view(case.batch, tokens)
+    lengths = torch.full((case.batch,), tokens, dtype=torch.int32, device="cuda")
+    starts = torch.arange(case.batch + 1, dtype=torch.int32, device="cuda")
+
+    def attend(layer: int) -> None:
+        flash_attn_with_kvcache(
+            q=case.q,
+            k_cache=cache[layer, 0],
+            v_cache=cache[layer, 1],
+            page_table=slots,
+            cache_seqlens=lengths,
+            cu_seqlens_q=starts,
+            max_seqlen_q=1,
+            softmax_scale=DIM**-0.5,
+            causal=True,
+            num_splits=0,
+        )
+
+    try:
+        return time_us([partial(attend, layer) for layer in range(layers)])
+    except (ImportError, RuntimeError) as error:
+        print(f"FlashAttention-3 does not run here: {error}", flush=True)
+        return None
 
 
 def transfer_metrics(
@@ -92,6 +127,10 @@ def measure(batches: Sequence[int], contexts: Sequence[str]) -> dict[str, float]
                 metrics[f"{kernel}_mb_{tag}"] = moved / 1e6
                 metrics[f"{kernel}_bw_frac_{tag}"] = moved / us / 1e3 / limits["device_copy_gbps"]
             metrics |= transfer_metrics(case, host, tag, limits)
+            flash = flash_attention_us(case)
+            if flash is not None:
+                metrics[f"fa3_us_{tag}"] = flash
+                metrics[f"attend_vs_fa3_same_bytes_{tag}"] = metrics[f"attend_us_{tag}"] / flash
             print(tag, {k: round(v, 2) for k, v in metrics.items() if k.endswith(f"_us_{tag}")}, flush=True)
             del case
             torch.cuda.empty_cache()

@@ -197,7 +197,7 @@ def serve(case: EngineCase, switch: Path, kept: Path) -> None:
         attention_backend="fa3" if case.config is None else "rheo",
         page_size=1 if case.config is None else PAGE_SIZE,
         grammar_backend="none",
-        cuda_graph_max_bs_decode=8,
+        cuda_graph_bs_decode=sorted({batch for group in case.groups for _, batch in group}),
         mem_fraction_static=0.88,
         context_length=CONTEXTS["128k"] + 1024,
         chunked_prefill_size=8192,

@@ -8,6 +8,8 @@ from functools import partial
 import torch
 
 from rheo_kernels import triton as kernels
+from rheo_kernels.cuda.attend import Workspace, attend_selected
+from rheo_kernels.cuda.select_resolve import select_resolve
 from rheo_kernels.reference import Resolved
 from rheo_kernels.triton.partial import num_splits
 
@@ -87,6 +89,9 @@ class DecodeCase:
         self.misses = kernels.Partials.allocate(
             batch * HEADS, GROUP, DIM, kernels.fetch_splits(batch * HEADS), "cuda"
         )
+        pairs = batch * HEADS
+        self.workspace = Workspace.allocate(pairs, GROUP, DIM, PAGE, width, self.q.device)
+        self.staged = torch.empty((pairs, width, 2, DIM * PAGE), dtype=DTYPE, device="cuda")
         self.side = torch.cuda.Stream()
 
     def _make_resident(self) -> None:
@@ -112,7 +117,13 @@ class DecodeCase:
         )
 
     def select_resolve(self, layer: int) -> None:
-        kernels.select_resolve(
+        self._select_resolve(select_resolve, layer)
+
+    def select_resolve_triton(self, layer: int) -> None:
+        self._select_resolve(kernels.select_resolve, layer)
+
+    def _select_resolve(self, function: Callable[..., object], layer: int) -> None:
+        function(
             self.scores[layer],
             self.pages,
             self.num_pages,
@@ -165,6 +176,11 @@ class DecodeCase:
         kernels.resolve(selected.indices, self.pages, self.seq_lens, self.table[layer], PAGE, out)
 
     def attend(self, layer: int) -> None:
+        """Hits attended and merged."""
+        frames, selected = self.frames[layer], self.selected
+        attend_selected(self.q, frames, None, selected, SCALE, PAGE, self.workspace, self.out)
+
+    def attend_triton(self, layer: int) -> None:
         kernels.attend(
             self.q,
             self.frames[layer],
@@ -234,12 +250,14 @@ class DecodeCase:
         yield "score", layers(self.score), score_bytes
         yield "select", layers(self.select), pages * 4 + listed * 4
         yield "select_resolve", layers(self.select_resolve), select_bytes
+        yield "select_resolve_triton", layers(self.select_resolve_triton), select_bytes
         yield "update_importance", layers(self.update_importance), rank_bytes
         yield "select_path", layers(self.select_path), score_bytes + select_bytes + rank_bytes
         self.select_resolve(0)
         yield "resolve", layers(self.resolve), listed * 28
         self.select_resolve(0)
         yield "attend", layers(self.attend, self.frame_layers), hits * BLOCK_BYTES
+        yield "attend_triton", layers(self.attend_triton, self.frame_layers), hits * BLOCK_BYTES
         parts = self.hits.splits + self.misses.splits
         self.misses.lse.fill_(-torch.inf)
         yield "merge", layers(self.merge), parts * pairs * GROUP * (DIM + 1) * 4
@@ -278,21 +296,44 @@ class DecodeCase:
             selected = self.selected
             yield (
                 "attend_fetch",
-                lambda: kernels.attend_fetch(
+                lambda: attend_selected(
                     self.q,
                     frames,
+                    host,
+                    selected,
+                    SCALE,
+                    PAGE,
+                    self.workspace,
+                    self.out,
+                    self.staged,
+                ),
+                loaded,
+                "pinned_h2d_gbps",
+            )
+            yield (
+                "attend_fetch_triton",
+                lambda: kernels.attend_fetch(
+                    self.q,
                     host,
                     selected.misses,
                     selected.valid,
                     selected.num_hits,
                     selected.num_selected,
-                    table,
                     SCALE,
                     PAGE,
                     self.misses,
+                    self.staged,
                 ),
                 loaded,
                 "pinned_h2d_gbps",
+            )
+            yield (
+                "fill",
+                lambda: kernels.fill(
+                    self.staged, selected.misses, selected.num_hits, selected.num_selected, table, frames
+                ),
+                2 * loaded,
+                "device_copy_gbps",
             )
         tails = torch.arange(1, self.batch + 1, device="cuda", dtype=torch.int32)
         resident = torch.zeros((HEADS, self.batch + 1), dtype=torch.int32, device="cuda")

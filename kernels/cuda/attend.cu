@@ -46,10 +46,16 @@ struct Arguments {
     const int* page_table;         // LISTED: [H, N]
     const int* step;               // LISTED: scalar
     int* missed_at;                // LISTED: scalar, becomes *step if a page has no frame
-    long long stride_qb, stride_qh, stride_ob, stride_oh, stride_fh, stride_ff, stride_hn, stride_hh, stride_th;
+    long long stride_qb, stride_qh, stride_ob, stride_oh, stride_fh, stride_ff, stride_hn, stride_hh, stride_th, stride_list;
     float scale;                   // softmax scale times log2(e)
     int heads, width, room;
 };
+
+constexpr int kOutBytes = 4 * GROUP * DIM;
+constexpr int kRingBytes = kSlots * kBlockBytes;
+constexpr int kLseBytes = 4096;
+constexpr int kMergedAtOnce = (kRingBytes - kLseBytes) / kOutBytes;
+constexpr int kQuads = (GROUP * DIM / 4 + 32 * kWarps - 1) / (32 * kWarps);  // of outputs per thread
 
 // A warp's softmax. Lane (row, column) = (lane / 4, lane % 4) holds query heads 2 column and 2 column + 1 of every head
 // tile, and of their output the dimensions (8 chunk + row) kVector + i.
@@ -116,11 +122,11 @@ __device__ __forceinline__ void load(u32 (&words)[WORDS], const unsigned char* f
     }
 }
 
-// Start copying a page into a slot; its barrier completes when all of it is there. One lane calls.
-__device__ __forceinline__ void start_copy(u32 slot, u64 source, u32 barrier) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(kBlockBytes) : "memory");
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(slot),
-                 "l"(source), "r"(kBlockBytes), "r"(barrier)
+// Start copying into shared memory; the barrier completes when all of it is there. One lane calls.
+__device__ __forceinline__ void start_copy(u32 target, u64 source, int bytes, u32 barrier) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target),
+                 "l"(source), "r"(bytes), "r"(barrier)
                  : "memory");
 }
 
@@ -277,25 +283,56 @@ __device__ __forceinline__ void store_split(Softmax& run, unsigned char* scratch
     }
 }
 
-// Merge all splits of a list into the output. Runs in the block that stored the last of them.
-__device__ __forceinline__ void merge_splits(const float* outs, const float* lses, int splits, unsigned short* out,
-                                             long long stride_oh) {
-    for (int at = 2 * threadIdx.x; at < GROUP * DIM; at += 64 * kWarps) {
-        const int head = at / DIM;
-        float top = minus_infinity();
-        for (int s = 0; s < splits; ++s) top = fmaxf(top, __ldcg(lses + s * GROUP + head));
-        float total = 0, left = 0, right = 0;
-        if (top > minus_infinity())
-#pragma unroll 4
-            for (int s = 0; s < splits; ++s) {
-                const float share = power_of_2(__ldcg(lses + s * GROUP + head) - top);
-                const float2 part = __ldcg(reinterpret_cast<const float2*>(outs + s * GROUP * DIM + at));
-                total += share;
-                left += share * part.x;
-                right += share * part.y;
+// Merge all splits of a list into the output. Runs in the block that stored the last of them; the ring is free.
+__device__ __forceinline__ void merge_splits(const float* outs, const float* lses, int splits, unsigned char* memory,
+                                             u64* barrier, unsigned short* out, long long stride_oh) {
+    float* const lse = reinterpret_cast<float*>(memory);  // [splits][GROUP]
+    float* const parts = reinterpret_cast<float*>(memory + kLseBytes);
+    float top[kQuads], total[kQuads], mixed[kQuads][4];
+    for (int start = 0, phase = 0; start < splits; start += kMergedAtOnce, phase ^= 1) {
+        const int many = min(kMergedAtOnce, splits - start);
+        if (threadIdx.x == 0) {
+            asm volatile("fence.proxy.async;" ::: "memory");
+            start_copy(shared_address(parts), reinterpret_cast<u64>(outs + start * GROUP * DIM), many * kOutBytes,
+                       shared_address(barrier));
+        }
+        if (start == 0) {
+            for (int i = threadIdx.x; i < splits * GROUP; i += 32 * kWarps) lse[i] = __ldcg(lses + i);
+            __syncthreads();
+#pragma unroll
+            for (int k = 0; k < kQuads; ++k) {
+                const int head = min((threadIdx.x + k * 32 * kWarps) * 4 / DIM, GROUP - 1);
+                top[k] = minus_infinity(), total[k] = 0;
+                for (int s = 0; s < splits; ++s) top[k] = fmaxf(top[k], lse[s * GROUP + head]);
+                if (top[k] == minus_infinity()) top[k] = 0;
+                mixed[k][0] = mixed[k][1] = mixed[k][2] = mixed[k][3] = 0;
             }
-        const float whole = total > 0 ? 1 / total : 0.f;
-        *reinterpret_cast<u32*>(out + head * stride_oh + at % DIM) = pack(left * whole, right * whole);
+        }
+        wait_for(shared_address(barrier), phase);
+#pragma unroll
+        for (int k = 0; k < kQuads; ++k) {
+            const int at = (threadIdx.x + k * 32 * kWarps) * 4;
+            if (at >= GROUP * DIM) continue;
+#pragma unroll 4
+            for (int s = 0; s < many; ++s) {
+                const float share = power_of_2(lse[(start + s) * GROUP + at / DIM] - top[k]);
+                const float4 part = *reinterpret_cast<const float4*>(parts + s * GROUP * DIM + at);
+                total[k] += share;
+                mixed[k][0] += share * part.x;
+                mixed[k][1] += share * part.y;
+                mixed[k][2] += share * part.z;
+                mixed[k][3] += share * part.w;
+            }
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int k = 0; k < kQuads; ++k) {
+        const int at = (threadIdx.x + k * 32 * kWarps) * 4;
+        if (at >= GROUP * DIM) continue;
+        const float whole = total[k] > 0 ? 1 / total[k] : 0.f;
+        *reinterpret_cast<uint2*>(out + at / DIM * stride_oh + at % DIM) =
+            make_uint2(pack(mixed[k][0] * whole, mixed[k][1] * whole), pack(mixed[k][2] * whole, mixed[k][3] * whole));
     }
 }
 
@@ -303,63 +340,16 @@ __device__ __forceinline__ void merge_splits(const float* outs, const float* lse
 
 extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_constant__ Arguments a) {
     extern __shared__ __align__(128) unsigned char memory[];
-    __shared__ __align__(8) u64 barriers[kSlots];
+    __shared__ __align__(8) u64 barriers[kSlots + 1];  // of every slot, and of the merge
     __shared__ bool last;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = lane / 4, column = lane % 4;
     const int split = blockIdx.x, splits = gridDim.x, pair = blockIdx.y;
     const int request = pair / a.heads, head = pair % a.heads;
     const bool fetches = FETCH && warp == WARPS;
 
-    if (threadIdx.x < kSlots)
+    if (threadIdx.x <= kSlots)
         asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barriers + threadIdx.x)) : "memory");
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-
-    // The warp's list: every `stride`-th entry from `first` on, before `end`.
-    int first, end, stride;
-#if LISTED
-    const int length = a.num_hits[request];
-    const int count = (length + PAGE - 1) / PAGE;
-#else
-    const int count = a.num_hits[pair];
-#endif
-    if (fetches) {
-        first = count + split, end = a.num_selected[pair], stride = splits;
-    } else {
-        const int share = (count + splits - 1) / splits;
-        first = split * share + warp, end = min((split + 1) * share, count), stride = WARPS;
-    }
-    const int pages = first < end ? (end - first + stride - 1) / stride : 0;
-    const int stages = fetches ? MISS_STAGES : STAGES;
-    const int slot0 = fetches ? kHitSlots : warp * STAGES;
-    __syncthreads();
-
-    // Lane i knows page 32 n + i of the list: where it is, and its tokens.
-    const auto look_up = [&](int n, u64& source, int& tokens) {
-        const int at = first + (n + lane) * stride;
-        source = 0, tokens = 0;
-        if (n + lane >= pages) return;
-#if LISTED
-        const int page = a.hits[static_cast<long long>(request) * a.width + at];
-        const int frame = a.page_table[head * a.stride_th + page];
-        tokens = min(length - at * PAGE, PAGE);
-        if (frame < 0 && a.missed_at) *a.missed_at = *a.step;
-        source = reinterpret_cast<u64>(frame < 0 ? a.host + page * a.stride_hn + head * a.stride_hh
-                                                 : a.frames + head * a.stride_fh + frame * a.stride_ff);
-#else
-        const long long entry = static_cast<long long>(pair) * a.width + at;
-        tokens = a.valid[entry];
-        source = reinterpret_cast<u64>(fetches ? a.host + a.misses[entry] * a.stride_hn + head * a.stride_hh
-                                               : a.frames + head * a.stride_fh + a.hits[entry] * a.stride_ff);
-#endif
-    };
-    u64 source;
-    int tokens;
-    look_up(0, source, tokens);
-    for (int s = 0; s < stages && s < pages; ++s) {
-        const u64 from = __shfl_sync(kAll, source, s);
-        if (lane == 0)
-            start_copy(shared_address(memory + (slot0 + s) * kBlockBytes), from, shared_address(barriers + slot0 + s));
-    }
 
     u32 query[DIM / 16][kHeadTiles][2];
     {
@@ -375,6 +365,58 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
                     query[k][h][i] = member < GROUP ? at[0] | (static_cast<u32>(at[4]) << 16) : 0u;
                 }
     }
+    // What comes before may have been launched while the selection was still being made.
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+
+    // Entry n of the warp's list is at first + n * stride of the request's. Neither depends on how long that is, so the
+    // entries are on their way before their number is known.
+#if LISTED
+    const int length = a.num_hits[request];
+    const int begin = 0, count = (length + PAGE - 1) / PAGE;
+#else
+    const int begin = fetches ? a.num_hits[pair] : 0;
+    const int count = fetches ? a.num_selected[pair] - begin : a.num_hits[pair];
+#endif
+    const int first = fetches ? split : split + warp * splits;
+    const int stride = fetches ? splits : WARPS * splits;
+    const int stages = fetches ? MISS_STAGES : STAGES;
+    const int slot0 = fetches ? kHitSlots : warp * STAGES;
+    __syncthreads();
+
+    // Lane i knows entry n + i: where its page is, and its tokens.
+    const auto look_up = [&](int n, u64& source, int& tokens) {
+        const int at = first + (n + lane) * stride;
+        source = 0, tokens = 0;
+#if LISTED
+        if (at >= a.width) return;
+        const int page = a.hits[static_cast<long long>(request) * a.stride_list + at];
+        if (at >= count) return;
+        const int frame = a.page_table[head * a.stride_th + page];
+        tokens = min(length - at * PAGE, PAGE);
+        if (frame < 0 && a.missed_at) *a.missed_at = *a.step;
+        source = reinterpret_cast<u64>(frame < 0 ? a.host + page * a.stride_hn + head * a.stride_hh
+                                                 : a.frames + head * a.stride_fh + frame * a.stride_ff);
+#else
+        if (begin + at >= a.width) return;
+        const long long entry = pair * a.stride_list + begin + at;
+        const int block = fetches ? a.misses[entry] : a.hits[entry], listed = a.valid[entry];
+        if (at >= count) return;
+        tokens = listed;
+        source = reinterpret_cast<u64>(fetches ? a.host + block * a.stride_hn + head * a.stride_hh
+                                               : a.frames + head * a.stride_fh + block * a.stride_ff);
+#endif
+    };
+    u64 source;
+    int tokens;
+    look_up(0, source, tokens);
+    const int pages = first < count ? (count - first + stride - 1) / stride : 0;
+    for (int s = 0; s < stages && s < pages; ++s) {
+        const u64 from = __shfl_sync(kAll, source, s);
+        if (lane == 0)
+            start_copy(shared_address(memory + (slot0 + s) * kBlockBytes), from, kBlockBytes,
+                       shared_address(barriers + slot0 + s));
+    }
+
     Softmax run;
 #pragma unroll
     for (int h = 0; h < kHeadTiles; ++h)
@@ -400,7 +442,7 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
         unsigned char* const page = memory + (slot0 + slot) * kBlockBytes;
         const u32 barrier = shared_address(barriers + slot0 + slot);
         wait_for(barrier, phase);
-        const int place = split + n * splits;
+        const int place = first + n * stride;
         const bool keep = FETCH && fetches && a.staged && place < a.room;
         if (keep && lane == 0) {
             asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(
@@ -425,7 +467,7 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
                 next_known = ahead / 32;
             }
             const u64 from = __shfl_sync(kAll, next_source, ahead % 32);
-            if (lane == 0) start_copy(shared_address(page), from, barrier);
+            if (lane == 0) start_copy(shared_address(page), from, kBlockBytes, barrier);
         }
         if (++slot == stages) slot = 0, phase ^= 1;
     }
@@ -444,6 +486,6 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
     __syncthreads();
     if (!last) return;
     __threadfence();
-    merge_splits(a.split_out + list * GROUP * DIM, a.split_lse + list * GROUP, splits,
-                 a.out + request * a.stride_ob + head * GROUP * a.stride_oh, a.stride_oh);
+    merge_splits(a.split_out + list * GROUP * DIM, a.split_lse + list * GROUP, splits, memory,
+                 barriers + kSlots, a.out + request * a.stride_ob + head * GROUP * a.stride_oh, a.stride_oh);
 }

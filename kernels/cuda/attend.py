@@ -12,31 +12,37 @@ from rheo_kernels.cuda.compile import Kernel, UnavailableError, compile_kernel
 from rheo_kernels.triton import Partials, Selected
 
 LOG2_E = 1.4426950408889634
-SHARED_BYTES = 232448 - 2048
-"""Shared memory of a block on Hopper, less what the kernel declares itself."""
-MISS_STAGES = 1
-"""Pages in flight per block over PCIe: 132 blocks have some 2 MB under way, ten times latency times bandwidth."""
+SHARED_BYTES = 230_400
+"""Shared memory of a multiprocessor of Hopper that one block may use, less what the kernel declares itself."""
+SHARED_BYTES_OF_TWO = 115_500
+"""The same for each of two blocks."""
+MIN_STAGES, MAX_STAGES = 3, 8
 MOST_SPLITS = 48
+PAGES_TO_BEGIN = 6
+"""What starting and ending a block costs, in pages that it could attend meanwhile."""
 MIN_CAPABILITY = (9, 0)
 
 
 class Ring(NamedTuple):
-    """How a block divides its shared memory."""
+    """How blocks divide the shared memory of a multiprocessor."""
 
+    blocks: int
+    """Blocks of a multiprocessor: two, so that one begins while another ends, unless pages are too large."""
     warps: int
-    """Warps that attend pages from frames."""
+    """Warps of a block that attend pages from frames."""
     stages: int
-    """Pages in flight or in use per such warp."""
-    miss_stages: int
-    """The same for the warp that attends misses, 0 without one."""
+    """Pages in flight or in use per such warp. The warp that attends misses has one: all blocks together have some 2 MB
+    under way over PCIe, ten times latency times bandwidth."""
 
     @classmethod
-    def within(cls, block_bytes: int, fetch: bool) -> Ring | None:
-        """The ring for pages of ``block_bytes``, or None where not even two pages per warp fit."""
-        miss_stages = MISS_STAGES if fetch else 0
-        slots = SHARED_BYTES // block_bytes - miss_stages
-        warps = 4 if slots >= 8 else 2 if slots >= 4 else 1
-        return cls(warps, min(slots // warps, 8), miss_stages) if slots >= 2 else None
+    def of(cls, block_bytes: int) -> Ring | None:
+        """The ring for pages of ``block_bytes``, or None where not even two of them fit."""
+        for blocks, shared_bytes in ((2, SHARED_BYTES_OF_TWO), (1, SHARED_BYTES)):
+            slots = shared_bytes // block_bytes - 1
+            for warps in (4, 2):
+                if slots // warps >= MIN_STAGES:
+                    return cls(blocks, warps, min(slots // warps, MAX_STAGES))
+        return cls(1, 1, slots) if slots >= 2 else None
 
 
 class Workspace(NamedTuple):
@@ -48,33 +54,28 @@ class Workspace(NamedTuple):
     """Splits stored so far, ``[B * H]``, int32; 0 between launches."""
 
     @classmethod
-    def allocate(cls, pairs: int, group: int, dim: int, width: int, device: torch.device | str) -> Workspace:
+    def allocate(
+        cls, pairs: int, group: int, dim: int, page_size: int, width: int, device: torch.device
+    ) -> Workspace:
         """Buffers for ``pairs = B * H`` lists of up to ``width`` pages."""
-        parts = Partials.allocate(pairs, group, dim, num_splits(pairs, width), device)
+        ring = Ring.of(4 * dim * page_size)
+        assert ring is not None
+        blocks = ring.blocks * torch.cuda.get_device_properties(device).multi_processor_count
+        parts = Partials.allocate(pairs, group, dim, num_splits(pairs, width, blocks), device)
         return cls(parts, torch.zeros(pairs, dtype=torch.int32, device=device))
 
 
-@functools.cache
-def _multiprocessors(device: int) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def num_splits(pairs: int, width: int, blocks: int | None = None) -> int:
+def num_splits(pairs: int, width: int, blocks: int) -> int:
     """Into how many blocks to split each of ``pairs`` lists of up to ``width`` pages.
 
-    One block fits on a multiprocessor. The number of rounds that the grid takes, per split, is what the longest
-    multiprocessor works; the fewest splits with the least of it are taken.
-
-    Parameters
-    ----------
-    pairs, width
-        Lists and their pages.
-    blocks
-        Blocks that run at once, by default the device's multiprocessors.
+    The fewest that end first, where ``blocks`` run at once, a page takes one unit of time and a block
+    `PAGES_TO_BEGIN` more.
     """
-    blocks = blocks or _multiprocessors(torch.cuda.current_device())
-    most = max(min(MOST_SPLITS, -(-width // 2)), 1)
-    return min(range(1, most + 1), key=lambda splits: (-(-pairs * splits // blocks) / splits, splits))
+
+    def time(splits: int) -> int:
+        return -(-pairs * splits // blocks) * (-(-width // splits) + PAGES_TO_BEGIN)
+
+    return min(range(1, min(MOST_SPLITS, max(width, 1)) + 1), key=lambda splits: (time(splits), splits))
 
 
 def unsupported(dim: int, page_size: int, group: int, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -85,7 +86,7 @@ def unsupported(dim: int, page_size: int, group: int, dtype: torch.dtype, device
         return f"the KV dtype is {dtype}; allowed: bfloat16, float16"
     if dim % 16 or page_size % 16 or group > 16:
         return f"head size {dim}, page size {page_size} or group {group} does not fit its tiles"
-    if Ring.within(4 * dim * page_size, fetch=True) is None:
+    if Ring.of(4 * dim * page_size) is None:
         return f"pages of {4 * dim * page_size} bytes are too large"
     try:
         _kernel(dim, page_size, group, dtype, listed=False, fetch=True)
@@ -104,7 +105,7 @@ class _Arguments(ctypes.Structure):
         ),
         *(
             (f"stride_{name}", ctypes.c_longlong)
-            for name in ("qb", "qh", "ob", "oh", "fh", "ff", "hn", "hh", "th")
+            for name in ("qb", "qh", "ob", "oh", "fh", "ff", "hn", "hh", "th", "list")
         ),
         ("scale", ctypes.c_float),
         *((name, ctypes.c_int) for name in ("heads", "width", "room")),
@@ -117,12 +118,9 @@ def _kernel(
 ) -> tuple[Kernel, Ring, int]:
     """Kernel, ring and shared memory of a launch."""
     block_bytes = 4 * dim * page_size
-    ring = Ring.within(block_bytes, fetch)
+    ring = Ring.of(block_bytes)
     assert ring is not None
-    warps = ring.warps + (1 if fetch else 0)
-    head_tiles = -(-group // 8)
-    results = warps * (2 * 8 * head_tiles + group * dim) * 4
-    shared = max((ring.warps * ring.stages + ring.miss_stages) * block_bytes, results)
+    shared = (ring.warps * ring.stages + (1 if fetch else 0)) * block_bytes
     defines = {
         "BF16": int(dtype == torch.bfloat16),
         "DIM": dim,
@@ -130,7 +128,7 @@ def _kernel(
         "GROUP": group,
         "WARPS": ring.warps,
         "STAGES": ring.stages,
-        "MISS_STAGES": ring.miss_stages,
+        "MISS_STAGES": 1,
         "LISTED": int(listed),
         "FETCH": int(fetch),
     }
@@ -174,7 +172,10 @@ def attend_selected(
 
     Notes
     -----
-    Reads a page, ``4 * D * P`` bytes, once for the whole GQA group, in one bulk copy; a multiprocessor has up to 208 KB
+    The kernel in front of this one in the stream must be the one that makes the selection, and must not be q's; this
+    one begins while it ends.
+
+    Reads a page, ``4 * D * P`` bytes, once for the whole GQA group, in one bulk copy; a multiprocessor has up to 224 KB
     of them under way. Bound by device memory for the hits and by PCIe for the misses, which one warp of every block
     attends meanwhile.
     """
@@ -186,7 +187,7 @@ def attend_selected(
         selected.num_hits.data_ptr(),
         selected.num_selected.data_ptr(),
     )
-    arguments.width = selected.hits.shape[2]
+    arguments.width = arguments.stride_list = selected.hits.shape[2]
     if staged is not None:
         arguments.staged, arguments.room = staged.data_ptr(), staged.shape[1]
     _launch(dim, page_size, group, q.dtype, False, host is not None, workspace, pairs, arguments)
@@ -225,7 +226,7 @@ def attend_listed(
     arguments = _arguments(q, frames, host, scale, workspace, out)
     arguments.hits, arguments.num_hits = pages.data_ptr(), seq_lens.data_ptr()
     arguments.page_table, arguments.stride_th = page_table.data_ptr(), page_table.stride(0)
-    arguments.width = pages.stride(0)
+    arguments.width, arguments.stride_list = pages.shape[1], pages.stride(0)
     if missed_at is not None and step is not None:
         arguments.missed_at, arguments.step = missed_at.data_ptr(), step.data_ptr()
     _launch(dim, page_size, group, q.dtype, True, False, workspace, pairs, arguments)
@@ -279,4 +280,4 @@ def _launch(
 ) -> None:
     kernel, ring, shared = _kernel(dim, page_size, group, dtype, listed, fetch)
     threads = 32 * (ring.warps + (1 if fetch else 0))
-    kernel.launch((workspace.parts.splits, pairs, 1), threads, shared, arguments)
+    kernel.launch((workspace.parts.splits, pairs, 1), threads, shared, arguments, early=not listed)

@@ -38,6 +38,7 @@ class Kernel:
         threads: int,
         shared_bytes: int,
         arguments: ctypes.Structure,
+        early: bool = False,
     ) -> None:
         """Launch on the current stream; captured in graphs like any kernel.
 
@@ -51,16 +52,24 @@ class Kernel:
             Dynamic shared memory of a block.
         arguments
             The kernel's only parameter, a struct passed by value.
+        early
+            Let it begin before the kernel in front of it in the stream has ended; it waits by itself (programmatic
+            dependent launch). That kernel must be all that it waits for.
         """
         from cuda.bindings import driver
 
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
-        stream = torch.cuda.current_stream().cuda_stream
-        _check(
-            driver.cuLaunchKernel(
-                self.function, *grid, threads, 1, 1, shared_bytes, stream, ctypes.addressof(pointers), 0
-            )
-        )
+        config = driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = grid
+        config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+        config.sharedMemBytes = shared_bytes
+        config.hStream = torch.cuda.current_stream().cuda_stream
+        if early:
+            attribute = driver.CUlaunchAttribute()
+            attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            attribute.value.programmaticStreamSerializationAllowed = 1
+            config.attrs, config.numAttrs = [attribute], 1
+        _check(driver.cuLaunchKernelEx(config, self.function, ctypes.addressof(pointers), 0))
 
 
 def compile_kernel(source: str, name: str, defines: Mapping[str, int | str], shared_bytes: int = 0) -> Kernel:

@@ -1,13 +1,14 @@
 // select_resolve: choose one request's pages for one KV head and look them up in the page table; hits before misses.
 //
-// One block per request and KV head. The page list is dealt to threads four consecutive pages at a time; the scores stay
-// in registers as keys, unsigned integers of the same order. Histograms over the range of keys that still holds the
-// threshold shrink it until few keys are left, which are ranked against each other. What is certain to be selected by
-// then is looked up while they are ranked. Hits and misses are counted over the block in list order and staged in shared
+// One block per request and KV head. The page list is dealt to threads four consecutive pages at a time; the scores
+// stay in registers as keys, unsigned integers of the same order. Histograms over the range of keys that still holds
+// the threshold shrink it until few keys are left, which are ranked against each other. What may be selected by then is
+// looked up while they are ranked. Hits and misses are counted over the block in list order and staged in shared
 // memory, so that the lists are written in whole lines.
 //
-// Macros: THREADS (a power of two, at least 128), ITEMS (pages per thread, a multiple of 4; THREADS * ITEMS pages fit),
-// PDL (the launch may overlap the kernel before it, which writes the scores, and the kernel after it).
+// Macros: THREADS (a power of two, at least 128), ITEMS (pages per thread, a multiple of 4 up to 32), PDL (the launch
+// may overlap the kernel before it, which writes the scores, and the kernel after it). Lists of up to THREADS * ITEMS
+// pages, 32768 at most.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -18,11 +19,11 @@ __device__ constexpr int log2_of(int power) { return power == 1 ? 0 : 1 + log2_o
 
 constexpr int kWarps = THREADS / 32;
 constexpr int kVectors = ITEMS / 4;
-constexpr int kBins = 2 * THREADS;    // two a thread
-constexpr int kStaged = 2 * THREADS;  // columns of the result in shared memory at a time
-constexpr int kFew = 128;             // keys that are ranked rather than counted
-constexpr bool kAhead = ITEMS <= 8;   // registers hold pages and frames beside the keys
-constexpr int kTogether = 16;         // otherwise: items looked up at a time
+constexpr int kBins = 2 * THREADS;               // two a thread
+constexpr int kStaged = 2 * THREADS;             // columns of the result in shared memory at a time
+constexpr int kFew = 128;                        // keys that are ranked rather than counted
+constexpr bool kAhead = ITEMS <= 8;              // registers hold pages and frames beside the keys
+constexpr int kTogether = ITEMS == 16 ? 16 : 8;  // otherwise: items looked up at a time
 constexpr u32 kAll = 0xffffffffu;
 
 // Keys of scores lie between those of -inf and +inf, keys of pages that need no score beyond them.
@@ -32,7 +33,7 @@ struct Arguments {
     const u32* scores;       // [B, H, M], float32
     const int* pages;        // [B, M]
     const int* num_pages;    // [B]
-    const void* seq_lens;    // [B]
+    const int* seq_lens;     // [B], 32 or 64 bits, below 2^31
     const int* budget;       // [B, H]
     const int* page_table;   // [H, N]
     int* out_pages;          // [B, H, S], as the next four
@@ -46,10 +47,10 @@ struct Arguments {
     float* rates;            // [R, H], as the next two; null: not counted
     u64* hit_total;
     u64* selected_total;
-    const long long* slots;  // [B]
+    const int* slots;        // [B], 64 bits, below 2^31: the low words are read
     long long stride_sb, stride_sh, stride_pb, stride_bb, stride_bh, stride_th, stride_ah, stride_cr;
     int columns, width, sink_pages, window_pages, page_size;
-    int long_lengths;        // seq_lens are 64 bits wide
+    int words_per_length;    // 2 where seq_lens are 64 bits wide
 };
 
 // The range of keys that holds the threshold: `inside` keys, of which the greatest `wanted` are selected.
@@ -220,7 +221,7 @@ __device__ __forceinline__ Threshold rank(const u32 (&keys)[ITEMS], const Bracke
     for (int i = 0; i < ITEMS; ++i)
         if (bracket.high - keys[i] <= span) {
             const u32 slot = atomicAdd(&shared.num_candidates, 1u);
-            shared.candidates[slot] = static_cast<u64>(keys[i]) << 32 | ~position_of(i);
+            shared.candidates[slot] = static_cast<u64>(keys[i]) << 32 | ~static_cast<u32>(position_of(i));
         }
     __syncthreads();
 
@@ -266,13 +267,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
     if constexpr (kAhead) load_row(list, a.columns, pages);
     const int count = max(0, min(a.num_pages[request], a.columns));
     const int budget = a.budget[request * a.stride_bb + head * a.stride_bh];
-    const long long length = a.long_lengths ? static_cast<const long long*>(a.seq_lens)[request]
-                                            : static_cast<const int*>(a.seq_lens)[request];
-    const long long counter = a.rates == nullptr ? 0 : a.slots[request] * a.stride_cr + head;
+    const int length = a.seq_lens[request * a.words_per_length];
     release_next_kernel();
     wait_for_last_kernel();
     u32 keys[ITEMS];
     load_row(a.scores + request * a.stride_sb + head * a.stride_sh, a.columns, keys);
+    const int row = a.rates == nullptr ? 0 : a.slots[2 * request];
 
     // Of more forced pages than columns the first are kept.
     const int num_forced = min(a.sink_pages + a.window_pages, count);
@@ -307,8 +307,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
 
     u32 selected = 0, resident = 0;  // one bit per item
 #pragma unroll
-    for (int i = 0; i < ITEMS; ++i)
-        if (threshold.reached(keys[i], position_of(i))) selected |= 1u << i;
+    for (int i = ITEMS - 1; i >= 0; --i) selected = 2 * selected + threshold.reached(keys[i], position_of(i));
     if constexpr (kAhead) {
 #pragma unroll
         for (int i = 0; i < ITEMS; ++i)
@@ -322,10 +321,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
     u32 total = 0;
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-        u32 own = 0;
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-            if (selected >> (4 * v + e) & 1) own += resident >> (4 * v + e) & 1 ? 1 : 1 << 16;
+        const u32 vector = selected >> 4 * v & 15, hits = resident >> 4 * v & vector;
+        const u32 own = __popc(hits) | __popc(vector ^ hits) << 16;
         const u32 end = inclusive_scan(own);
         places[v] = total + end - own;
         total += __shfl_sync(kAll, end, 31);
@@ -339,6 +336,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
         a.out_num_hits[pair] = num_hits;
         a.out_num_selected[pair] = num_selected;
         if (a.rates != nullptr) {
+            const long long counter = row * a.stride_cr + head;
             atomicAdd(a.rates + counter, static_cast<float>(num_hits) / static_cast<float>(max(num_selected, 1)));
             atomicAdd(a.hit_total + counter, static_cast<u64>(num_hits));
             atomicAdd(a.selected_total + counter, static_cast<u64>(num_selected));
@@ -349,18 +347,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
         if (start > 0) __syncthreads();
 #pragma unroll
         for (int v = 0; v < kVectors; ++v) {
-            u32 place = before + places[v];
+            const u32 place = before + places[v];
+            int hit_slot = static_cast<int>(place & 0xffff) - start;
+            int miss_slot = num_hits + static_cast<int>(place >> 16) - start;
+            if constexpr (kAhead) {
 #pragma unroll
-            for (int i = 4 * v; i < 4 * v + 4; ++i)
-                if (selected >> i & 1) {
-                    const bool hit = resident >> i & 1;
-                    const int slot = (hit ? place & 0xffff : num_hits + (place >> 16)) - start;
-                    place += hit ? 1 : 1 << 16;
-                    if (slot >= 0 && slot < kStaged) {
+                for (int i = 4 * v; i < 4 * v + 4; ++i)
+                    if (selected >> i & 1) {
+                        const int slot = resident >> i & 1 ? hit_slot++ : miss_slot++;
+                        if (slot < 0 || slot >= kStaged) continue;
                         shared.index[slot] = position_of(i);
-                        if constexpr (kAhead) shared.page[slot] = pages[i], shared.frame[slot] = frames[i];
+                        shared.page[slot] = pages[i];
+                        shared.frame[slot] = frames[i];
                     }
+            } else {
+                for (u32 left = selected >> 4 * v & 15; left != 0; left &= left - 1) {
+                    const int i = 4 * v + __ffs(left) - 1;
+                    const int slot = resident >> i & 1 ? hit_slot++ : miss_slot++;
+                    if (slot >= 0 && slot < kStaged) shared.index[slot] = position_of(i);
                 }
+            }
         }
         __syncthreads();
         for (int slot = threadIdx.x; slot < kStaged && start + slot < a.width; slot += THREADS) {
@@ -370,8 +376,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
                 index = shared.index[slot];
                 page = kAhead ? shared.page[slot] : list[index];
                 frame = max(kAhead ? shared.frame[slot] : table[page], -1);
-                const long long left = length - static_cast<long long>(index) * a.page_size;
-                valid = max(0ll, min(left, static_cast<long long>(a.page_size)));
+                valid = max(0, min(length - index * a.page_size, a.page_size));
             }
             a.out_pages[column] = page;
             a.out_hits[column] = frame;

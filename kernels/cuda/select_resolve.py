@@ -40,7 +40,7 @@ class _Arguments(ctypes.Structure):
         *((f"stride_{name}", ctypes.c_int64) for name in ("sb", "sh", "pb", "bb", "bh", "th", "ah", "cr")),
         *(
             (name, ctypes.c_int32)
-            for name in ("columns", "width", "sink_pages", "window_pages", "page_size", "long_lengths")
+            for name in ("columns", "width", "sink_pages", "window_pages", "page_size", "words_per_length")
         ),
     )
 
@@ -70,7 +70,7 @@ def select_resolve(
     pages
         Page lists, ``[B, M]``, int32.
     num_pages, seq_lens
-        Pages (int32) and tokens (int32 or int64) of each request, ``[B]``.
+        Pages (int32) and tokens (int32 or int64, below ``2**31``) of each request, ``[B]``.
     budget
         Pages each request and KV head may select, ``[B, H]``, int32.
     page_table
@@ -134,7 +134,7 @@ def select_resolve(
         sink_pages,
         max(window_pages, 1),
         page_size,
-        seq_lens.dtype == torch.int64,
+        seq_lens.element_size() // 4,
     )
     threads, items = block_shape(columns)
     _kernel(threads, items).launch((batch, heads, 1), threads, 0, arguments)

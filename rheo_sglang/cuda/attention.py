@@ -1,15 +1,16 @@
-"""Attention: which kernels attend the pages of a step, in CUDA C++ where they run and in Triton elsewhere."""
+"""Attention: the kernels that select and attend the pages of a step, in CUDA C++ where it runs, else in Triton."""
 
 from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
 from rheo_kernels import triton as kernels
-from rheo_kernels.triton import Partials
+from rheo_kernels.triton import Partials, Selected
 from rheo_sglang.cuda.buffers import StepBuffers
 from rheo_sglang.cuda.heads import HeadShape
 
@@ -19,7 +20,7 @@ Workspace = TypeVar("Workspace")
 
 
 class Attention(ABC, Generic[Workspace]):
-    """Attends pages in frames and in host memory.
+    """Selects pages, and attends them in frames and in host memory.
 
     Parameters
     ----------
@@ -29,7 +30,14 @@ class Attention(ABC, Generic[Workspace]):
         Heads of this rank.
     page_size
         Tokens per page.
+
+    Attributes
+    ----------
+    select_resolve
+        See `rheo_kernels.triton.select_resolve`. Nothing may come between it and `selected` or `hits` on its stream.
     """
+
+    select_resolve: Callable[..., Selected]
 
     def __init__(self, host: torch.Tensor, frames: torch.Tensor, heads: HeadShape, page_size: int) -> None:
         self.host = host
@@ -101,6 +109,8 @@ class _TritonWorkspace(NamedTuple):
 
 class TritonAttention(Attention[_TritonWorkspace]):
     """Attention in Triton: any shape, and any device that Triton knows."""
+
+    select_resolve = staticmethod(kernels.select_resolve)
 
     def workspace(self, batch: int, width: int) -> _TritonWorkspace:
         """See `Attention.workspace`."""
@@ -180,15 +190,18 @@ class CudaAttention(Attention[Any]):
 
     def __init__(self, host: torch.Tensor, frames: torch.Tensor, heads: HeadShape, page_size: int) -> None:
         super().__init__(host, frames, heads, page_size)
-        from rheo_kernels.cuda import attend
+        from rheo_kernels.cuda import attend, select_resolve
 
         self.kernels = attend
+        self.select_resolve = select_resolve.select_resolve
 
     def workspace(self, batch: int, width: int) -> Any:
         """See `Attention.workspace`."""
         heads = self.heads
         pairs = batch * heads.kv_heads
-        return self.kernels.Workspace.allocate(pairs, heads.group, heads.dim, width, self.frames.device)
+        return self.kernels.Workspace.allocate(
+            pairs, heads.group, heads.dim, self.page_size, width, self.frames.device
+        )
 
     def selected(
         self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float, out: torch.Tensor

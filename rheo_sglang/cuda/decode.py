@@ -12,7 +12,6 @@ from rheo_kernels.triton import (
     append,
     describe,
     score,
-    select_resolve,
     update_importance,
 )
 from rheo_sglang.budget.controller import BudgetController
@@ -271,7 +270,8 @@ class CudaDecode:
                 table.importance[layer],
                 scratch,
             )
-        select_resolve(
+        self.appending.join()
+        self.attention.select_resolve(
             scores,
             batch.pages,
             batch.num_pages,
@@ -286,7 +286,6 @@ class CudaDecode:
             self._counters(layer, step),
         )
         self.misses.start(layer, step, q, scale)
-        self.appending.join()
         self.misses.finish(layer, step, q, scale, out)
         if layer == len(self.frames) - 1:
             self.misses.join()

@@ -6,6 +6,7 @@ import logging
 import mmap
 import os
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -41,7 +42,8 @@ def pinned_zeros(shape: tuple[int, ...], dtype: torch.dtype, piece_bytes: int = 
 
     Notes
     -----
-    Pages are huge where the kernel offers transparent ones. The memory stays pinned until the process ends.
+    Pages are huge where the kernel offers transparent ones. The memory is unpinned when the tensor and its views are
+    gone.
     """
     size = int(np.prod(shape)) * dtype.itemsize
     available = psutil.virtual_memory().available
@@ -64,6 +66,7 @@ def pinned_zeros(shape: tuple[int, ...], dtype: torch.dtype, piece_bytes: int = 
             )
             if int(outcome) != 0:
                 raise _failed(size, low, available, str(outcome))
+            weakref.finalize(data, _unpin, tensor.data_ptr() + low).atexit = False
             if time.monotonic() - reported > REPORT_SECONDS:
                 reported = time.monotonic()
                 logger.info(
@@ -76,6 +79,11 @@ def pinned_zeros(shape: tuple[int, ...], dtype: torch.dtype, piece_bytes: int = 
 def _touch(piece: np.ndarray) -> None:
     """Have the operating system provide every page of a piece."""
     piece[:: mmap.PAGESIZE] = 0
+
+
+def _unpin(pointer: int) -> None:
+    """Unpin a piece whose last owner is gone, while its memory is still there."""
+    torch.cuda.cudart().cudaHostUnregister(pointer)
 
 
 def _failed(size: int, pinned: int, available: int, reason: str) -> ConfigError:

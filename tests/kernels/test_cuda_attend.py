@@ -71,7 +71,9 @@ def test_selected_pages_equal_exact_attention(shape: Shape, misses: bool, rng: t
     problem.selected.valid[2, 0, 7] = 5
     batch, selected, room = 3, problem.selected, 11
     expected, _ = problem.exact()
-    workspace = Workspace.allocate(batch * shape.heads, shape.group, shape.dim, 203, "cuda")
+    workspace = Workspace.allocate(
+        batch * shape.heads, shape.group, shape.dim, shape.page_size, 203, rng.device
+    )
     out = torch.full_like(problem.q, torch.nan)
     staged = torch.full(
         (batch * shape.heads, room, 2, shape.block), torch.nan, dtype=shape.dtype, device="cuda"
@@ -111,7 +113,7 @@ def test_splits_of_hits_merge_to_exact_attention(shape: Shape, rng: torch.Genera
     counts = integers(1, 60, (2, shape.heads), rng).tolist()
     problem = Problem(shape, counts, False, rng)
     expected, expected_lse = problem.exact()
-    workspace = Workspace.allocate(2 * shape.heads, shape.group, shape.dim, 60, "cuda")
+    workspace = Workspace.allocate(2 * shape.heads, shape.group, shape.dim, shape.page_size, 60, rng.device)
     attend_selected(
         problem.q, problem.frames, None, problem.selected, problem.scale, shape.page_size, workspace, None
     )
@@ -145,7 +147,7 @@ def test_listed_pages_equal_exact_attention_wherever_they_are(shape: Shape, rng:
     q = normal((4, heads * shape.group, shape.dim), shape.dtype, rng)
     scale = shape.dim**-0.5
     expected, _ = exact_attend(q, host.transpose(0, 1), listed, valid, scale, page_size)
-    workspace = Workspace.allocate(4 * heads, shape.group, shape.dim, 110, "cuda")
+    workspace = Workspace.allocate(4 * heads, shape.group, shape.dim, page_size, 110, rng.device)
     out = torch.full_like(q, torch.nan)
     missed_at = torch.zeros((), dtype=torch.int32, device="cuda")
     step = torch.full((), 9, dtype=torch.int32, device="cuda")
@@ -169,7 +171,7 @@ def test_what_lies_behind_a_request_s_last_token_does_not_matter(rng: torch.Gene
         block = problem.frames[h, frame[h]]
         block[0].view(shape.dim, shape.page_size)[:, 13:] = torch.nan
         block[1].view(shape.page_size, shape.dim)[13:] = torch.nan
-    workspace = Workspace.allocate(2, 4, 128, 12, "cuda")
+    workspace = Workspace.allocate(2, 4, 128, 32, 12, rng.device)
     out = torch.full_like(problem.q, torch.nan)
     attend_selected(problem.q, problem.frames, None, problem.selected, problem.scale, 32, workspace, out)
     assert relative_error(out, expected) < TOLERANCE[shape.dtype]

@@ -24,3 +24,15 @@ def test_kernels_reach_every_page_of_a_pool_pinned_in_pieces() -> None:
     expected = torch.zeros_like(host)
     reference.save(frames.cpu(), expected, table.cpu(), listed.cpu()[1:])
     assert torch.equal(host, expected)
+
+
+@pytest.mark.gpu
+def test_memory_is_unpinned_with_its_last_view() -> None:
+    from rheo_sglang.pools.pinned import pinned_zeros
+
+    for _ in range(4):
+        host = pinned_zeros((1 << 20,), torch.uint8, piece_bytes=1 << 18)
+        view = host[1 << 19 :]
+        del host
+        assert int(view.cuda().sum()) == 0
+        del view
