@@ -57,8 +57,8 @@ class RheoConfig:
     policy: Literal["importance", "lru", "lfu"] = "importance"
     """Which pages keep their frames."""
     miss_mode: Literal["auto", "split", "fetch"] = "auto"
-    """Missed pages are attended by the CPU where they are (``split``), or brought into frames (``fetch``); ``auto``
-    fetches on a GPU and splits elsewhere."""
+    """Missed pages are attended by the CPU where they are (``split``), or read over the bus (``fetch``); ``auto`` does
+    both at once, divided by what each was measured to take at the start, and splits where there is no GPU."""
     cpu_threads: int | None = None
     """Threads that attend misses on the CPU beside a GPU; by default all cores but two."""
     host_pool_gib: float | None = None

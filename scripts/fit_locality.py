@@ -18,15 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from austen import load_novels
 from locality.fit import FIT_SEED, HEADS, LAYERS, SPREAD_LAG, fit, process_scores
+from locality.passages import NOVELS_FOLDER, TEXTS, passages
 from locality.process import Locality
 from locality.statistics import WARM_UP_STEPS, describe, hit_rate, reselection_by_cache, retrieved_pages
-from locality.trace import Trace, page_scores, record
-from measurement import MODEL, REPOSITORY, text_prompts, tokenizer, write_result
+from locality.trace import Trace, record, replay
+from measurement import MODEL, write_result
 
-NOVELS = ("emma", "mansfield_park", "pride_and_prejudice")
-TEXTS = (*NOVELS, "language_reference")
 CONTEXT, STEPS = 4096, 128
 PAGE_SIZES = (16, 32)
 BUDGETS, FITTED_BUDGET = (0.05, 0.1, 0.2), 0.1
@@ -36,22 +34,9 @@ LONG_CONTEXT, LONG_HEADS = 131072, 2
 assert FIT_SEED not in CHECK_SEEDS
 
 
-def passages(model: Path, novels: Path) -> dict[str, list[int]]:
-    """Token ids of each passage: the prompt and the text that follows it; novels from their first third on."""
-    needed = CONTEXT + STEPS + 1
-    encode = tokenizer(model).encode
-    texts = load_novels(novels)
-    result = {}
-    for name in NOVELS:
-        text = texts[name]
-        result[name] = encode(text[len(text) // 3 :][: 8 * needed]).ids[:needed]
-    result[TEXTS[-1]] = text_prompts(model, [needed])[0]
-    return result
-
-
 def traces(model: Path, novels: Path, kept: Path | None) -> dict[str, list[Trace]]:
     """The traces along the text and the greedy ones; those found in the folder `kept` are not recorded again."""
-    texts = passages(model, novels)
+    texts = passages(model, novels, CONTEXT + STEPS + 1)
     result: dict[str, list[Trace]] = {"text": [], "greedy": []}
     for kind, found in result.items():
         for name, tokens in texts.items():
@@ -92,12 +77,6 @@ def hit_rate_by_text(scores: torch.Tensor, num_pages: torch.Tensor) -> dict[str,
     return result
 
 
-def replay(found: list[Trace], page_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores of all traces, ``[steps, C, M]``, and pages at each step, ``[steps]``."""
-    scores, num_pages = zip(*(page_scores(trace, page_size) for trace in found), strict=True)
-    return torch.cat([one.flatten(1, 2) for one in scores], 1), num_pages[0]
-
-
 def compare(found: dict[str, list[Trace]], page_size: int) -> dict[str, Any]:
     """Fit at one page size and the statistics of the model and of the process."""
     greedy_scores, num_pages = replay(found["greedy"], page_size)
@@ -134,7 +113,7 @@ def main() -> None:
     parser.add_argument(
         "--novels",
         type=Path,
-        default=REPOSITORY / ".gpu" / "reference" / "novels",
+        default=NOVELS_FOLDER,
         help="folder of the novels, filled when it holds none",
     )
     parser.add_argument(

@@ -9,7 +9,7 @@
 //
 // Macros: BF16 (else fp16), DIM, PAGE (tokens), GROUP (query heads per KV head), WARPS, STAGES (pages in flight or in
 // use per warp), LISTED (page lists looked up in the page table, else frames), FETCH (one more warp attends misses from
-// host memory with a ring of MISS_STAGES).
+// host memory with a ring of MISS_STAGES), CPU (that warp also hands misses over to the CPU, whose part is merged).
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -28,6 +28,7 @@ constexpr int kLaneDims = DIM / 8;                       // dimensions of the ou
 constexpr int kVector = kLaneDims % 8 == 0 ? 8 : kLaneDims % 4 == 0 ? 4 : 2;  // of them consecutive
 constexpr int kChunks = kLaneDims / kVector;
 constexpr u32 kAll = 0xffffffffu;
+constexpr float kLog2E = 1.4426950408889634f;
 
 struct Arguments {
     const unsigned short* q;       // [B, Hq, D]
@@ -44,11 +45,25 @@ struct Arguments {
     const int* num_hits;           // [B, H]; LISTED: [B] tokens of each request
     const int* num_selected;       // [B, H]
     const int* page_table;         // LISTED: [H, N]
-    const int* step;               // LISTED: scalar
+    const int* step;               // scalar
     int* missed_at;                // LISTED: scalar, becomes *step if a page has no frame
+    // CPU: in memory that both sides see,
+    unsigned short* cpu_q;         // [X, Hq, D]
+    int* cpu_pages;                // [X, H, cpu_width]
+    int* cpu_valid;                // [X, H, cpu_width]
+    int* cpu_counts;               // [X, H]
+    int* cpu_batch;                // scalar
+    const float* cpu_out;          // [X, Hq, D]
+    const float* cpu_lse;          // [X, Hq], natural logarithm
+    u32* bell;                     // see kernels/cpu/src/doorbell.hpp
+    // and on the device:
+    const float* costs;            // microseconds: to begin to fetch, per page, to begin on the CPU, per page
+    u32* handed;                   // lists handed over so far, 0 before and after
+    int* cuts;                     // [B * H], the first column that the CPU attends
     long long stride_qb, stride_qh, stride_ob, stride_oh, stride_fh, stride_ff, stride_hn, stride_hh, stride_th, stride_list;
     float scale;                   // softmax scale times log2(e)
     int heads, width, room;
+    int layer, layers, cpu_width, first_wave;
 };
 
 constexpr int kOutBytes = 4 * GROUP * DIM;
@@ -56,6 +71,19 @@ constexpr int kRingBytes = kSlots * kBlockBytes;
 constexpr int kLseBytes = 4096;
 constexpr int kMergedAtOnce = (kRingBytes - kLseBytes) / kOutBytes;
 constexpr int kQuads = (GROUP * DIM / 4 + 32 * kWarps - 1) / (32 * kWarps);  // of outputs per thread
+
+#if CPU
+constexpr int kRung = 0, kTask = 16, kAnswered = 32;
+constexpr u64 kPatience = 60'000'000'000ull;  // nanoseconds
+
+// How a layer's misses are divided between the CPU and the bus; every block finds the same.
+struct Division {
+    int share;  // of 256 misses, those that the CPU attends
+    int total;  // misses that the CPU attends in all lists
+
+    __device__ __forceinline__ int of(int missed) const { return missed * share >> 8; }
+};
+#endif
 
 // A warp's softmax. Lane (row, column) = (lane / 4, lane % 4) holds query heads 2 column and 2 column + 1 of every head
 // tile, and of their output the dimensions (8 chunk + row) kVector + i.
@@ -283,9 +311,78 @@ __device__ __forceinline__ void store_split(Softmax& run, unsigned char* scratch
     }
 }
 
-// Merge all splits of a list into the output. Runs in the block that stored the last of them; the ring is free.
+#if CPU
+// Number that this layer's ring bears: another one in every layer of every step.
+__device__ __forceinline__ u32 ring_number(const Arguments& a) {
+    return static_cast<u32>(*a.step) * a.layers + a.layer + 1;
+}
+
+// Both ways take time to begin and then as long as there are pages; divided such that they end together.
+__device__ __forceinline__ Division divide(const Arguments& a, int pairs) {
+    const int lane = threadIdx.x % 32;
+    int missed = 0;
+    for (int i = lane; i < pairs; i += 32) missed += a.num_selected[i] - a.num_hits[i];
+    missed = __reduce_add_sync(kAll, missed);
+    Division division{0, 0};
+    if (missed == 0) return division;
+    const float fetched = (a.costs[2] - a.costs[0] + missed * a.costs[3]) / (a.costs[1] + a.costs[3]);
+    division.share = 256 - static_cast<int>(ceilf(256 * fminf(fmaxf(fetched / missed, 0.f), 1.f)));
+    for (int i = lane; i < pairs; i += 32) division.total += division.of(a.num_selected[i] - a.num_hits[i]);
+    division.total = __reduce_add_sync(kAll, division.total);
+    return division;
+}
+
+// Hand queries and missed pages of all lists to the CPU, and ring once they are there. The blocks that start first do
+// it between them, so that it happens however many blocks wait for the answer.
+__device__ __forceinline__ void hand_over(const Arguments& a, const Division& division, int pairs) {
+    const int lane = threadIdx.x % 32;
+    const int block = blockIdx.y * gridDim.x + blockIdx.x;
+    const int blocks = min(static_cast<int>(gridDim.x * gridDim.y), a.first_wave);
+    if (division.total == 0 || block >= min(blocks, pairs)) return;
+    int lists = 0;
+    for (int pair = block; pair < pairs; pair += blocks, ++lists) {
+        const int end = a.num_selected[pair], count = division.of(end - a.num_hits[pair]);
+        if (lane == 0) a.cpu_counts[pair] = count;
+        if (count == 0) continue;
+        const unsigned short* const q = a.q + pair / a.heads * a.stride_qb + pair % a.heads * GROUP * a.stride_qh;
+        u32* const target = reinterpret_cast<u32*>(a.cpu_q + static_cast<long long>(pair) * GROUP * DIM);
+        for (int i = lane; i < GROUP * DIM / 2; i += 32)
+            target[i] = *reinterpret_cast<const u32*>(q + 2 * i / DIM * a.stride_qh + 2 * i % DIM);
+        const long long from = pair * a.stride_list + end - count, to = static_cast<long long>(pair) * a.cpu_width;
+        for (int i = lane; i < count; i += 32) {
+            a.cpu_pages[to + i] = a.misses[from + i];
+            a.cpu_valid[to + i] = a.valid[from + i];
+        }
+    }
+    __threadfence_system();
+    __syncwarp();
+    if (lane != 0 || atomicAdd(a.handed, static_cast<u32>(lists)) + lists != static_cast<u32>(pairs)) return;
+    *a.handed = 0;
+    *a.cpu_batch = pairs / a.heads;
+    a.bell[kTask] = a.layer;
+    __threadfence_system();
+    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(a.bell + kRung), "r"(ring_number(a)) : "memory");
+}
+
+// Wait until the CPU has attended what it was handed in this layer. A CPU that never answers ends the program.
+__device__ __forceinline__ void wait_for_cpu(const Arguments& a) {
+    const u32 wanted = ring_number(a);
+    u64 begin, now;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(begin));
+    for (u32 answered;;) {
+        asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(answered) : "l"(a.bell + kAnswered) : "memory");
+        if (answered == wanted) return;
+        asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+        if (now - begin > kPatience) __trap();
+    }
+}
+#endif
+
+// Merge all splits of a list, and the CPU's part if there is one, into the output. Runs in the block that stored the last
+// of them; the ring is free.
 __device__ __forceinline__ void merge_splits(const float* outs, const float* lses, int splits, unsigned char* memory,
-                                             u64* barrier, unsigned short* out, long long stride_oh) {
+                                             u64* barrier, const float* cpu_out, const float* cpu_lse,
+                                             unsigned short* out, long long stride_oh) {
     float* const lse = reinterpret_cast<float*>(memory);  // [splits][GROUP]
     float* const parts = reinterpret_cast<float*>(memory + kLseBytes);
     float top[kQuads], total[kQuads], mixed[kQuads][4];
@@ -304,8 +401,19 @@ __device__ __forceinline__ void merge_splits(const float* outs, const float* lse
                 const int head = min((threadIdx.x + k * 32 * kWarps) * 4 / DIM, GROUP - 1);
                 top[k] = minus_infinity(), total[k] = 0;
                 for (int s = 0; s < splits; ++s) top[k] = fmaxf(top[k], lse[s * GROUP + head]);
+                const float cpu = cpu_out ? __ldcv(cpu_lse + head) * kLog2E : minus_infinity();
+                top[k] = fmaxf(top[k], cpu);
                 if (top[k] == minus_infinity()) top[k] = 0;
                 mixed[k][0] = mixed[k][1] = mixed[k][2] = mixed[k][3] = 0;
+                const int at = (threadIdx.x + k * 32 * kWarps) * 4;
+                if (cpu > minus_infinity() && at < GROUP * DIM) {
+                    const float4 part = __ldcv(reinterpret_cast<const float4*>(cpu_out + at));
+                    total[k] = power_of_2(cpu - top[k]);
+                    mixed[k][0] = total[k] * part.x;
+                    mixed[k][1] = total[k] * part.y;
+                    mixed[k][2] = total[k] * part.z;
+                    mixed[k][3] = total[k] * part.w;
+                }
             }
         }
         wait_for(shared_address(barrier), phase);
@@ -342,6 +450,9 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
     extern __shared__ __align__(128) unsigned char memory[];
     __shared__ __align__(8) u64 barriers[kSlots + 1];  // of every slot, and of the merge
     __shared__ bool last;
+#if CPU
+    __shared__ int by_cpu;  // pages of this list
+#endif
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = lane / 4, column = lane % 4;
     const int split = blockIdx.x, splits = gridDim.x, pair = blockIdx.y;
     const int request = pair / a.heads, head = pair % a.heads;
@@ -375,7 +486,17 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
     const int begin = 0, count = (length + PAGE - 1) / PAGE;
 #else
     const int begin = fetches ? a.num_hits[pair] : 0;
-    const int count = fetches ? a.num_selected[pair] - begin : a.num_hits[pair];
+    int count = fetches ? a.num_selected[pair] - begin : a.num_hits[pair];
+#endif
+#if CPU
+    if (fetches) {
+        const Division division = divide(a, gridDim.y);
+        hand_over(a, division, gridDim.y);
+        const int handed = division.of(count);
+        count -= handed;
+        if (lane == 0) by_cpu = handed;
+        if (lane == 0 && split == 0) a.cuts[pair] = begin + count;
+    }
 #endif
     const int first = fetches ? split : split + warp * splits;
     const int stride = fetches ? splits : WARPS * splits;
@@ -486,6 +607,15 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
     __syncthreads();
     if (!last) return;
     __threadfence();
-    merge_splits(a.split_out + list * GROUP * DIM, a.split_lse + list * GROUP, splits, memory,
-                 barriers + kSlots, a.out + request * a.stride_ob + head * GROUP * a.stride_oh, a.stride_oh);
+    const float *cpu_out = nullptr, *cpu_lse = nullptr;
+#if CPU
+    if (by_cpu > 0) {
+        cpu_out = a.cpu_out + static_cast<long long>(pair) * GROUP * DIM;
+        cpu_lse = a.cpu_lse + pair * GROUP;
+        if (threadIdx.x == 0) wait_for_cpu(a);
+        __syncthreads();
+    }
+#endif
+    merge_splits(a.split_out + list * GROUP * DIM, a.split_lse + list * GROUP, splits, memory, barriers + kSlots,
+                 cpu_out, cpu_lse, a.out + request * a.stride_ob + head * GROUP * a.stride_oh, a.stride_oh);
 }

@@ -65,6 +65,39 @@ class Workspace(NamedTuple):
         return cls(parts, torch.zeros(pairs, dtype=torch.int32, device=device))
 
 
+class CpuShare(NamedTuple):
+    """Where a launch hands misses over to the CPU, and finds what it made of them.
+
+    The first eight are in memory that both sides see; rows and columns beyond the launch's are not touched.
+    """
+
+    q: torch.Tensor
+    """``[X, Hq, D]``, dtype of the queries."""
+    pages: torch.Tensor
+    """``[X, H, Y]``, int32."""
+    valid: torch.Tensor
+    """``[X, H, Y]``, int32."""
+    counts: torch.Tensor
+    """Pages of each list, ``[X, H]``, int32."""
+    batch: torch.Tensor
+    """Requests, ``[1]``, int32."""
+    out: torch.Tensor
+    """``[X, Hq, D]``, float32."""
+    lse: torch.Tensor
+    """Natural logarithm, ``[X, Hq]``, float32."""
+    bell: torch.Tensor
+    """Words of a `rheo_kernels.cpu.Doorbell`."""
+    costs: torch.Tensor
+    """Microseconds to begin to fetch, to fetch a page, to begin on the CPU, to attend a page there: ``[4]``, float32,
+    on the device. Misses are divided such that both end together."""
+    handed: torch.Tensor
+    """Scalar, int32, 0 between launches, on the device."""
+    step: torch.Tensor
+    """Number of the decode step, from 1 on, scalar, int32, on the device."""
+    layers: int
+    """Layers of a step: a ring's number is ``step * layers + layer + 1``."""
+
+
 def num_splits(pairs: int, width: int, blocks: int) -> int:
     """Into how many blocks to split each of ``pairs`` lists of up to ``width`` pages.
 
@@ -89,7 +122,7 @@ def unsupported(dim: int, page_size: int, group: int, dtype: torch.dtype, device
     if Ring.of(4 * dim * page_size) is None:
         return f"pages of {4 * dim * page_size} bytes are too large"
     try:
-        _kernel(dim, page_size, group, dtype, listed=False, fetch=True)
+        _kernel(dim, page_size, group, dtype, listed=False, fetch=True, cpu=True)
     except UnavailableError as error:
         return str(error)
     return None
@@ -109,12 +142,13 @@ class _Arguments(ctypes.Structure):
         ),
         ("scale", ctypes.c_float),
         *((name, ctypes.c_int) for name in ("heads", "width", "room")),
+        *((name, ctypes.c_int) for name in ("layer", "layers", "cpu_width", "first_wave")),
     ]
 
 
 @functools.cache
 def _kernel(
-    dim: int, page_size: int, group: int, dtype: torch.dtype, listed: bool, fetch: bool
+    dim: int, page_size: int, group: int, dtype: torch.dtype, listed: bool, fetch: bool, cpu: bool
 ) -> tuple[Kernel, Ring, int]:
     """Kernel, ring and shared memory of a launch."""
     block_bytes = 4 * dim * page_size
@@ -131,6 +165,7 @@ def _kernel(
         "MISS_STAGES": 1,
         "LISTED": int(listed),
         "FETCH": int(fetch),
+        "CPU": int(cpu),
     }
     return compile_kernel("attend.cu", "attend", defines, shared), ring, shared
 
@@ -145,6 +180,9 @@ def attend_selected(
     workspace: Workspace,
     out: torch.Tensor | None,
     staged: torch.Tensor | None = None,
+    cpu: CpuShare | None = None,
+    cuts: torch.Tensor | None = None,
+    layer: int = 0,
 ) -> None:
     """Attend the selected pages of each KV head: hits from frames and, if ``host`` is given, misses from there.
 
@@ -169,6 +207,12 @@ def attend_selected(
         ``workspace.parts`` to `merge`.
     staged
         ``[B * H, room, 2, D * P]``: the first ``room`` missed pages of each list are kept here on the way.
+    cpu
+        Leaves a part of the misses to the CPU and merges its results, if given; needs ``host`` and ``out``.
+    cuts
+        The first column that the CPU attends, ``[B, H]``, int32, contiguous; written.
+    layer
+        The doorbell's task.
 
     Notes
     -----
@@ -190,7 +234,16 @@ def attend_selected(
     arguments.width = arguments.stride_list = selected.hits.shape[2]
     if staged is not None:
         arguments.staged, arguments.room = staged.data_ptr(), staged.shape[1]
-    _launch(dim, page_size, group, q.dtype, False, host is not None, workspace, pairs, arguments)
+    if cpu is not None and cuts is not None:
+        for name in CpuShare._fields[:7]:
+            setattr(arguments, f"cpu_{name}", getattr(cpu, name).data_ptr())
+        for name in ("bell", "costs", "handed", "step"):
+            setattr(arguments, name, getattr(cpu, name).data_ptr())
+        arguments.cuts, arguments.cpu_width = cuts.data_ptr(), cpu.pages.shape[2]
+        arguments.layer, arguments.layers = layer, cpu.layers
+        arguments.first_wave = torch.cuda.get_device_properties(q.device).multi_processor_count
+    modes = (False, host is not None, cpu is not None)
+    _launch(dim, page_size, group, q.dtype, modes, workspace, pairs, arguments)
 
 
 def attend_listed(
@@ -229,7 +282,7 @@ def attend_listed(
     arguments.width, arguments.stride_list = pages.shape[1], pages.stride(0)
     if missed_at is not None and step is not None:
         arguments.missed_at, arguments.step = missed_at.data_ptr(), step.data_ptr()
-    _launch(dim, page_size, group, q.dtype, True, False, workspace, pairs, arguments)
+    _launch(dim, page_size, group, q.dtype, (True, False, False), workspace, pairs, arguments)
 
 
 def _shape(q: torch.Tensor, frames: torch.Tensor) -> tuple[int, int, int]:
@@ -272,12 +325,13 @@ def _launch(
     page_size: int,
     group: int,
     dtype: torch.dtype,
-    listed: bool,
-    fetch: bool,
+    modes: tuple[bool, bool, bool],
     workspace: Workspace,
     pairs: int,
     arguments: _Arguments,
 ) -> None:
-    kernel, ring, shared = _kernel(dim, page_size, group, dtype, listed, fetch)
+    """Launch the kernel for a shape and what it does: whole lists, fetching, sharing with the CPU."""
+    kernel, ring, shared = _kernel(dim, page_size, group, dtype, *modes)
+    listed, fetch, _ = modes
     threads = 32 * (ring.warps + (1 if fetch else 0))
     kernel.launch((workspace.parts.splits, pairs, 1), threads, shared, arguments, early=not listed)

@@ -9,7 +9,7 @@ from rheo_kernels.triton.append import append
 from rheo_kernels.triton.attend import attend
 from rheo_kernels.triton.describe import Described, Share, describe
 from rheo_kernels.triton.fetch import attend_fetch, fetch_splits
-from rheo_kernels.triton.fill import fill
+from rheo_kernels.triton.fill import fill, fill_from_host
 from rheo_kernels.triton.hand_over import hand_over
 from rheo_kernels.triton.importance import update_importance
 from rheo_kernels.triton.listed import attend_listed
@@ -42,6 +42,7 @@ __all__ = [
     "describe",
     "fetch_splits",
     "fill",
+    "fill_from_host",
     "gather_misses",
     "hand_over",
     "load",

@@ -10,6 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 
 from rheo_kernels import triton as kernels
+from rheo_kernels.cuda.attend import CpuShare
 from rheo_kernels.triton import Partials, Selected
 from rheo_sglang.cuda.buffers import StepBuffers
 from rheo_sglang.cuda.heads import HeadShape
@@ -125,8 +126,8 @@ class TritonAttention(Attention[_TritonWorkspace]):
         self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float, out: torch.Tensor
     ) -> None:
         """See `Attention.selected`."""
-        selected = step.selected
-        assert selected is not None
+        assert step.selected is not None
+        selected = step.selected[layer]
         misses = kernels.attend_fetch(
             q,
             self.host[layer],
@@ -143,8 +144,8 @@ class TritonAttention(Attention[_TritonWorkspace]):
 
     def hits(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> Partials:
         """See `Attention.hits`."""
-        selected = step.selected
-        assert selected is not None
+        assert step.selected is not None
+        selected = step.selected[layer]
         return kernels.attend(
             q,
             self.frames[layer],
@@ -206,18 +207,38 @@ class CudaAttention(Attention[Any]):
     def selected(
         self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float, out: torch.Tensor
     ) -> None:
-        """See `Attention.selected`."""
-        assert step.selected is not None
+        """See `Attention.selected`; the CPU takes part if there is a ``step.service``."""
+        assert step.selected is not None and step.cuts is not None
+        share = None if step.service is None else step.service.prepare(layer, scale)
+        selected, cuts = step.selected[layer], step.cuts[layer]
+        self.attend(layer, selected, q, scale, step.workspace, out, step.staged, share, cuts)
+
+    def attend(
+        self,
+        layer: int,
+        selected: Selected,
+        q: torch.Tensor,
+        scale: float,
+        workspace: Any,
+        out: torch.Tensor,
+        staged: torch.Tensor | None,
+        share: CpuShare | None,
+        cuts: torch.Tensor,
+    ) -> None:
+        """`selected`, of any selection; see `rheo_kernels.cuda.attend.attend_selected`."""
         self.kernels.attend_selected(
             q,
             self.frames[layer],
             self.host[layer],
-            step.selected,
+            selected,
             scale,
             self.page_size,
-            step.workspace,
+            workspace,
             out,
-            step.staged,
+            staged,
+            share,
+            cuts,
+            layer,
         )
 
     def hits(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> Partials:
@@ -225,7 +246,7 @@ class CudaAttention(Attention[Any]):
         assert step.selected is not None
         workspace = step.workspace
         self.kernels.attend_selected(
-            q, self.frames[layer], None, step.selected, scale, self.page_size, workspace, None
+            q, self.frames[layer], None, step.selected[layer], scale, self.page_size, workspace, None
         )
         parts: Partials = workspace.parts
         return parts

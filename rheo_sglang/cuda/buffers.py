@@ -12,6 +12,7 @@ from rheo_kernels.triton import Admitted, Described, Selected
 from rheo_sglang.cuda.heads import HeadShape
 from rheo_sglang.cuda.variant import Variant
 from rheo_sglang.split.cpu_attention import CpuAttention
+from rheo_sglang.split.service import CpuService
 
 MOST_CANDIDATES = 2048
 """Misses per KV head that one step considers for admission."""
@@ -36,7 +37,10 @@ class StepBuffers:
     scores
         ``[B, H, M]``, float32.
     selected
-        Resolved selection.
+        Resolved selection of every layer; one after the other use the same memory, unless misses are shared with the
+        CPU: then loading them goes on behind the layers that follow.
+    cuts
+        Of every layer, the first column that the CPU attends, ``[B, H]``, int32, if misses are shared.
     candidates, worth
         Misses offered frames, ``[H, C]``, int32 and float32.
     admitted
@@ -44,7 +48,9 @@ class StepBuffers:
     staged
         Fetched pages, ``[B * H, room, 2, D * P]``, if misses are fetched.
     cpu
-        Attends misses on the CPU, if that is where they are attended.
+        Attends misses on the CPU, if that is where all are attended.
+    service
+        Attends the CPU's part of them, if they are shared.
     """
 
     variant: Variant
@@ -52,12 +58,14 @@ class StepBuffers:
     rows: torch.Tensor
     workspace: Any
     scores: torch.Tensor | None = None
-    selected: Selected | None = None
+    selected: list[Selected] | None = None
+    cuts: list[torch.Tensor] | None = None
     candidates: torch.Tensor | None = None
     worth: torch.Tensor | None = None
     admitted: list[Admitted] | None = None
     staged: torch.Tensor | None = None
     cpu: CpuAttention | None = None
+    service: CpuService | None = None
 
 
 class DecodeBuffers:
@@ -77,6 +85,8 @@ class DecodeBuffers:
         Makes what the attention kernels need for a batch and a width.
     cpu
         For up to as many requests, if misses are attended on the CPU.
+    service
+        The same, if they are shared with it.
     """
 
     def __init__(
@@ -86,10 +96,12 @@ class DecodeBuffers:
         heads: HeadShape,
         frames: torch.Tensor,
         workspace: Callable[[int, int], Any],
-        cpu: CpuAttention | None,
+        cpu: CpuAttention | None = None,
+        service: CpuService | None = None,
     ) -> None:
         self.capacity = batch
         self.cpu = cpu
+        self.service = service
         self.heads = heads
         self.workspace = workspace
         layers, _, self.frames, _, block = frames.shape
@@ -99,8 +111,10 @@ class DecodeBuffers:
         self.rows = torch.zeros(batch, dtype=torch.int64, device=device)
         kv = heads.kv_heads
         self.scores = torch.zeros((batch, kv, columns), dtype=torch.float32, device=device)
-        self.lists = torch.zeros((5, batch * kv * width), dtype=torch.int32, device=device)
-        self.counts = torch.zeros((2, batch * kv), dtype=torch.int32, device=device)
+        copies = 1 if service is None else layers
+        self.lists = torch.zeros((4, batch * kv * width), dtype=torch.int32, device=device)
+        self.misses = torch.zeros((copies, batch * kv * width), dtype=torch.int32, device=device)
+        self.counts = torch.zeros((copies, 3, batch * kv), dtype=torch.int32, device=device)
         room = min(batch * width, self.frames, MOST_CANDIDATES)
         self.candidates = torch.zeros(kv * room, dtype=torch.int32, device=device)
         self.worth = torch.zeros(kv * room, dtype=torch.float32, device=device)
@@ -129,18 +143,24 @@ class DecodeBuffers:
         views = StepBuffers(variant, described, self.rows[:batch], workspace)
         if variant.dense:
             return views
-        lists = (flat[: pairs * width].view(batch, kv, width) for flat in self.lists)
-        counts = (flat[:pairs].view(batch, kv) for flat in self.counts)
+        pages, hits, valid, indices = (flat[: pairs * width].view(batch, kv, width) for flat in self.lists)
+        misses = self.misses[:, : pairs * width].view(-1, batch, kv, width)
+        counts = self.counts[:, :, :pairs].view(-1, 3, batch, kv)
+        layers = len(self.admitted_counts)
+        views.selected = [
+            Selected(pages, hits, misses[copy], valid, indices, counts[copy, 0], counts[copy, 1])
+            for copy in (layer % len(misses) for layer in range(layers))
+        ]
+        views.cuts = [counts[layer % len(misses), 2] for layer in range(layers)]
         room = min(batch * width, self.frames, MOST_CANDIDATES)
         views.scores = self.scores[:batch, :, :columns]
-        views.selected = Selected(*lists, *counts)
         views.candidates = self.candidates[: kv * room].view(kv, room)
         views.worth = self.worth[: kv * room].view(kv, room)
         views.admitted = [
             Admitted(pages[: kv * room].view(kv, room), frames[: kv * room].view(kv, room), counts)
             for pages, frames, counts in zip(*self.admitted, self.admitted_counts, strict=True)
         ]
-        views.cpu = self.cpu
+        views.cpu, views.service = self.cpu, self.service
         if self.staged is not None:
             places = min(len(self.staged) // pairs, width)
             views.staged = self.staged[: pairs * places].unflatten(0, (pairs, places))

@@ -16,16 +16,18 @@ from rheo_kernels.triton import (
 )
 from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import RheoConfig
-from rheo_sglang.cuda.attention import make_attention
+from rheo_sglang.cuda.attention import CudaAttention, make_attention
 from rheo_sglang.cuda.buffers import DecodeBuffers, StepBuffers
+from rheo_sglang.cuda.costs import ALL_ON_CPU, measure_costs
 from rheo_sglang.cuda.heads import HeadShape
-from rheo_sglang.cuda.misses import Fetch, MissPath, Split
+from rheo_sglang.cuda.misses import Both, Fetch, MissPath, Split
 from rheo_sglang.cuda.residency import CudaResidency
 from rheo_sglang.cuda.streams import SideStream
 from rheo_sglang.cuda.variant import Variant, make_variants, pick_variant
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.recorder import Recorder
 from rheo_sglang.split.cpu_attention import CpuAttention, default_cpu_threads
+from rheo_sglang.split.service import CpuService
 
 logger = logging.getLogger(__name__)
 
@@ -101,22 +103,29 @@ class CudaDecode:
         self.pending_save: torch.Tensor | None = None
         self.step: StepBuffers | None = None
         self._buffers: list[DecodeBuffers] = []
-        splits = config.splits(device.type)
-        if splits and not cpu_attention:
+        self.misses = self._miss_path(cpu_attention)(self.residency, self.attention, self.behind)
+        self.costs: torch.Tensor | None = None
+
+    def _miss_path(self, cpu_attention: bool) -> type[MissPath]:
+        """Where misses are attended: `RheoConfig.miss_mode`, as far as device, shape and processor allow."""
+        mode, on_gpu = self.config.miss_mode, self.frames.device.type == "cuda"
+        if not cpu_attention and mode == "split":
             logger.warning(
                 "rheo: miss_mode='split' needs CPU attention; misses are fetched (miss_mode='fetch')"
             )
-        path = Split if splits and cpu_attention else Fetch
-        self.misses: MissPath = path(self.residency, self.attention, self.behind)
+        if not cpu_attention or mode == "fetch":
+            return Fetch
+        if isinstance(self.attention, CudaAttention):
+            return Both
+        return Split if mode == "split" or not on_gpu else Fetch
 
     def reserve(self, batch: int) -> DecodeBuffers:
         """Buffers for up to ``batch`` requests, the same ones every time: graphs that were captured name them."""
         for buffers in self._buffers:
             if buffers.capacity >= batch:
                 return buffers
-        device = self.frames.device
-        cpu = None
-        if isinstance(self.misses, Split):
+        cpu = service = None
+        if isinstance(self.misses, Split | Both):
             cpu = CpuAttention(
                 self.host,
                 batch,
@@ -124,11 +133,27 @@ class CudaDecode:
                 max(variant.width for variant in self.variants),
                 self.page_size,
                 self.config.cpu_threads or default_cpu_threads(),
-                device.type == "cuda",
+                self.frames.device.type == "cuda",
             )
+        if isinstance(self.misses, Both):
+            assert cpu is not None
+            service, cpu = self._serve(cpu), None
         workspace = self.attention.workspace
-        self._buffers.append(DecodeBuffers(batch, self.variants, self.heads, self.frames, workspace, cpu))
+        self._buffers.append(
+            DecodeBuffers(batch, self.variants, self.heads, self.frames, workspace, cpu, service)
+        )
         return self._buffers[-1]
+
+    def _serve(self, cpu: CpuAttention) -> CpuService:
+        """Have the CPU answer rings; what decides its share of the misses is measured the first time."""
+        assert isinstance(self.attention, CudaAttention)
+        costs = self.costs
+        if costs is None:
+            costs = self.costs = torch.tensor(ALL_ON_CPU, dtype=torch.float32, device=self.frames.device)
+        service = CpuService(cpu, len(self.frames), self.table.step, costs)
+        if self.config.miss_mode == "auto" and not self._buffers:
+            costs.copy_(torch.tensor(measure_costs(self.attention, service, self.heads)))
+        return service
 
     def settle(self) -> None:
         """Save the pages that the last step filled, and carry out what the scheduler freed since."""
@@ -256,8 +281,8 @@ class CudaDecode:
         self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float, out: torch.Tensor
     ) -> None:
         table, config, page_size, batch = self.table, self.config, self.page_size, step.batch
-        selected, scores = step.selected, step.scores
-        assert selected is not None and scores is not None
+        scores = step.scores
+        assert step.selected is not None and scores is not None
         self.misses.join()
         self._score(layer, step, q, scale)
         with self.behind.fork():
@@ -281,7 +306,7 @@ class CudaDecode:
             page_size,
             config.sink_pages,
             config.window_pages,
-            selected,
+            step.selected[layer],
             self.residency.accessed[layer],
             self._counters(layer, step),
         )

@@ -1,4 +1,4 @@
-"""Fetch and Split: where a step's misses are attended, and how those that are admitted get into their frames."""
+"""Fetch, Split, Both: where a step's misses are attended, and how those that are admitted get into their frames."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rheo_kernels.triton import fill, merge
+from rheo_kernels.triton import fill, fill_from_host, merge
 from rheo_sglang.cuda.attention import Attention
 from rheo_sglang.cuda.buffers import StepBuffers
 from rheo_sglang.cuda.residency import CudaResidency
@@ -67,13 +67,13 @@ class Fetch(MissPath):
         """See `MissPath.start`."""
         assert step.selected is not None and step.staged is not None
         with self.behind.fork():
-            self.table.policy.touch(layer, step.selected.pages)
+            self.table.policy.touch(layer, step.selected[layer].pages)
             self.residency.admit_missed(layer, step, most=step.staged.shape[1])
 
     def finish(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float, out: torch.Tensor) -> None:
         """See `MissPath.finish`."""
-        selected = step.selected
-        assert selected is not None and step.staged is not None
+        assert step.selected is not None and step.staged is not None
+        selected = step.selected[layer]
         self.attention.selected(layer, step, q, scale, out)
         with self.behind.fork():
             fill(
@@ -96,8 +96,8 @@ class Split(MissPath):
 
     def start(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
         """See `MissPath.start`."""
-        selected = step.selected
-        assert selected is not None and step.cpu is not None
+        assert step.selected is not None and step.cpu is not None
+        selected = step.selected[layer]
         with self.missing.fork():
             step.cpu(layer, q, selected, selected.num_hits, selected.num_selected, scale)
         with self.behind.fork():
@@ -113,5 +113,45 @@ class Split(MissPath):
         self.missing.join()
         count = out.shape[0]
         merge(hits, None, out, host_out=step.cpu.out[:count], host_lse=step.cpu.lse[:count])
+        if layer == len(self.residency.frames) - 1:
+            self.loading.join()
+
+
+class Both(MissPath):
+    """The attention kernel fetches a part of the misses and has the CPU attend the rest, until both are done.
+
+    Fetched pages go into their frames from where they were kept; the others are loaded behind the layers that follow.
+    """
+
+    def __init__(self, residency: CudaResidency, attention: Attention[Any], behind: SideStream) -> None:
+        super().__init__(residency, attention, behind)
+        self.loading = SideStream(residency.frames.device)
+
+    def start(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
+        """See `MissPath.start`."""
+        assert step.selected is not None
+        with self.behind.fork():
+            self.table.policy.touch(layer, step.selected[layer].pages)
+            self.residency.admit_missed(layer, step)
+
+    def finish(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float, out: torch.Tensor) -> None:
+        """See `MissPath.finish`; the last layer also waits for what the others load."""
+        assert step.selected is not None and step.cuts is not None and step.staged is not None
+        self.attention.selected(layer, step, q, scale, out)
+        selected, cuts, staged = step.selected[layer], step.cuts[layer], step.staged
+        page_table, frames = self.table.frame_of[layer], self.residency.frames[layer]
+        with self.behind.fork():
+            fill(staged, selected.misses, selected.num_hits, cuts, page_table, frames)
+            with self.loading.fork():
+                fill_from_host(
+                    self.residency.host[layer],
+                    selected.misses,
+                    selected.num_hits,
+                    selected.num_selected,
+                    cuts,
+                    staged.shape[1],
+                    page_table,
+                    frames,
+                )
         if layer == len(self.residency.frames) - 1:
             self.loading.join()

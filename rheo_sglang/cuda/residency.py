@@ -70,11 +70,11 @@ class CudaResidency:
         table = self.table
         assert step.selected is not None and step.candidates is not None
         assert step.worth is not None and step.admitted is not None
-        worth = table.policy.worth[layer]
+        worth, selected = table.policy.worth[layer], step.selected[layer]
         gather_misses(
-            step.selected.misses,
-            step.selected.num_hits,
-            step.selected.num_selected,
+            selected.misses,
+            selected.num_hits,
+            selected.num_selected,
             worth,
             SELECTED,
             step.candidates,

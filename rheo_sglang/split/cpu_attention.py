@@ -114,13 +114,14 @@ class CpuAttention:
             self.counts,
             self.batch,
         )
-        task = self._task(layer, scale)
+        task = self.task(layer, scale)
         if self.on_stream:
             launch_host_function(task.function, task.address)
         else:
             task()
 
-    def _task(self, layer: int, scale: float) -> Task:
+    def task(self, layer: int, scale: float) -> Task:
+        """What attends a layer's misses: the same object, and the same scale, every time."""
         if layer not in self._tasks:
             self._tasks[layer] = Task(
                 self.q,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from rheo_kernels.reference.importance import rank_normalise, update_importance
 from rheo_kernels.reference.select import select
 
 LAGS = (1, 2, 4, 8, 16, 32, 64)
@@ -71,9 +73,7 @@ def never_selected(retrieved: Booleans) -> float:
 def hit_rate(retrieved: Booleans, cache_size: float, policy: str) -> float:
     """Hit rate of caches that hold `cache_size` times the pages retrieved at a step.
 
-    One cache for each row. A step's pages are looked up together, then all are in the cache, and as many other
-    pages as necessary leave it, any of those of equal age. The first `WARM_UP_STEPS` steps fill the caches and are
-    not counted.
+    The first `WARM_UP_STEPS` steps fill the caches and are not counted.
 
     Parameters
     ----------
@@ -89,31 +89,84 @@ def hit_rate(retrieved: Booleans, cache_size: float, policy: str) -> float:
     ValueError
         If the cache cannot hold what one step retrieves, or the policy is unknown.
     """
+    if policy not in ("lru", "belady"):
+        raise ValueError(f"unknown policy {policy!r}; allowed: 'lru', 'belady'")
+    worths = last_use(retrieved) if policy == "lru" else iter(-_next_use(retrieved).swapaxes(0, 1))
+    lookups = retrieved[:, WARM_UP_STEPS:]
+    hits = lookups & residents(retrieved, cache_size, worths)[:, WARM_UP_STEPS:]
+    return int(hits.sum()) / int(lookups.sum())
+
+
+def residents(retrieved: Booleans, cache_size: float, worths: Iterator[npt.NDArray[Any]]) -> Booleans:
+    """Pages that caches hold when each step looks its pages up, ``[C, steps, M]``, bool.
+
+    One cache for each row. A step's pages are looked up together, then all are in the cache, and as many other
+    pages as necessary leave it, those of least worth first, any of those of equal worth.
+
+    Parameters
+    ----------
+    retrieved
+        ``[C, steps, M]``, bool.
+    cache_size
+        Capacity relative to the largest number of pages retrieved at one step, rounded up.
+    worths
+        After every step the worth of all pages, ``[C, M]``, between ``-steps`` and ``steps - 1``.
+
+    Raises
+    ------
+    ValueError
+        If the cache cannot hold what one step retrieves.
+    """
     if cache_size < 1:
         raise ValueError(
             f"cache size {cache_size} is too small; allowed: 1 or more times the retrieved pages"
         )
-    if policy not in ("lru", "belady"):
-        raise ValueError(f"unknown policy {policy!r}; allowed: 'lru', 'belady'")
     caches, steps, columns = retrieved.shape
     capacity = min(math.ceil(cache_size * retrieved.sum(2).max()), columns)
-    times = _next_use(retrieved) if policy == "belady" else None
-    last_use = np.full((caches, columns), -1)
+    found = np.zeros_like(retrieved)
     cached = np.zeros((caches, columns), dtype=bool)
-    hits = lookups = 0
-    for step in range(steps):
+    for step, worth in zip(range(steps), worths, strict=True):
+        found[:, step] = cached
         wanted = retrieved[:, step]
-        if step >= WARM_UP_STEPS:
-            hits += int((wanted & cached).sum())
-            lookups += int(wanted.sum())
-        last_use[wanted] = step
-        worth = last_use if times is None else -times[:, step]
         worth = np.where(wanted, steps, np.where(cached, worth, -2 * steps))
         order = np.argpartition(-worth, capacity - 1, axis=1)[:, :capacity]
         kept = np.zeros_like(cached)
         np.put_along_axis(kept, order, True, axis=1)
         cached = kept & (cached | wanted)
-    return hits / lookups
+    return found
+
+
+def last_use(retrieved: Booleans) -> Iterator[npt.NDArray[np.int64]]:
+    """LRU's worth of pages ``[C, M]`` after every step: the last step that retrieved them, -1 where none did."""
+    caches, steps, columns = retrieved.shape
+    latest = np.full((caches, columns), -1)
+    for step in range(steps):
+        latest[retrieved[:, step]] = step
+        yield latest
+
+
+def importance(
+    scores: torch.Tensor, num_pages: torch.Tensor, alpha: float
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Importance of pages ``[C, M]`` after every step, none before the first.
+
+    Parameters
+    ----------
+    scores
+        Page scores, ``[steps, C, M]``, float32, ``-inf`` past the last page.
+    num_pages
+        Pages at each step, ``[steps]``, int32.
+    alpha
+        Weight of the newest step.
+    """
+    steps, caches, columns = scores.shape
+    pages = torch.arange(columns, dtype=torch.int32)[None]
+    worth = torch.zeros((caches, columns))
+    for step in range(steps):
+        count = num_pages[step : step + 1]
+        ranks = rank_normalise(scores[step : step + 1], count)
+        update_importance(worth, ranks, pages, count, alpha)
+        yield worth.numpy()
 
 
 def _next_use(retrieved: Booleans) -> npt.NDArray[np.int32]:

@@ -69,23 +69,8 @@ class QueryRecorder:
         return torch.stack([torch.stack(step) for step in self.steps])
 
 
-@torch.inference_mode()
-def record(
-    model_path: Path, prompts: list[list[int]], steps: int, continuations: list[list[int]] | None = None
-) -> list[Trace]:
-    """Decode after every prompt for `steps` steps, one token at a time, in fp32 on the CPU.
-
-    Parameters
-    ----------
-    model_path
-        Checkpoint of a decoder that ``transformers`` knows.
-    prompts
-        Token ids of each prompt.
-    steps
-        Decode steps after the one token that the prompt itself yields.
-    continuations
-        Tokens to decode, at least ``steps + 1`` for each prompt; greedy ones when omitted.
-    """
+def load_model(model_path: Path) -> tuple[Any, QueryRecorder]:
+    """The checkpoint in fp32 on the CPU, and the recorder that sees its queries."""
     from transformers import AttentionInterface, AutoModelForCausalLM
 
     recorder = QueryRecorder()
@@ -93,23 +78,51 @@ def record(
     model = AutoModelForCausalLM.from_pretrained(
         model_path, dtype=torch.float32, attn_implementation=ATTENTION
     ).eval()
-    traces = []
-    for index, prompt in enumerate(tqdm(prompts, desc="traces", unit="prompt", leave=False, disable=None)):
-        recorder.steps.clear()
-        tokens: list[int] = []
-        output = model(torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
-        for step in range(steps + 1):
-            if continuations is None:
-                tokens.append(int(output.logits[0, -1].argmax()))
-            else:
-                tokens.append(continuations[index][step])
-            if step < steps:
-                output = model(
-                    torch.tensor([tokens[-1:]]), past_key_values=output.past_key_values, use_cache=True
-                )
-        keys = torch.stack([layer.keys[0] for layer in output.past_key_values.layers])
-        traces.append(Trace(recorder.queries(), keys, tokens))
-    return traces
+    return model, recorder
+
+
+@torch.inference_mode()
+def decode(
+    model: Any, recorder: QueryRecorder, prompt: list[int], steps: int, continuation: list[int] | None = None
+) -> Trace:
+    """Decode after a prompt for `steps` steps, one token at a time.
+
+    Parameters
+    ----------
+    model, recorder
+        From `load_model`.
+    prompt
+        Token ids, two or more.
+    steps
+        Decode steps after the one token that the prompt itself yields.
+    continuation
+        Tokens to decode, at least ``steps + 1``; greedy ones when omitted.
+    """
+    recorder.steps.clear()
+    tokens: list[int] = []
+    output = model(torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
+    for step in range(steps + 1):
+        if continuation is None:
+            tokens.append(int(output.logits[0, -1].argmax()))
+        else:
+            tokens.append(continuation[step])
+        if step < steps:
+            output = model(
+                torch.tensor([tokens[-1:]]), past_key_values=output.past_key_values, use_cache=True
+            )
+    keys = torch.stack([layer.keys[0] for layer in output.past_key_values.layers])
+    return Trace(recorder.queries(), keys, tokens)
+
+
+def record(
+    model_path: Path, prompts: list[list[int]], steps: int, continuations: list[list[int]] | None = None
+) -> list[Trace]:
+    """`decode` after every prompt; `model_path` is a checkpoint of a decoder that ``transformers`` knows."""
+    model, recorder = load_model(model_path)
+    return [
+        decode(model, recorder, prompt, steps, continuations[index] if continuations else None)
+        for index, prompt in enumerate(tqdm(prompts, desc="traces", unit="prompt", leave=False, disable=None))
+    ]
 
 
 def page_scores(trace: Trace, page_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -145,3 +158,9 @@ def page_scores(trace: Trace, page_size: int) -> tuple[torch.Tensor, torch.Tenso
         fold_chunk(metadata, position // page_size, position % page_size, trace.keys[layer])
         score(trace.queries[:, layer], metadata, pages, num_pages, dim**-0.5, "mean", scores[:, layer])
     return scores, num_pages
+
+
+def replay(found: list[Trace], page_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`page_scores` of traces of one length: scores of all, ``[steps, C, M]``, and pages at each step, ``[steps]``."""
+    scores, num_pages = zip(*(page_scores(trace, page_size) for trace in found), strict=True)
+    return torch.cat([one.flatten(1, 2) for one in scores], 1), num_pages[0]

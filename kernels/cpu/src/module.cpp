@@ -8,6 +8,7 @@
 #include <string>
 
 #include "attention.hpp"
+#include "doorbell.hpp"
 #include "pool.hpp"
 #include "read.hpp"
 
@@ -120,6 +121,17 @@ NB_MODULE(_native, m) {
         .def_prop_ro("isa", [](const Task& task) { return isa_name(task.attention().isa()); })
         .def_prop_ro("threads", [](const Task& task) { return task.attention().threads(); })
         .def_prop_ro("missing_blocks", [](const Task& task) { return task.attention().missing_blocks(); });
+    nb::class_<Doorbell>(m, "Doorbell")
+        .def(
+            "__init__",
+            [](Doorbell* self, uintptr_t words, int tasks) { new (self) Doorbell(pointer<uint32_t>(words), tasks); },
+            "words"_a, "tasks"_a)
+        .def(
+            "assign", [](Doorbell& self, int task, uintptr_t address) { self.assign(task, pointer<Attention>(address)); },
+            "task"_a, "address"_a)
+        .def("close", &Doorbell::close, without_gil());
+    m.attr("doorbell_words") = Doorbell::kWords;
+    m.attr("doorbell_positions") = std::vector<int>{Doorbell::kRung, Doorbell::kTask, Doorbell::kAnswered};
     m.attr("task_function") = reinterpret_cast<uintptr_t>(&rheo_cpu_run_task);
 
     m.def("attend", &attend, "problem"_a, "threads"_a, "isa"_a.none(), without_gil());

@@ -1,0 +1,49 @@
+"""Doorbell: runs tasks at a GPU's word, without the driver in between."""
+
+from __future__ import annotations
+
+import torch
+
+from rheo_kernels.cpu import _native
+from rheo_kernels.cpu.problem import check_buffer
+from rheo_kernels.cpu.task import Task
+
+RUNG, TASK, ANSWERED = _native.doorbell_positions
+"""Positions in `Doorbell.words`: the number of the latest ring, the task that it wants, the number last answered."""
+WORDS = _native.doorbell_words
+
+
+class Doorbell:
+    """A thread that waits for rings and runs the task that each one names.
+
+    Whoever rings writes operands, then ``words[TASK]``, then a new number to ``words[RUNG]``, each visible before the
+    next; results may be read once ``words[ANSWERED]`` is that number. A ring may follow only when the one before it was
+    answered. The thread keeps a core busy while rings are less than 20 ms apart.
+
+    Parameters
+    ----------
+    words
+        ``[WORDS]``, int32, in memory that both sides see.
+    tasks
+        Numbers that tasks may have: ``0 .. tasks - 1``.
+    """
+
+    def __init__(self, words: torch.Tensor, tasks: int) -> None:
+        check_buffer("words", words, (WORDS,), torch.int32)
+        self.words = words
+        self._tasks: dict[int, Task] = {}
+        self._bell = _native.Doorbell(words.data_ptr(), tasks)
+
+    def assign(self, number: int, task: Task) -> None:
+        """Have rings for ``number`` run ``task``."""
+        self._tasks[number] = task
+        self._bell.assign(number, task.address)
+
+    def close(self) -> None:
+        """End the thread, after the task that it is running; later rings are not answered."""
+        self._bell.close()
+
+    def __del__(self) -> None:
+        """Close before the tasks and the words go."""
+        if hasattr(self, "_bell"):
+            self.close()

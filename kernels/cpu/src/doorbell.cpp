@@ -1,0 +1,69 @@
+#include "doorbell.hpp"
+
+#include <pthread.h>
+#include <sched.h>
+#include <time.h>
+
+#include <chrono>
+#include <csignal>
+
+#include "topology.hpp"
+
+namespace rheo {
+namespace {
+
+// Longer than what lies between two decode steps, prefills apart.
+constexpr std::chrono::milliseconds kPatience{20};
+constexpr timespec kNap{0, 50'000};
+constexpr int kSpinsPerLook = 256;
+
+}  // namespace
+
+Doorbell::Doorbell(uint32_t* words, int tasks)
+    : words_(words), count_(tasks), tasks_(new std::atomic<Attention*>[tasks] {}) {
+    // Python's signal handlers belong on its own threads.
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    const uint32_t seen = std::atomic_ref(words_[kRung]).load(std::memory_order_acquire);
+    thread_ = std::thread([this, seen] { serve(seen); });
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+void Doorbell::close() {
+    closing_.store(true);
+    if (thread_.joinable()) thread_.join();
+}
+
+void Doorbell::serve(uint32_t seen) {
+    cpu_set_t mask;
+    CPU_ZERO(&mask);
+    CPU_SET(placement_order().front(), &mask);
+    pthread_setaffinity_np(pthread_self(), sizeof mask, &mask);
+    pthread_setname_np(pthread_self(), "rheo-doorbell");
+
+    std::atomic_ref<uint32_t> rung(words_[kRung]), answered(words_[kAnswered]);
+    auto heard = std::chrono::steady_clock::now();
+    for (int spins = 1; !closing_.load(std::memory_order_relaxed); ++spins) {
+        const uint32_t now = rung.load(std::memory_order_acquire);
+        if (now != seen) {
+            seen = now;
+            const uint32_t task = words_[kTask];
+            Attention* const attention =
+                task < static_cast<uint32_t>(count_) ? tasks_[task].load(std::memory_order_acquire) : nullptr;
+            if (attention) attention->run();
+            answered.store(now, std::memory_order_release);
+            heard = std::chrono::steady_clock::now();
+            continue;
+        }
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        asm volatile("yield");
+#endif
+        if (spins % kSpinsPerLook == 0 && std::chrono::steady_clock::now() - heard > kPatience)
+            nanosleep(&kNap, nullptr);
+    }
+}
+
+}  // namespace rheo

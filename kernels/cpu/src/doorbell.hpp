@@ -1,0 +1,43 @@
+// doorbell: a thread that runs tasks when a word of memory changes, and answers in another.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <thread>
+
+#include "attention.hpp"
+
+namespace rheo {
+
+// A GPU rings by writing, to memory that both sides see, first which task to run and then a new number; it goes on once
+// it reads that number back. Either side only ever writes its own words, so no atomic operation crosses the bus.
+//
+// The thread spins while rings follow each other as the layers of decode steps do, and looks every now and then when
+// they have not for a while.
+class Doorbell {
+  public:
+    // Positions of the words, a cache line each.
+    static constexpr int kRung = 0, kTask = 16, kAnswered = 32, kWords = 48;
+
+    // `words` stay valid until the doorbell is closed.
+    Doorbell(uint32_t* words, int tasks);
+    ~Doorbell() { close(); }
+
+    // Ends the thread; a task that runs is finished first.
+    void close();
+
+    // Has ring number `task` run `attention`, which outlives the object.
+    void assign(int task, Attention* attention) { tasks_[task].store(attention, std::memory_order_release); }
+
+  private:
+    void serve(uint32_t seen);
+
+    uint32_t* const words_;
+    const int count_;
+    const std::unique_ptr<std::atomic<Attention*>[]> tasks_;
+    std::atomic<bool> closing_{false};
+    std::thread thread_;
+};
+
+}  // namespace rheo

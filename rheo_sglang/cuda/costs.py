@@ -1,0 +1,89 @@
+"""costs: what a miss takes to fetch and to attend on the CPU, measured with the kernel that does both."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from typing import NamedTuple
+
+import torch
+
+from rheo_kernels.triton import Selected
+from rheo_sglang.cuda.attention import CudaAttention
+from rheo_sglang.cuda.heads import HeadShape
+from rheo_sglang.split.service import CpuService
+
+logger = logging.getLogger(__name__)
+
+REPEATS = 9
+PAGES_PER_HEAD = (8, 64)
+"""Misses of a KV head in the two measurements that a line is drawn through."""
+NEVER = 1e30
+
+
+class Costs(NamedTuple):
+    """Microseconds to begin to fetch, to fetch a page, to begin on the CPU, and to attend a page there."""
+
+    fetch_begin: float
+    fetch_page: float
+    cpu_begin: float
+    cpu_page: float
+
+
+ALL_ON_CPU = Costs(NEVER, 1.0, 0.0, 1.0)
+ALL_FETCHED = Costs(0.0, 1.0, NEVER, 1.0)
+
+
+def measure_costs(attention: CudaAttention, service: CpuService, heads: HeadShape) -> Costs:
+    """Time the attention kernel over misses that all go one way, then over those that all go the other.
+
+    Parameters
+    ----------
+    attention
+        The kernels; its pools are read.
+    service
+        The CPU's side; idle.
+    heads
+        Heads of this rank.
+    """
+    lines = []
+    for way in (ALL_FETCHED, ALL_ON_CPU):
+        nothing, few, many = (_time(attention, service, heads, pages, way) for pages in (0, *PAGES_PER_HEAD))
+        page = max(many - few, 0.0) / ((PAGES_PER_HEAD[1] - PAGES_PER_HEAD[0]) * heads.kv_heads)
+        lines.append((max(few - nothing - page * PAGES_PER_HEAD[0] * heads.kv_heads, 0.0), max(page, 1e-3)))
+    costs = Costs(*lines[0], *lines[1])
+    logger.info(
+        "rheo: a layer's misses take %.1f us and %.3f us a page to fetch, %.1f us and %.3f us a page on the CPU",
+        *costs,
+    )
+    return costs
+
+
+def _time(attention: CudaAttention, service: CpuService, heads: HeadShape, pages: int, way: Costs) -> float:
+    """Median microseconds of one layer's attention over that many misses of every KV head, and no hits."""
+    device = attention.frames.device
+    width = max(PAGES_PER_HEAD)
+    selected = Selected.allocate(1, heads.kv_heads, width, device)
+    selected.num_hits.zero_()
+    selected.num_selected.fill_(pages)
+    selected.valid.fill_(attention.page_size)
+    step = torch.zeros((), dtype=torch.int32, device=device)
+    share = service.prepare(0, 1.0)._replace(
+        step=step, costs=torch.tensor(way, dtype=torch.float32, device=device)
+    )
+    cuts = torch.zeros((1, heads.kv_heads), dtype=torch.int32, device=device)
+    workspace = attention.workspace(1, width)
+    q = torch.randn((1, heads.kv_heads * heads.group, heads.dim), device=device).to(attention.frames.dtype)
+    out = torch.empty_like(q)
+    times = []
+    for _ in range(REPEATS):
+        selected.misses.random_(1, attention.host.shape[1])
+        step += 1
+        torch.cuda.synchronize(device)
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        attention.attend(0, selected, q, 1.0, workspace, out, None, share, cuts)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e3)
+    return statistics.median(times)
