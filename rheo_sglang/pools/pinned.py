@@ -42,6 +42,7 @@ def pinned_zeros(shape: tuple[int, ...], dtype: torch.dtype, piece_bytes: int = 
 
     Notes
     -----
+    Kernels reach all of it; a single copy by the driver must not cross from one piece into the next.
     Pages are huge where the kernel offers transparent ones. The memory is unpinned when the tensor and its views are
     gone.
     """

@@ -175,3 +175,55 @@ def test_what_lies_behind_a_request_s_last_token_does_not_matter(rng: torch.Gene
     out = torch.full_like(problem.q, torch.nan)
     attend_selected(problem.q, problem.frames, None, problem.selected, problem.scale, 32, workspace, out)
     assert relative_error(out, expected) < TOLERANCE[shape.dtype]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("costs", [(1e30, 1.0, 0.0, 1.0), (5.0, 1.0, 0.0, 0.5), (0.0, 1.0, 1e30, 1.0)])
+@pytest.mark.parametrize("shape", SHAPES[::4], ids=str)
+def test_the_cpu_s_part_and_the_gpu_s_make_exact_attention(
+    shape: Shape, costs: tuple[float, ...], rng: torch.Generator
+) -> None:
+    from rheo_kernels.cuda.attend import Workspace, attend_selected
+    from rheo_sglang.split.cpu_attention import CpuAttention
+    from rheo_sglang.split.service import CpuService
+
+    counts = integers(0, 60, (3, shape.heads), rng).tolist()
+    counts[0][0] = 0
+    problem = Problem(shape, counts, True, rng)
+    width, page_size = problem.pages.shape[2], shape.page_size
+    cpu = CpuAttention(problem.pinned[None], 4, shape.group, width + 2, page_size, 3, True)
+    step = torch.zeros((), dtype=torch.int32, device="cuda")
+    service = CpuService(cpu, 1, step, torch.tensor(costs, device="cuda"))
+    share = service.prepare(0, problem.scale)
+    workspace = Workspace.allocate(3 * shape.heads, shape.group, shape.dim, page_size, width, rng.device)
+    cuts = torch.zeros((3, shape.heads), dtype=torch.int32, device="cuda")
+    selected = problem.selected
+    for _ in range(3):
+        step += 1
+        problem.q.copy_(normal(problem.q.shape, shape.dtype, rng))
+        expected, _ = problem.exact()
+        out = torch.full_like(problem.q, torch.nan)
+        staged = torch.zeros((3 * shape.heads, 7, 2, shape.block), dtype=shape.dtype, device="cuda")
+        attend_selected(
+            problem.q,
+            problem.frames,
+            problem.pinned,
+            selected,
+            problem.scale,
+            page_size,
+            workspace,
+            out,
+            staged,
+            share,
+            cuts,
+        )
+        assert relative_error(out, expected) < TOLERANCE[shape.dtype]
+        assert share.handed.eq(0)
+    fetched = int((cuts - selected.num_hits).sum())
+    missed = int((selected.num_selected - selected.num_hits).sum())
+    if costs[0] > 1e29:
+        assert fetched == 0
+    elif costs[2] > 1e29:
+        assert fetched == missed
+    else:
+        assert 0 < fetched < missed

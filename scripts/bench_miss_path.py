@@ -1,0 +1,156 @@
+"""Time one layer's attention when a part of its pages is missed, fetched, attended on the CPU, or divided.
+
+    python scripts/bench_miss_path.py --out docs/benchmarks/results/miss_path.json
+
+Qwen3-8B's shape, bfloat16, pages of 32 tokens: 128K tokens of context of which 10 % are selected, so 409 pages of 16 KB
+per KV head and request. Missed pages lie at random places of a host pool far beyond the caches. Every figure is the
+median replay of a CUDA graph of several layers, over the number of layers: hits, misses, merge and launch included. The
+division of ``auto`` rests on what the same kernel was measured to take at the start, as in a server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import statistics
+from pathlib import Path
+
+import torch
+import triton
+from measurement import gpu_in_words
+
+from rheo_kernels.triton import Selected
+from rheo_sglang.cuda.attention import CudaAttention
+from rheo_sglang.cuda.costs import ALL_FETCHED, ALL_ON_CPU, Costs, measure_costs
+from rheo_sglang.cuda.heads import HeadShape
+from rheo_sglang.pools.blocks import host_pool
+from rheo_sglang.split.cpu_attention import CpuAttention, default_cpu_threads
+from rheo_sglang.split.service import CpuService
+
+HEADS, GROUP, DIM, PAGE = 8, 4, 128, 32
+WIDTH, LAYERS, HOST_PAGES = 409, 6, 8200
+PAGE_BYTES = 4 * DIM * PAGE
+SCALE = DIM**-0.5
+SHARES = (0.0, 0.01, 0.05, 0.1, 0.2, 0.5)
+BATCHES = (1, 4, 8)
+REPLAYS = 25
+
+
+class Layers:
+    """Pools and lists of a few layers.
+
+    Parameters
+    ----------
+    threads
+        Threads of the CPU's part.
+    """
+
+    def __init__(self, threads: int) -> None:
+        frames = max(BATCHES) * WIDTH
+        self.host = host_pool(LAYERS, HOST_PAGES, HEADS, DIM, PAGE, torch.bfloat16, True)
+        for layer in self.host:
+            layer[:64].copy_(torch.randn(layer[:64].shape).bfloat16())
+            for start in range(64, HOST_PAGES, 64):
+                part = layer[start : start + 64]
+                part.copy_(layer[: len(part)])
+        shape = (LAYERS, HEADS, frames, 2, DIM * PAGE)
+        self.frames = torch.randn(shape, dtype=torch.bfloat16, device="cuda")
+        self.attention = CudaAttention(self.host, self.frames, HeadShape(HEADS, GROUP, DIM), PAGE)
+        self.step = torch.zeros((), dtype=torch.int32, device="cuda")
+        self.costs = torch.tensor(ALL_ON_CPU, device="cuda")
+        cpu = CpuAttention(self.host, max(BATCHES), GROUP, WIDTH, PAGE, threads, True)
+        self.service = CpuService(cpu, LAYERS, self.step, self.costs)
+
+    def selection(self, batch: int, share: float) -> list[Selected]:
+        """A selection per layer of which that share is missed."""
+        missed = round(share * WIDTH)
+        selections = []
+        for _ in range(LAYERS):
+            selected = Selected.allocate(batch, HEADS, WIDTH, "cuda")
+            for request in range(batch):
+                for head in range(HEADS):
+                    order = torch.randperm(self.frames.shape[2], device="cuda")[:WIDTH]
+                    selected.hits[request, head] = order.int()
+                    pages = torch.randperm(HOST_PAGES - 1, device="cuda")[:WIDTH] + 1
+                    selected.misses[request, head] = pages.int()
+            selected.valid.fill_(PAGE)
+            selected.num_hits.fill_(WIDTH - missed)
+            selected.num_selected.fill_(WIDTH)
+            selections.append(selected)
+        return selections
+
+    def time_us(self, batch: int, selections: list[Selected], costs: Costs) -> tuple[float, float]:
+        """Microseconds per layer, and the share of the misses that the CPU attended."""
+        q = torch.randn((batch, HEADS * GROUP, DIM), device="cuda").bfloat16()
+        out = torch.empty_like(q)
+        workspace = self.attention.workspace(batch, WIDTH)
+        cuts = torch.zeros((LAYERS, batch, HEADS), dtype=torch.int32, device="cuda")
+        self.costs.copy_(torch.tensor(costs))
+
+        def run() -> None:
+            self.step.add_(1)
+            for layer, selected in enumerate(selections):
+                share = self.service.prepare(layer, SCALE)
+                self.attention.attend(layer, selected, q, SCALE, workspace, out, None, share, cuts[layer])
+
+        run()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+        times = []
+        for replay in range(REPLAYS):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            if replay > 2:
+                times.append(start.elapsed_time(end) * 1e3 / LAYERS)
+        last = selections[-1]
+        missed = int((last.num_selected - last.num_hits).sum())
+        by_cpu = int((last.num_selected - cuts[-1]).sum())
+        return statistics.median(times), by_cpu / max(missed, 1)
+
+
+def main() -> None:
+    """Run the benchmark and write its JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--threads", type=int, help="threads of the CPU's part; by default all cores but two")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    threads = arguments.threads or default_cpu_threads()
+    layers = Layers(threads)
+    costs = measure_costs(layers.attention, layers.service, HeadShape(HEADS, GROUP, DIM))
+    metrics: dict[str, float] = {f"cost_{name}_us": value for name, value in costs._asdict().items()}
+    print({name: round(value, 3) for name, value in metrics.items()}, flush=True)
+    for batch in BATCHES:
+        for share in SHARES:
+            tag = f"bs{batch}_{round(100 * share)}pct"
+            selections = layers.selection(batch, share)
+            metrics[f"missed_mib_{tag}"] = batch * HEADS * round(share * WIDTH) * PAGE_BYTES / 2**20
+            for mode, way in (("fetch", ALL_FETCHED), ("split", ALL_ON_CPU), ("auto", costs)):
+                metrics[f"{mode}_us_{tag}"], by_cpu = layers.time_us(batch, selections, way)
+            metrics[f"auto_cpu_share_{tag}"] = by_cpu
+            better = min(metrics[f"fetch_us_{tag}"], metrics[f"split_us_{tag}"])
+            metrics[f"auto_vs_better_{tag}"] = metrics[f"auto_us_{tag}"] / better
+            print(tag, {k: round(v, 2) for k, v in metrics.items() if k.endswith(tag)}, flush=True)
+    result = {
+        "name": "miss_path",
+        "date": datetime.date.today().isoformat(),
+        "machine": gpu_in_words(),
+        "versions": {"torch": torch.__version__, "triton": triton.__version__},
+        "command": "python scripts/bench_miss_path.py --out docs/benchmarks/results/miss_path.json",
+        "shape": f"32 query and 8 KV heads of 128, page 32, bfloat16; {WIDTH} pages selected; {threads} CPU threads",
+        "metrics": {key: round(value, 4) for key, value in metrics.items()},
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
