@@ -61,13 +61,16 @@ def rheo_config(frame_tokens: int | None, miss_mode: str) -> dict[str, Any]:
 
 
 ALL = [[("128k", 1), ("128k", 4)], [("32k", 1), ("32k", 4), ("32k", 8), ("2k", 1), ("2k", 4), ("2k", 8)]]
-MISS_MODES = ("fetch", "split")
+MISS_MODES = ("fetch", "split", "auto")
 ENGINES = {
-    "fa3": EngineCase(None, ALL, profiled=[("128k", 1)]),
-    "resident": EngineCase(rheo_config(None, "fetch"), ALL, profiled=[("128k", 1), ("2k", 1)]),
+    "fa3": EngineCase(None, ALL),
+    "resident": EngineCase(rheo_config(None, "fetch"), ALL, profiled=[("128k", 1)]),
     **{
         f"10pct-bs{batch}-{mode}": EngineCase(
-            rheo_config(batch * CONTEXTS["128k"] // 10, mode), [[("128k", batch)]], True, [("128k", batch)]
+            rheo_config(batch * CONTEXTS["128k"] // 10, mode),
+            [[("128k", batch)]],
+            True,
+            [("128k", batch)] if mode == "auto" else [],
         )
         for batch in (1, 4)
         for mode in MISS_MODES

@@ -9,7 +9,8 @@
 //
 // Macros: BF16 (else fp16), DIM, PAGE (tokens), GROUP (query heads per KV head), WARPS, STAGES (pages in flight or in
 // use per warp), LISTED (page lists looked up in the page table, else frames), FETCH (one more warp attends misses from
-// host memory with a ring of MISS_STAGES), CPU (that warp also hands misses over to the CPU, whose part is merged).
+// host memory with a ring of MISS_STAGES), CPU (that warp also hands misses over to the CPU, whose part is merged),
+// ARGUMENTS_BYTES (what the launching side passes).
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -60,11 +61,13 @@ struct Arguments {
     const float* costs;            // microseconds: to begin to fetch, per page, to begin on the CPU, per page
     u32* handed;                   // lists handed over so far, 0 before and after
     int* cuts;                     // [B * H], the first column that the CPU attends
-    long long stride_qb, stride_qh, stride_ob, stride_oh, stride_fh, stride_ff, stride_hn, stride_hh, stride_th, stride_list;
+    long long stride_qb, stride_qh, stride_ob, stride_oh, stride_fh, stride_ff, stride_hn, stride_hh, stride_th,
+        stride_list;
     float scale;                   // softmax scale times log2(e)
     int heads, width, room;
     int layer, layers, cpu_width, first_wave;
 };
+static_assert(sizeof(Arguments) == ARGUMENTS_BYTES, "attend.py declares other arguments");
 
 constexpr int kOutBytes = 4 * GROUP * DIM;
 constexpr int kRingBytes = kSlots * kBlockBytes;

@@ -136,6 +136,8 @@ class _Arguments(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in ("num_hits", "num_selected", "page_table", "step", "missed_at")
         ),
+        *((f"cpu_{name}", ctypes.c_void_p) for name in CpuShare._fields[:7]),
+        *((name, ctypes.c_void_p) for name in ("bell", "costs", "handed", "cuts")),
         *(
             (f"stride_{name}", ctypes.c_longlong)
             for name in ("qb", "qh", "ob", "oh", "fh", "ff", "hn", "hh", "th", "list")
@@ -144,6 +146,32 @@ class _Arguments(ctypes.Structure):
         *((name, ctypes.c_int) for name in ("heads", "width", "room")),
         *((name, ctypes.c_int) for name in ("layer", "layers", "cpu_width", "first_wave")),
     ]
+
+
+def _defines(
+    ring: Ring,
+    dim: int,
+    page_size: int,
+    group: int,
+    dtype: torch.dtype,
+    listed: bool,
+    fetch: bool,
+    cpu: bool,
+) -> dict[str, int | str]:
+    """The source's macros."""
+    return {
+        "BF16": int(dtype == torch.bfloat16),
+        "DIM": dim,
+        "PAGE": page_size,
+        "GROUP": group,
+        "WARPS": ring.warps,
+        "STAGES": ring.stages,
+        "MISS_STAGES": 1,
+        "LISTED": int(listed),
+        "FETCH": int(fetch),
+        "CPU": int(cpu),
+        "ARGUMENTS_BYTES": ctypes.sizeof(_Arguments),
+    }
 
 
 @functools.cache
@@ -155,18 +183,7 @@ def _kernel(
     ring = Ring.of(block_bytes)
     assert ring is not None
     shared = (ring.warps * ring.stages + (1 if fetch else 0)) * block_bytes
-    defines = {
-        "BF16": int(dtype == torch.bfloat16),
-        "DIM": dim,
-        "PAGE": page_size,
-        "GROUP": group,
-        "WARPS": ring.warps,
-        "STAGES": ring.stages,
-        "MISS_STAGES": 1,
-        "LISTED": int(listed),
-        "FETCH": int(fetch),
-        "CPU": int(cpu),
-    }
+    defines = _defines(ring, dim, page_size, group, dtype, listed, fetch, cpu)
     return compile_kernel("attend.cu", "attend", defines, shared), ring, shared
 
 

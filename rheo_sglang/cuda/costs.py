@@ -19,6 +19,8 @@ REPEATS = 9
 PAGES_PER_HEAD = (8, 64)
 """Misses of a KV head in the two measurements that a line is drawn through."""
 NEVER = 1e30
+FIRST_STEP = 1 << 24
+"""Rings are told apart by their step: these are not those of a server that just started."""
 
 
 class Costs(NamedTuple):
@@ -67,7 +69,7 @@ def _time(attention: CudaAttention, service: CpuService, heads: HeadShape, pages
     selected.num_hits.zero_()
     selected.num_selected.fill_(pages)
     selected.valid.fill_(attention.page_size)
-    step = torch.zeros((), dtype=torch.int32, device=device)
+    step = torch.full((), FIRST_STEP, dtype=torch.int32, device=device)
     share = service.prepare(0, 1.0)._replace(
         step=step, costs=torch.tensor(way, dtype=torch.float32, device=device)
     )

@@ -76,7 +76,7 @@ class CpuAttention:
         self.host = host
         self.page_size = page_size
         self.threads = threads
-        self._tasks: dict[int, Task] = {}
+        self._tasks: dict[tuple[int, float], Task] = {}
 
     def __call__(
         self,
@@ -100,7 +100,7 @@ class CpuAttention:
         first, last
             Columns of the misses to attend here, ``[B, H]``, int32, contiguous.
         scale
-            Softmax scale, the same in every call for a layer.
+            Softmax scale.
         """
         hand_over(
             q,
@@ -121,9 +121,10 @@ class CpuAttention:
             task()
 
     def task(self, layer: int, scale: float) -> Task:
-        """What attends a layer's misses: the same object, and the same scale, every time."""
-        if layer not in self._tasks:
-            self._tasks[layer] = Task(
+        """What attends a layer's misses: the same object every time."""
+        key = (layer, scale)
+        if key not in self._tasks:
+            self._tasks[key] = task = Task(
                 self.q,
                 self.host[layer].transpose(0, 1),
                 self.pages,
@@ -137,6 +138,5 @@ class CpuAttention:
                 threads=self.threads,
             )
             if len(self._tasks) == 1:
-                task = self._tasks[layer]
                 logger.info("rheo: misses are attended on the CPU: %d threads, %s", task.threads, task.isa)
-        return self._tasks[layer]
+        return self._tasks[key]

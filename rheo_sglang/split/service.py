@@ -47,7 +47,7 @@ class CpuService:
             step,
             layers,
         )
-        self._assigned: set[int] = set()
+        self._scales: dict[int, float] = {}
 
     def prepare(self, layer: int, scale: float) -> CpuShare:
         """Make sure that rings of a layer are answered.
@@ -57,9 +57,9 @@ class CpuService:
         layer
             Layer index.
         scale
-            Softmax scale, the same in every call for a layer.
+            Softmax scale.
         """
-        if layer not in self._assigned:
+        if self._scales.get(layer) != scale:
             self.bell.assign(layer, self.attention.task(layer, scale))
-            self._assigned.add(layer)
+            self._scales[layer] = scale
         return self.share

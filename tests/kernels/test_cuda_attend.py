@@ -14,11 +14,14 @@ SHAPES = [dataclasses.replace(shape, heads=2) for shape in GPU_SHAPES]
 
 def test_the_source_compiles_for_hopper() -> None:
     pytest.importorskip("cuda.bindings.nvrtc", reason="needs NVRTC and its bindings")
+    from rheo_kernels.cuda.attend import Ring, _defines
     from rheo_kernels.cuda.compile import compile_cubin
 
-    shape = {"BF16": 1, "DIM": 128, "PAGE": 32, "GROUP": 4, "WARPS": 4, "STAGES": 3, "MISS_STAGES": 1}
-    for listed, fetch in ((0, 1), (0, 0), (1, 0)):
-        assert compile_cubin("attend.cu", (*shape.items(), ("LISTED", listed), ("FETCH", fetch)), "90")
+    ring = Ring.of(4 * 128 * 32)
+    assert ring is not None
+    for modes in ((False, False, False), (True, False, False), (False, True, False), (False, True, True)):
+        defines = _defines(ring, 128, 32, 4, torch.bfloat16, *modes)
+        assert compile_cubin("attend.cu", tuple(defines.items()), "90")
 
 
 class Problem:

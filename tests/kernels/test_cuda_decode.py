@@ -74,8 +74,8 @@ class Server:
             start = column * PAGE_SIZE
             slots = page * PAGE_SIZE + torch.arange(PAGE_SIZE, dtype=torch.int32)
             self.tokens[row, start : start + PAGE_SIZE] = slots.to(self.device)
-        self.host[:, pages] = noise[:, pages]
-        self.table.metadata[:, :, pages] = metadata[:, :, pages].to(self.device)
+        self.host[:, pages] = noise[:, pages].to(self.dtype)
+        self.table.metadata[:, :, pages] = metadata[:, :, pages].to(self.device, self.dtype)
 
     def step(
         self, lengths: dict[int, int], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
