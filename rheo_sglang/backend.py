@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
-from rheo_kernels.cpu import CPU_ISA, working_isa
+from rheo_kernels.cpu import CPU_ISA, fastest_isa
 from rheo_sglang.batch import DecodeBatch, build_decode_batch, page_lists
 from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import ConfigError
@@ -56,7 +56,8 @@ class RheoAttentionBackend(AttentionBackend):
         self.context_len = min(runner.model_config.context_len, self.req_to_token.shape[1])
         self.chunk_tokens = runner.server_args.chunked_prefill_size or 0
         config = pool.config
-        cpu_attention = use_working_cpu_attention()
+        group = runner.model_config.num_attention_heads // runner.model_config.get_total_num_kv_heads()
+        cpu_attention = use_fastest_cpu_attention(pool, group)
         self.recorder = None
         if config.recorder != "off":
             self.recorder = Recorder(
@@ -75,7 +76,6 @@ class RheoAttentionBackend(AttentionBackend):
         if captures_decode(config, pool.device):
             from rheo_sglang.cuda.decode import CudaDecode
 
-            group = runner.model_config.num_attention_heads // runner.model_config.get_total_num_kv_heads()
             self.cuda = CudaDecode(
                 config,
                 pool.table,
@@ -244,9 +244,9 @@ class RheoAttentionBackend(AttentionBackend):
         return self.pool.device != "cpu"
 
 
-def use_working_cpu_attention() -> bool:
-    """Have this process attend on the CPU with a variant that works here; False if none does."""
-    isa = working_isa()
+def use_fastest_cpu_attention(pool: RheoKVPool, group: int) -> bool:
+    """Have this process attend on the CPU with the variant that is fastest here; False if none works."""
+    isa = fastest_isa(pool.host[0].transpose(0, 1), group, pool.page_size, pool.config.cpu_threads)
     if isa is not None:
         os.environ[CPU_ISA] = isa
     return isa is not None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import statistics
 from pathlib import Path
 
@@ -20,9 +21,11 @@ import torch
 import triton
 from measurement import gpu_in_words
 
+from rheo_kernels.cpu import CPU_ISA, fastest_isa
+from rheo_kernels.cuda.attend import Costs
 from rheo_kernels.triton import Selected
 from rheo_sglang.cuda.attention import CudaAttention
-from rheo_sglang.cuda.costs import ALL_FETCHED, ALL_ON_CPU, Costs, measure_costs
+from rheo_sglang.cuda.costs import ALL_FETCHED, ALL_ON_CPU, measure_costs
 from rheo_sglang.cuda.heads import HeadShape
 from rheo_sglang.pools.blocks import host_pool
 from rheo_sglang.split.cpu_attention import CpuAttention, default_cpu_threads
@@ -57,6 +60,9 @@ class Layers:
         shape = (LAYERS, HEADS, frames, 2, DIM * PAGE)
         self.frames = torch.randn(shape, dtype=torch.bfloat16, device="cuda")
         self.attention = CudaAttention(self.host, self.frames, HeadShape(HEADS, GROUP, DIM), PAGE)
+        isa = fastest_isa(self.host[0].transpose(0, 1), GROUP, PAGE, threads)
+        if isa is not None:
+            os.environ[CPU_ISA] = isa
         self.step = torch.zeros((), dtype=torch.int32, device="cuda")
         self.costs = torch.tensor(ALL_ON_CPU, device="cuda")
         cpu = CpuAttention(self.host, max(BATCHES), GROUP, WIDTH, PAGE, threads, True)

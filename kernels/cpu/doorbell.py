@@ -8,24 +8,24 @@ from rheo_kernels.cpu import _native
 from rheo_kernels.cpu.problem import check_buffer
 from rheo_kernels.cpu.task import Task
 
-RUNG, TASK, ANSWERED = _native.doorbell_positions
-"""Positions in `Doorbell.words`: the number of the latest ring, the task that it wants, the number last answered."""
+RUNG, ANSWERED = _native.doorbell_positions
+"""Positions in `Doorbell.words`: the number of the latest ring, and the number last answered."""
 WORDS = _native.doorbell_words
 
 
 class Doorbell:
-    """A thread that waits for rings and runs the task that each one names.
+    """A thread that waits for rings and runs the task that each one asks for.
 
-    Whoever rings writes operands, then ``words[TASK]``, then a new number to ``words[RUNG]``, each visible before the
-    next; results may be read once ``words[ANSWERED]`` is that number. A ring may follow only when the one before it was
-    answered. The thread keeps a core busy while rings are less than 20 ms apart.
+    Whoever rings writes operands and then a new number ``n`` to ``words[RUNG]``, which asks for task
+    ``(n - 1) % tasks``; results may be read once ``words[ANSWERED]`` is that number. A ring may follow only when the
+    one before it was answered. The thread keeps a core busy while rings are less than 20 ms apart.
 
     Parameters
     ----------
     words
         ``[WORDS]``, int32, in memory that both sides see.
     tasks
-        Numbers that tasks may have: ``0 .. tasks - 1``.
+        How many tasks there are, at least 1.
     """
 
     def __init__(self, words: torch.Tensor, tasks: int) -> None:
@@ -35,7 +35,7 @@ class Doorbell:
         self._bell = _native.Doorbell(words.data_ptr(), tasks)
 
     def assign(self, number: int, task: Task) -> None:
-        """Have rings for ``number`` run ``task``."""
+        """Have rings for task ``number`` run ``task``; until then they are answered at once."""
         self._tasks[number] = task
         self._bell.assign(number, task.address)
 

@@ -1,4 +1,4 @@
-"""probe: which variant works on this machine, found out in a child process before a server depends on it."""
+"""probe: which variants work on this machine, found out in a child process, and which of them is fastest."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import signal
+import statistics
 import time
 import warnings
 
@@ -13,19 +14,21 @@ import torch
 
 from rheo_kernels.cpu import _native
 from rheo_kernels.cpu.problem import describe
-from rheo_kernels.cpu.settings import available_isas, forced_isa
+from rheo_kernels.cpu.settings import available_isas, checked_threads, forced_isa
 
 logger = logging.getLogger(__name__)
 
 SECONDS = 20.0
 """How long a variant may take to attend a few pages."""
+MOST_TRIED = 3
+TIMED_PAGES, TIMED_RUNS = 2048, 7
 HEADS, GROUP, DIM, PAGE_SIZE, PAGES, ANSWER = 2, 4, 128, 32, 40, 1.5
 RIGHT, WRONG = 0, 1
 
 
 @functools.cache
-def working_isa() -> str | None:
-    """The widest variant that attends a few pages and gets them right; None if there is none.
+def working_isas() -> tuple[str, ...]:
+    """The variants that attend a few pages and get them right, widest first; `MOST_TRIED` of them at most.
 
     Processors, hypervisors and compilers differ more than tests can: a variant that crashes must not take a server
     with it. ``RHEO_CPU_ISA`` limits the search.
@@ -34,12 +37,61 @@ def working_isa() -> str | None:
     limit = forced_isa()
     if limit is not None:
         candidates = candidates[candidates.index(limit) :] if limit in candidates else []
+    working: list[str] = []
     for isa in candidates:
         failure = _failure(isa)
         if failure is None:
-            return isa
-        logger.warning("rheo: CPU attention with %s does not work on this machine (%s)", isa, failure)
-    return None
+            working.append(isa)
+            if len(working) == MOST_TRIED:
+                break
+        else:
+            logger.warning("rheo: CPU attention with %s does not work on this machine (%s)", isa, failure)
+    return tuple(working)
+
+
+def fastest_isa(blocks: torch.Tensor, group: int, page_size: int, threads: int | None = None) -> str | None:
+    """Of the variants that work here, the one that attends random pages of a host pool soonest; None if none works.
+
+    Wider is not always faster: where memory sets the pace, it depends on what a variant does between two loads.
+
+    Parameters
+    ----------
+    blocks
+        Host pages, ``[H, N, 2, D * P]``, any strides over ``H`` and ``N``.
+    group
+        Query heads of a KV head.
+    page_size
+        Tokens per page.
+    threads
+        Threads to use; None for `default_threads`.
+    """
+    isas = working_isas()
+    if len(isas) < 2:
+        return isas[0] if isas else None
+    heads, pages, _, block = blocks.shape
+    width = max(min(TIMED_PAGES // heads, pages), 1)
+    draw = torch.Generator().manual_seed(0)
+    q = torch.randn((1, heads * group, block // page_size), generator=draw).to(blocks.dtype)
+    index = torch.randint(pages, (1, heads, width), generator=draw, dtype=torch.int32)
+    valid = torch.full_like(index, page_size)
+    out, lse = torch.zeros(q.shape), torch.zeros(q.shape[:2])
+    batch = torch.ones(1, dtype=torch.int32)
+    problem = describe(q, blocks, index, valid, 1.0, page_size, out, lse, batch)
+    tasks = {isa: _native.Task(problem, checked_threads(threads), isa) for isa in isas}
+    times: dict[str, list[float]] = {isa: [] for isa in isas}
+    for _ in range(TIMED_RUNS):
+        for isa, task in tasks.items():
+            index.random_(0, pages)
+            began = time.perf_counter()
+            task.run()
+            times[isa].append(time.perf_counter() - began)
+    medians = {isa: statistics.median(taken) for isa, taken in times.items()}
+    speeds = ", ".join(
+        f"{isa} {heads * width * block * 2 * blocks.element_size() / taken / 1e9:.1f} GB/s"
+        for isa, taken in medians.items()
+    )
+    logger.info("rheo: CPU attention: %s", speeds)
+    return min(medians, key=lambda isa: medians[isa])
 
 
 def _failure(isa: str) -> str | None:

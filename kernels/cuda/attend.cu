@@ -58,13 +58,14 @@ struct Arguments {
     const float* cpu_lse;          // [X, Hq], natural logarithm
     u32* bell;                     // see kernels/cpu/src/doorbell.hpp
     // and on the device:
-    const float* costs;            // microseconds: to begin to fetch, per page, to begin on the CPU, per page
+    const float* costs;            // see attend.py
     u32* handed;                   // lists handed over so far, 0 before and after
     int* cuts;                     // [B * H], the first column that the CPU attends
     long long stride_qb, stride_qh, stride_ob, stride_oh, stride_fh, stride_ff, stride_hn, stride_hh, stride_th,
         stride_list;
     float scale;                   // softmax scale times log2(e)
     int heads, width, room;
+    int loaders;                   // blocks of each list that fetch
     int layer, layers, cpu_width, first_wave;
 };
 static_assert(sizeof(Arguments) == ARGUMENTS_BYTES, "attend.py declares other arguments");
@@ -76,7 +77,7 @@ constexpr int kMergedAtOnce = (kRingBytes - kLseBytes) / kOutBytes;
 constexpr int kQuads = (GROUP * DIM / 4 + 32 * kWarps - 1) / (32 * kWarps);  // of outputs per thread
 
 #if CPU
-constexpr int kRung = 0, kTask = 16, kAnswered = 32;
+constexpr int kRung = 0, kAnswered = 16;
 constexpr u64 kPatience = 60'000'000'000ull;  // nanoseconds
 
 // How a layer's misses are divided between the CPU and the bus; every block finds the same.
@@ -315,12 +316,14 @@ __device__ __forceinline__ void store_split(Softmax& run, unsigned char* scratch
 }
 
 #if CPU
-// Number that this layer's ring bears: another one in every layer of every step.
+// Number that this layer's ring bears: another one in every layer of every step, and the layer modulo their number.
 __device__ __forceinline__ u32 ring_number(const Arguments& a) {
-    return static_cast<u32>(*a.step) * a.layers + a.layer + 1;
+    const u32 steps = 0xffffffffu / a.layers;
+    return static_cast<u32>(*a.step) % steps * a.layers + a.layer + 1;
 }
 
-// Both ways take time to begin and then as long as there are pages; divided such that they end together.
+// Either way takes time to begin and then as long as there are pages, longer where both go on at once since both read
+// DRAM. Misses are divided such that both end together, unless one way alone ends sooner.
 __device__ __forceinline__ Division divide(const Arguments& a, int pairs) {
     const int lane = threadIdx.x % 32;
     int missed = 0;
@@ -328,8 +331,13 @@ __device__ __forceinline__ Division divide(const Arguments& a, int pairs) {
     missed = __reduce_add_sync(kAll, missed);
     Division division{0, 0};
     if (missed == 0) return division;
-    const float fetched = (a.costs[2] - a.costs[0] + missed * a.costs[3]) / (a.costs[1] + a.costs[3]);
-    division.share = 256 - static_cast<int>(ceilf(256 * fminf(fmaxf(fetched / missed, 0.f), 1.f)));
+    const float begin_fetch = a.costs[0], begin_cpu = a.costs[2], slower = a.costs[4];
+    const float fetch = missed * a.costs[1], cpu = missed * a.costs[3];
+    float fetched = (begin_cpu - begin_fetch + cpu * slower) / ((fetch + cpu) * slower);
+    fetched = fminf(fmaxf(fetched, 0.f), 1.f);
+    const float alone = fminf(begin_fetch + fetch, begin_cpu + cpu);
+    if (begin_fetch + fetched * fetch * slower >= alone) fetched = begin_fetch + fetch <= begin_cpu + cpu;
+    division.share = 256 - static_cast<int>(ceilf(256 * fetched));
     for (int i = lane; i < pairs; i += 32) division.total += division.of(a.num_selected[i] - a.num_hits[i]);
     division.total = __reduce_add_sync(kAll, division.total);
     return division;
@@ -362,8 +370,6 @@ __device__ __forceinline__ void hand_over(const Arguments& a, const Division& di
     if (lane != 0 || atomicAdd(a.handed, static_cast<u32>(lists)) + lists != static_cast<u32>(pairs)) return;
     *a.handed = 0;
     *a.cpu_batch = pairs / a.heads;
-    a.bell[kTask] = a.layer;
-    __threadfence_system();
     asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(a.bell + kRung), "r"(ring_number(a)) : "memory");
 }
 
@@ -397,26 +403,28 @@ __device__ __forceinline__ void merge_splits(const float* outs, const float* lse
                        shared_address(barrier));
         }
         if (start == 0) {
+            float cpu[kQuads];
+            float4 part[kQuads];
+#pragma unroll
+            for (int k = 0; k < kQuads; ++k) {
+                const int at = min((threadIdx.x + k * 32 * kWarps) * 4, GROUP * DIM - 4);
+                cpu[k] = cpu_out ? __ldcv(cpu_lse + at / DIM) * kLog2E : minus_infinity();
+                part[k] = cpu_out ? __ldcv(reinterpret_cast<const float4*>(cpu_out + at)) : float4{0, 0, 0, 0};
+            }
             for (int i = threadIdx.x; i < splits * GROUP; i += 32 * kWarps) lse[i] = __ldcg(lses + i);
             __syncthreads();
 #pragma unroll
             for (int k = 0; k < kQuads; ++k) {
                 const int head = min((threadIdx.x + k * 32 * kWarps) * 4 / DIM, GROUP - 1);
-                top[k] = minus_infinity(), total[k] = 0;
+                top[k] = minus_infinity();
                 for (int s = 0; s < splits; ++s) top[k] = fmaxf(top[k], lse[s * GROUP + head]);
-                const float cpu = cpu_out ? __ldcv(cpu_lse + head) * kLog2E : minus_infinity();
-                top[k] = fmaxf(top[k], cpu);
+                top[k] = fmaxf(top[k], cpu[k]);
                 if (top[k] == minus_infinity()) top[k] = 0;
-                mixed[k][0] = mixed[k][1] = mixed[k][2] = mixed[k][3] = 0;
-                const int at = (threadIdx.x + k * 32 * kWarps) * 4;
-                if (cpu > minus_infinity() && at < GROUP * DIM) {
-                    const float4 part = __ldcv(reinterpret_cast<const float4*>(cpu_out + at));
-                    total[k] = power_of_2(cpu - top[k]);
-                    mixed[k][0] = total[k] * part.x;
-                    mixed[k][1] = total[k] * part.y;
-                    mixed[k][2] = total[k] * part.z;
-                    mixed[k][3] = total[k] * part.w;
-                }
+                total[k] = power_of_2(cpu[k] - top[k]);
+                mixed[k][0] = total[k] * part[k].x;
+                mixed[k][1] = total[k] * part[k].y;
+                mixed[k][2] = total[k] * part[k].z;
+                mixed[k][3] = total[k] * part[k].w;
             }
         }
         wait_for(shared_address(barrier), phase);
@@ -464,6 +472,7 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
     if (threadIdx.x <= kSlots)
         asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barriers + threadIdx.x)) : "memory");
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    __syncthreads();
 
     u32 query[DIM / 16][kHeadTiles][2];
     {
@@ -486,7 +495,8 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
     // entries are on their way before their number is known.
 #if LISTED
     const int length = a.num_hits[request];
-    const int begin = 0, count = (length + PAGE - 1) / PAGE;
+    const int begin = 0;
+    int count = (length + PAGE - 1) / PAGE;
 #else
     const int begin = fetches ? a.num_hits[pair] : 0;
     int count = fetches ? a.num_selected[pair] - begin : a.num_hits[pair];
@@ -502,10 +512,10 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
     }
 #endif
     const int first = fetches ? split : split + warp * splits;
-    const int stride = fetches ? splits : WARPS * splits;
+    const int stride = fetches ? a.loaders : WARPS * splits;
+    if (fetches && split >= a.loaders) count = 0;
     const int stages = fetches ? MISS_STAGES : STAGES;
     const int slot0 = fetches ? kHitSlots : warp * STAGES;
-    __syncthreads();
 
     // Lane i knows entry n + i: where its page is, and its tokens.
     const auto look_up = [&](int n, u64& source, int& tokens) {

@@ -18,6 +18,8 @@ SHARED_BYTES_OF_TWO = 115_500
 """The same for each of two blocks."""
 MIN_STAGES, MAX_STAGES = 3, 8
 MOST_SPLITS = 48
+LOADERS = 48
+"""Blocks that fetch, a page each at a time: enough to fill PCIe, few enough that the CPU's words need not queue."""
 PAGES_TO_BEGIN = 6
 """What starting and ending a block costs, in pages that it could attend meanwhile."""
 MIN_CAPABILITY = (9, 0)
@@ -31,8 +33,7 @@ class Ring(NamedTuple):
     warps: int
     """Warps of a block that attend pages from frames."""
     stages: int
-    """Pages in flight or in use per such warp. The warp that attends misses has one: all blocks together have some 2 MB
-    under way over PCIe, ten times latency times bandwidth."""
+    """Pages in flight or in use per such warp. The warp that attends misses has one."""
 
     @classmethod
     def of(cls, block_bytes: int) -> Ring | None:
@@ -65,6 +66,21 @@ class Workspace(NamedTuple):
         return cls(parts, torch.zeros(pairs, dtype=torch.int32, device=device))
 
 
+class Costs(NamedTuple):
+    """What misses take, by which the kernel divides them such that fetching and the CPU end together."""
+
+    fetch_begin: float
+    """Microseconds to begin to fetch."""
+    fetch_page: float
+    """Microseconds to fetch a page."""
+    cpu_begin: float
+    """Microseconds to begin on the CPU: hand-over and answer."""
+    cpu_page: float
+    """Microseconds to attend a page there."""
+    slowdown: float
+    """How much longer pages take both ways while the other goes on, at least 1."""
+
+
 class CpuShare(NamedTuple):
     """Where a launch hands misses over to the CPU, and finds what it made of them.
 
@@ -88,8 +104,7 @@ class CpuShare(NamedTuple):
     bell: torch.Tensor
     """Words of a `rheo_kernels.cpu.Doorbell`."""
     costs: torch.Tensor
-    """Microseconds to begin to fetch, to fetch a page, to begin on the CPU, to attend a page there: ``[4]``, float32,
-    on the device. Misses are divided such that both end together."""
+    """What decides how misses are divided, `Costs`, ``[5]``, float32, on the device."""
     handed: torch.Tensor
     """Scalar, int32, 0 between launches, on the device."""
     step: torch.Tensor
@@ -144,7 +159,7 @@ class _Arguments(ctypes.Structure):
         ),
         ("scale", ctypes.c_float),
         *((name, ctypes.c_int) for name in ("heads", "width", "room")),
-        *((name, ctypes.c_int) for name in ("layer", "layers", "cpu_width", "first_wave")),
+        *((name, ctypes.c_int) for name in ("loaders", "layer", "layers", "cpu_width", "first_wave")),
     ]
 
 
@@ -249,6 +264,7 @@ def attend_selected(
         selected.num_selected.data_ptr(),
     )
     arguments.width = arguments.stride_list = selected.hits.shape[2]
+    arguments.loaders = max(min(LOADERS // pairs, workspace.parts.splits), 1)
     if staged is not None:
         arguments.staged, arguments.room = staged.data_ptr(), staged.shape[1]
     if cpu is not None and cuts is not None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import statistics
-from typing import NamedTuple
 
 import torch
 
+from rheo_kernels.cuda.attend import Costs
 from rheo_kernels.triton import Selected
 from rheo_sglang.cuda.attention import CudaAttention
 from rheo_sglang.cuda.heads import HeadShape
@@ -23,21 +23,13 @@ FIRST_STEP = 1 << 24
 """Rings are told apart by their step: these are not those of a server that just started."""
 
 
-class Costs(NamedTuple):
-    """Microseconds to begin to fetch, to fetch a page, to begin on the CPU, and to attend a page there."""
-
-    fetch_begin: float
-    fetch_page: float
-    cpu_begin: float
-    cpu_page: float
-
-
-ALL_ON_CPU = Costs(NEVER, 1.0, 0.0, 1.0)
-ALL_FETCHED = Costs(0.0, 1.0, NEVER, 1.0)
+ALL_ON_CPU = Costs(NEVER, 1.0, 0.0, 1.0, 1.0)
+ALL_FETCHED = Costs(0.0, 1.0, NEVER, 1.0, 1.0)
+HALF_AND_HALF = Costs(0.0, 1.0, 0.0, 1.0, 0.5)
 
 
 def measure_costs(attention: CudaAttention, service: CpuService, heads: HeadShape) -> Costs:
-    """Time the attention kernel over misses that all go one way, then over those that all go the other.
+    """Time the attention kernel over misses that all go one way, all the other, and half and half.
 
     Parameters
     ----------
@@ -48,14 +40,19 @@ def measure_costs(attention: CudaAttention, service: CpuService, heads: HeadShap
     heads
         Heads of this rank.
     """
+    few, many = (pages * heads.kv_heads for pages in PAGES_PER_HEAD)
+    nothing = _time(attention, service, heads, 0, ALL_FETCHED)
     lines = []
     for way in (ALL_FETCHED, ALL_ON_CPU):
-        nothing, few, many = (_time(attention, service, heads, pages, way) for pages in (0, *PAGES_PER_HEAD))
-        page = max(many - few, 0.0) / ((PAGES_PER_HEAD[1] - PAGES_PER_HEAD[0]) * heads.kv_heads)
-        lines.append((max(few - nothing - page * PAGES_PER_HEAD[0] * heads.kv_heads, 0.0), max(page, 1e-3)))
-    costs = Costs(*lines[0], *lines[1])
+        short, long = (_time(attention, service, heads, pages, way) for pages in PAGES_PER_HEAD)
+        page = max((long - short) / (many - few), 1e-3)
+        lines.append((max(short - nothing - page * few, 0.0), page))
+    together = _time(attention, service, heads, PAGES_PER_HEAD[1], HALF_AND_HALF) - nothing
+    slowdown = together / max(begin + page * many / 2 for begin, page in lines)
+    costs = Costs(*lines[0], *lines[1], max(slowdown, 1.0))
     logger.info(
-        "rheo: a layer's misses take %.1f us and %.3f us a page to fetch, %.1f us and %.3f us a page on the CPU",
+        "rheo: a layer's misses take %.1f us and %.3f us a page to fetch, %.1f us and %.3f us a page on the CPU, "
+        "%.2f times as long both at once",
         *costs,
     )
     return costs

@@ -21,6 +21,8 @@ GIB = 1 << 30
 PIECE_BYTES = 2 * GIB
 PORTABLE_AND_MAPPED = 3
 REPORT_SECONDS = 5.0
+ADVICE = [getattr(mmap, name) for name in ("MADV_HUGEPAGE", "MADV_DONTFORK") if hasattr(mmap, name)]
+"""Shared mappings rarely get huge pages; private ones would be copied by a fork as long as they are pinned."""
 
 
 def pinned_zeros(shape: tuple[int, ...], dtype: torch.dtype, piece_bytes: int = PIECE_BYTES) -> torch.Tensor:
@@ -43,17 +45,17 @@ def pinned_zeros(shape: tuple[int, ...], dtype: torch.dtype, piece_bytes: int = 
     Notes
     -----
     Kernels reach all of it; a single copy by the driver must not cross from one piece into the next.
-    Pages are huge where the kernel offers transparent ones. The memory is unpinned when the tensor and its views are
+    Pages are huge where the kernel offers transparent ones. A forked child does not have the memory. The memory is unpinned when the tensor and its views are
     gone.
     """
     size = int(np.prod(shape)) * dtype.itemsize
     available = psutil.virtual_memory().available
     try:
-        memory = mmap.mmap(-1, max(size, 1))
+        memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError) as error:
         raise _failed(size, 0, available, str(error)) from None
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    for advice in ADVICE:
+        memory.madvise(advice)
     data = np.frombuffer(memory, dtype=np.uint8)
     tensor = torch.from_numpy(data)
     start = reported = time.monotonic()

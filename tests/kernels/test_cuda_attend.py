@@ -181,7 +181,9 @@ def test_what_lies_behind_a_request_s_last_token_does_not_matter(rng: torch.Gene
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("costs", [(1e30, 1.0, 0.0, 1.0), (5.0, 1.0, 0.0, 0.5), (0.0, 1.0, 1e30, 1.0)])
+@pytest.mark.parametrize(
+    "costs", [(1e30, 1.0, 0.0, 1.0, 1.0), (5.0, 1.0, 0.0, 0.5, 1.2), (0.0, 1.0, 1e30, 1.0, 1.0)]
+)
 @pytest.mark.parametrize("shape", SHAPES[::4], ids=str)
 def test_the_cpu_s_part_and_the_gpu_s_make_exact_attention(
     shape: Shape, costs: tuple[float, ...], rng: torch.Generator

@@ -48,9 +48,7 @@ void Doorbell::serve(uint32_t seen) {
         const uint32_t now = rung.load(std::memory_order_acquire);
         if (now != seen) {
             seen = now;
-            const uint32_t task = words_[kTask];
-            Attention* const attention =
-                task < static_cast<uint32_t>(count_) ? tasks_[task].load(std::memory_order_acquire) : nullptr;
+            Attention* const attention = tasks_[(now - 1) % count_].load(std::memory_order_acquire);
             if (attention) attention->run();
             answered.store(now, std::memory_order_release);
             heard = std::chrono::steady_clock::now();

@@ -10,15 +10,16 @@
 
 namespace rheo {
 
-// A GPU rings by writing, to memory that both sides see, first which task to run and then a new number; it goes on once
-// it reads that number back. Either side only ever writes its own words, so no atomic operation crosses the bus.
+// A GPU rings by writing a new number to memory that both sides see, and goes on once it reads that number back. Ring n
+// asks for task (n - 1) modulo the number of tasks. Either side only ever writes its own word, so no atomic operation
+// crosses the bus.
 //
 // The thread spins while rings follow each other as the layers of decode steps do, and looks every now and then when
 // they have not for a while.
 class Doorbell {
   public:
     // Positions of the words, a cache line each.
-    static constexpr int kRung = 0, kTask = 16, kAnswered = 32, kWords = 48;
+    static constexpr int kRung = 0, kAnswered = 16, kWords = 32;
 
     // `words` stay valid until the doorbell is closed.
     Doorbell(uint32_t* words, int tasks);
@@ -27,14 +28,14 @@ class Doorbell {
     // Ends the thread; a task that runs is finished first.
     void close();
 
-    // Has ring number `task` run `attention`, which outlives the object.
+    // Has rings for `task` run `attention`, which outlives the object.
     void assign(int task, Attention* attention) { tasks_[task].store(attention, std::memory_order_release); }
 
   private:
     void serve(uint32_t seen);
 
     uint32_t* const words_;
-    const int count_;
+    const uint32_t count_;
     const std::unique_ptr<std::atomic<Attention*>[]> tasks_;
     std::atomic<bool> closing_{false};
     std::thread thread_;

@@ -131,7 +131,7 @@ NB_MODULE(_native, m) {
             "task"_a, "address"_a)
         .def("close", &Doorbell::close, without_gil());
     m.attr("doorbell_words") = Doorbell::kWords;
-    m.attr("doorbell_positions") = std::vector<int>{Doorbell::kRung, Doorbell::kTask, Doorbell::kAnswered};
+    m.attr("doorbell_positions") = std::vector<int>{Doorbell::kRung, Doorbell::kAnswered};
     m.attr("task_function") = reinterpret_cast<uintptr_t>(&rheo_cpu_run_task);
 
     m.def("attend", &attend, "problem"_a, "threads"_a, "isa"_a.none(), without_gil());
