@@ -22,7 +22,7 @@ import triton
 from measurement import gpu_in_words
 
 from rheo_kernels.cpu import CPU_ISA, fastest_isa
-from rheo_kernels.cuda.attend import Costs
+from rheo_kernels.cuda.share import Costs
 from rheo_kernels.triton import Selected
 from rheo_sglang.cuda.attention import CudaAttention
 from rheo_sglang.cuda.costs import ALL_FETCHED, ALL_ON_CPU, measure_costs

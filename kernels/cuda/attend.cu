@@ -9,16 +9,18 @@
 //
 // Macros: BF16 (else fp16), DIM, PAGE (tokens), GROUP (query heads per KV head), WARPS, STAGES (pages in flight or in
 // use per warp), LISTED (page lists looked up in the page table, else frames), FETCH (one more warp attends misses from
-// host memory with a ring of MISS_STAGES), CPU (that warp also hands misses over to the CPU, whose part is merged),
+// host memory with a ring of MISS_STAGES), CPU (it leaves a part of them to the CPU, whose results are merged),
 // ARGUMENTS_BYTES (what the launching side passes).
 
-typedef unsigned int u32;
+#include "division.cuh"
+
 typedef unsigned long long u64;
 
 namespace {
 
 constexpr int kBlockBytes = 2 * 2 * DIM * PAGE;          // one page, K and V
 constexpr int kValues = 2 * DIM * PAGE;                  // offset of V in it
+constexpr u64 kPatience = 60'000'000'000ull;             // nanoseconds that the CPU may take
 constexpr int kHitSlots = WARPS * STAGES;
 constexpr int kSlots = kHitSlots + (FETCH ? MISS_STAGES : 0);
 constexpr int kWarps = WARPS + (FETCH ? 1 : 0);
@@ -28,7 +30,6 @@ constexpr int kTokenTiles = PAGE / 16;
 constexpr int kLaneDims = DIM / 8;                       // dimensions of the output per lane row
 constexpr int kVector = kLaneDims % 8 == 0 ? 8 : kLaneDims % 4 == 0 ? 4 : 2;  // of them consecutive
 constexpr int kChunks = kLaneDims / kVector;
-constexpr u32 kAll = 0xffffffffu;
 constexpr float kLog2E = 1.4426950408889634f;
 
 struct Arguments {
@@ -48,25 +49,17 @@ struct Arguments {
     const int* page_table;         // LISTED: [H, N]
     const int* step;               // scalar
     int* missed_at;                // LISTED: scalar, becomes *step if a page has no frame
-    // CPU: in memory that both sides see,
-    unsigned short* cpu_q;         // [X, Hq, D]
-    int* cpu_pages;                // [X, H, cpu_width]
-    int* cpu_valid;                // [X, H, cpu_width]
-    int* cpu_counts;               // [X, H]
-    int* cpu_batch;                // scalar
-    const float* cpu_out;          // [X, Hq, D]
+    const float* cpu_out;          // CPU, in memory that it sees: [X, Hq, D]
     const float* cpu_lse;          // [X, Hq], natural logarithm
     u32* bell;                     // see kernels/cpu/src/doorbell.hpp
-    // and on the device:
-    const float* costs;            // see attend.py
-    u32* handed;                   // lists handed over so far, 0 before and after
+    const float* costs;            // CPU, on the device: see division.cuh
     int* cuts;                     // [B * H], the first column that the CPU attends
     long long stride_qb, stride_qh, stride_ob, stride_oh, stride_fh, stride_ff, stride_hn, stride_hh, stride_th,
         stride_list;
     float scale;                   // softmax scale times log2(e)
     int heads, width, room;
     int loaders;                   // blocks of each list that fetch
-    int layer, layers, cpu_width, first_wave;
+    int layer, layers;
 };
 static_assert(sizeof(Arguments) == ARGUMENTS_BYTES, "attend.py declares other arguments");
 
@@ -75,19 +68,6 @@ constexpr int kRingBytes = kSlots * kBlockBytes;
 constexpr int kLseBytes = 4096;
 constexpr int kMergedAtOnce = (kRingBytes - kLseBytes) / kOutBytes;
 constexpr int kQuads = (GROUP * DIM / 4 + 32 * kWarps - 1) / (32 * kWarps);  // of outputs per thread
-
-#if CPU
-constexpr int kRung = 0, kAnswered = 16;
-constexpr u64 kPatience = 60'000'000'000ull;  // nanoseconds
-
-// How a layer's misses are divided between the CPU and the bus; every block finds the same.
-struct Division {
-    int share;  // of 256 misses, those that the CPU attends
-    int total;  // misses that the CPU attends in all lists
-
-    __device__ __forceinline__ int of(int missed) const { return missed * share >> 8; }
-};
-#endif
 
 // A warp's softmax. Lane (row, column) = (lane / 4, lane % 4) holds query heads 2 column and 2 column + 1 of every head
 // tile, and of their output the dimensions (8 chunk + row) kVector + i.
@@ -316,66 +296,9 @@ __device__ __forceinline__ void store_split(Softmax& run, unsigned char* scratch
 }
 
 #if CPU
-// Number that this layer's ring bears: another one in every layer of every step, and the layer modulo their number.
-__device__ __forceinline__ u32 ring_number(const Arguments& a) {
-    const u32 steps = 0xffffffffu / a.layers;
-    return static_cast<u32>(*a.step) % steps * a.layers + a.layer + 1;
-}
-
-// Either way takes time to begin and then as long as there are pages, longer where both go on at once since both read
-// DRAM. Misses are divided such that both end together, unless one way alone ends sooner.
-__device__ __forceinline__ Division divide(const Arguments& a, int pairs) {
-    const int lane = threadIdx.x % 32;
-    int missed = 0;
-    for (int i = lane; i < pairs; i += 32) missed += a.num_selected[i] - a.num_hits[i];
-    missed = __reduce_add_sync(kAll, missed);
-    Division division{0, 0};
-    if (missed == 0) return division;
-    const float begin_fetch = a.costs[0], begin_cpu = a.costs[2], slower = a.costs[4];
-    const float fetch = missed * a.costs[1], cpu = missed * a.costs[3];
-    float fetched = (begin_cpu - begin_fetch + cpu * slower) / ((fetch + cpu) * slower);
-    fetched = fminf(fmaxf(fetched, 0.f), 1.f);
-    const float alone = fminf(begin_fetch + fetch, begin_cpu + cpu);
-    if (begin_fetch + fetched * fetch * slower >= alone) fetched = begin_fetch + fetch <= begin_cpu + cpu;
-    division.share = 256 - static_cast<int>(ceilf(256 * fetched));
-    for (int i = lane; i < pairs; i += 32) division.total += division.of(a.num_selected[i] - a.num_hits[i]);
-    division.total = __reduce_add_sync(kAll, division.total);
-    return division;
-}
-
-// Hand queries and missed pages of all lists to the CPU, and ring once they are there. The blocks that start first do
-// it between them, so that it happens however many blocks wait for the answer.
-__device__ __forceinline__ void hand_over(const Arguments& a, const Division& division, int pairs) {
-    const int lane = threadIdx.x % 32;
-    const int block = blockIdx.y * gridDim.x + blockIdx.x;
-    const int blocks = min(static_cast<int>(gridDim.x * gridDim.y), a.first_wave);
-    if (division.total == 0 || block >= min(blocks, pairs)) return;
-    int lists = 0;
-    for (int pair = block; pair < pairs; pair += blocks, ++lists) {
-        const int end = a.num_selected[pair], count = division.of(end - a.num_hits[pair]);
-        if (lane == 0) a.cpu_counts[pair] = count;
-        if (count == 0) continue;
-        const unsigned short* const q = a.q + pair / a.heads * a.stride_qb + pair % a.heads * GROUP * a.stride_qh;
-        u32* const target = reinterpret_cast<u32*>(a.cpu_q + static_cast<long long>(pair) * GROUP * DIM);
-        for (int i = lane; i < GROUP * DIM / 2; i += 32)
-            target[i] = *reinterpret_cast<const u32*>(q + 2 * i / DIM * a.stride_qh + 2 * i % DIM);
-        const long long from = pair * a.stride_list + end - count, to = static_cast<long long>(pair) * a.cpu_width;
-        for (int i = lane; i < count; i += 32) {
-            a.cpu_pages[to + i] = a.misses[from + i];
-            a.cpu_valid[to + i] = a.valid[from + i];
-        }
-    }
-    __threadfence_system();
-    __syncwarp();
-    if (lane != 0 || atomicAdd(a.handed, static_cast<u32>(lists)) + lists != static_cast<u32>(pairs)) return;
-    *a.handed = 0;
-    *a.cpu_batch = pairs / a.heads;
-    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(a.bell + kRung), "r"(ring_number(a)) : "memory");
-}
-
 // Wait until the CPU has attended what it was handed in this layer. A CPU that never answers ends the program.
 __device__ __forceinline__ void wait_for_cpu(const Arguments& a) {
-    const u32 wanted = ring_number(a);
+    const u32 wanted = ring_number(*a.step, a.layer, a.layers);
     u64 begin, now;
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(begin));
     for (u32 answered;;) {
@@ -503,9 +426,7 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
 #endif
 #if CPU
     if (fetches) {
-        const Division division = divide(a, gridDim.y);
-        hand_over(a, division, gridDim.y);
-        const int handed = division.of(count);
+        const int handed = divide(a.num_hits, a.num_selected, a.costs, gridDim.y).of(count);
         count -= handed;
         if (lane == 0) by_cpu = handed;
         if (lane == 0 && split == 0) a.cuts[pair] = begin + count;

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from rheo_kernels.cuda.compile import Kernel, UnavailableError, compile_kernel
+from rheo_kernels.cuda.share import CpuShare
 from rheo_kernels.triton import Partials, Selected
 
 LOG2_E = 1.4426950408889634
@@ -66,53 +67,6 @@ class Workspace(NamedTuple):
         return cls(parts, torch.zeros(pairs, dtype=torch.int32, device=device))
 
 
-class Costs(NamedTuple):
-    """What misses take, by which the kernel divides them such that fetching and the CPU end together."""
-
-    fetch_begin: float
-    """Microseconds to begin to fetch."""
-    fetch_page: float
-    """Microseconds to fetch a page."""
-    cpu_begin: float
-    """Microseconds to begin on the CPU: hand-over and answer."""
-    cpu_page: float
-    """Microseconds to attend a page there."""
-    slowdown: float
-    """How much longer pages take both ways while the other goes on, at least 1."""
-
-
-class CpuShare(NamedTuple):
-    """Where a launch hands misses over to the CPU, and finds what it made of them.
-
-    The first eight are in memory that both sides see; rows and columns beyond the launch's are not touched.
-    """
-
-    q: torch.Tensor
-    """``[X, Hq, D]``, dtype of the queries."""
-    pages: torch.Tensor
-    """``[X, H, Y]``, int32."""
-    valid: torch.Tensor
-    """``[X, H, Y]``, int32."""
-    counts: torch.Tensor
-    """Pages of each list, ``[X, H]``, int32."""
-    batch: torch.Tensor
-    """Requests, ``[1]``, int32."""
-    out: torch.Tensor
-    """``[X, Hq, D]``, float32."""
-    lse: torch.Tensor
-    """Natural logarithm, ``[X, Hq]``, float32."""
-    bell: torch.Tensor
-    """Words of a `rheo_kernels.cpu.Doorbell`."""
-    costs: torch.Tensor
-    """What decides how misses are divided, `Costs`, ``[5]``, float32, on the device."""
-    handed: torch.Tensor
-    """Scalar, int32, 0 between launches, on the device."""
-    step: torch.Tensor
-    """Number of the decode step, from 1 on, scalar, int32, on the device."""
-    layers: int
-    """Layers of a step: a ring's number is ``step * layers + layer + 1``."""
-
-
 def num_splits(pairs: int, width: int, blocks: int) -> int:
     """Into how many blocks to split each of ``pairs`` lists of up to ``width`` pages.
 
@@ -151,15 +105,14 @@ class _Arguments(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in ("num_hits", "num_selected", "page_table", "step", "missed_at")
         ),
-        *((f"cpu_{name}", ctypes.c_void_p) for name in CpuShare._fields[:7]),
-        *((name, ctypes.c_void_p) for name in ("bell", "costs", "handed", "cuts")),
+        *((name, ctypes.c_void_p) for name in ("cpu_out", "cpu_lse", "bell", "costs", "cuts")),
         *(
             (f"stride_{name}", ctypes.c_longlong)
             for name in ("qb", "qh", "ob", "oh", "fh", "ff", "hn", "hh", "th", "list")
         ),
         ("scale", ctypes.c_float),
         *((name, ctypes.c_int) for name in ("heads", "width", "room")),
-        *((name, ctypes.c_int) for name in ("loaders", "layer", "layers", "cpu_width", "first_wave")),
+        *((name, ctypes.c_int) for name in ("loaders", "layer", "layers")),
     ]
 
 
@@ -240,7 +193,8 @@ def attend_selected(
     staged
         ``[B * H, room, 2, D * P]``: the first ``room`` missed pages of each list are kept here on the way.
     cpu
-        Leaves a part of the misses to the CPU and merges its results, if given; needs ``host`` and ``out``.
+        Leaves to the CPU what `hand_over` gave it right before, and merges its results, if given; needs ``host`` and
+        ``out``.
     cuts
         The first column that the CPU attends, ``[B, H]``, int32, contiguous; written.
     layer
@@ -248,8 +202,8 @@ def attend_selected(
 
     Notes
     -----
-    The kernel in front of this one in the stream must be the one that makes the selection, and must not be q's; this
-    one begins while it ends.
+    The kernel in front of this one in the stream must be the one that makes the selection, or `hand_over` after it, and
+    must not be q's; this one begins while it ends.
 
     Reads a page, ``4 * D * P`` bytes, once for the whole GQA group, in one bulk copy; a multiprocessor has up to 224 KB
     of them under way. Bound by device memory for the hits and by PCIe for the misses, which one warp of every block
@@ -268,13 +222,10 @@ def attend_selected(
     if staged is not None:
         arguments.staged, arguments.room = staged.data_ptr(), staged.shape[1]
     if cpu is not None and cuts is not None:
-        for name in CpuShare._fields[:7]:
-            setattr(arguments, f"cpu_{name}", getattr(cpu, name).data_ptr())
-        for name in ("bell", "costs", "handed", "step"):
-            setattr(arguments, name, getattr(cpu, name).data_ptr())
-        arguments.cuts, arguments.cpu_width = cuts.data_ptr(), cpu.pages.shape[2]
+        arguments.cpu_out, arguments.cpu_lse = cpu.out.data_ptr(), cpu.lse.data_ptr()
+        arguments.bell, arguments.costs = cpu.bell.data_ptr(), cpu.costs.data_ptr()
+        arguments.cuts, arguments.step = cuts.data_ptr(), cpu.step.data_ptr()
         arguments.layer, arguments.layers = layer, cpu.layers
-        arguments.first_wave = torch.cuda.get_device_properties(q.device).multi_processor_count
     modes = (False, host is not None, cpu is not None)
     _launch(dim, page_size, group, q.dtype, modes, workspace, pairs, arguments)
 

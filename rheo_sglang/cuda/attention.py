@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 
 from rheo_kernels import triton as kernels
-from rheo_kernels.cuda.attend import CpuShare
+from rheo_kernels.cuda.share import CpuShare
 from rheo_kernels.triton import Partials, Selected
 from rheo_sglang.cuda.buffers import StepBuffers
 from rheo_sglang.cuda.heads import HeadShape
@@ -191,9 +191,10 @@ class CudaAttention(Attention[Any]):
 
     def __init__(self, host: torch.Tensor, frames: torch.Tensor, heads: HeadShape, page_size: int) -> None:
         super().__init__(host, frames, heads, page_size)
-        from rheo_kernels.cuda import attend, select_resolve
+        from rheo_kernels.cuda import attend, hand_over, select_resolve
 
         self.kernels = attend
+        self.hand_over = hand_over.hand_over
         self.select_resolve = select_resolve.select_resolve
 
     def workspace(self, batch: int, width: int) -> Any:
@@ -226,6 +227,8 @@ class CudaAttention(Attention[Any]):
         cuts: torch.Tensor,
     ) -> None:
         """`selected`, of any selection; see `rheo_kernels.cuda.attend.attend_selected`."""
+        if share is not None:
+            self.hand_over(q, selected, share, layer)
         self.kernels.attend_selected(
             q,
             self.frames[layer],

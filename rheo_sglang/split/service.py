@@ -6,7 +6,7 @@ import torch
 
 from rheo_kernels.cpu import Doorbell
 from rheo_kernels.cpu.doorbell import WORDS
-from rheo_kernels.cuda.attend import CpuShare
+from rheo_kernels.cuda.share import CpuShare
 from rheo_sglang.split.cpu_attention import CpuAttention
 
 

@@ -14,6 +14,7 @@ SHAPES = [dataclasses.replace(shape, heads=2) for shape in GPU_SHAPES]
 
 def test_the_source_compiles_for_hopper() -> None:
     pytest.importorskip("cuda.bindings.nvrtc", reason="needs NVRTC and its bindings")
+    from rheo_kernels.cuda import hand_over
     from rheo_kernels.cuda.attend import Ring, _defines
     from rheo_kernels.cuda.compile import compile_cubin
 
@@ -22,6 +23,7 @@ def test_the_source_compiles_for_hopper() -> None:
     for modes in ((False, False, False), (True, False, False), (False, True, False), (False, True, True)):
         defines = _defines(ring, 128, 32, 4, torch.bfloat16, *modes)
         assert compile_cubin("attend.cu", tuple(defines.items()), "90")
+    assert compile_cubin("hand_over.cu", tuple(hand_over.defines(128, 4).items()), "90")
 
 
 class Problem:
@@ -182,13 +184,15 @@ def test_what_lies_behind_a_request_s_last_token_does_not_matter(rng: torch.Gene
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "costs", [(1e30, 1.0, 0.0, 1.0, 1.0), (5.0, 1.0, 0.0, 0.5, 1.2), (0.0, 1.0, 1e30, 1.0, 1.0)]
+    "costs",
+    [(1e30, 1.0, 0.0, 1.0, 1.0, 0.0), (5.0, 1.0, 0.0, 0.5, 1.2, 0.0), (0.0, 1.0, 1e30, 1.0, 1.0, 0.0)],
 )
 @pytest.mark.parametrize("shape", SHAPES[::4], ids=str)
 def test_the_cpu_s_part_and_the_gpu_s_make_exact_attention(
     shape: Shape, costs: tuple[float, ...], rng: torch.Generator
 ) -> None:
     from rheo_kernels.cuda.attend import Workspace, attend_selected
+    from rheo_kernels.cuda.hand_over import hand_over
     from rheo_sglang.split.cpu_attention import CpuAttention
     from rheo_sglang.split.service import CpuService
 
@@ -209,6 +213,7 @@ def test_the_cpu_s_part_and_the_gpu_s_make_exact_attention(
         expected, _ = problem.exact()
         out = torch.full_like(problem.q, torch.nan)
         staged = torch.zeros((3 * shape.heads, 7, 2, shape.block), dtype=shape.dtype, device="cuda")
+        hand_over(problem.q, selected, share, 0)
         attend_selected(
             problem.q,
             problem.frames,

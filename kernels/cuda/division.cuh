@@ -1,0 +1,57 @@
+// division: how a layer's misses are divided between the bus and the CPU, and the number by which the CPU is rung.
+//
+// Every kernel that asks finds the same answer, since all compute it alike from the same counts.
+#pragma once
+
+typedef unsigned int u32;
+
+namespace {
+
+constexpr u32 kAll = 0xffffffffu;
+constexpr int kRung = 0, kAnswered = 16;  // words of a doorbell
+
+struct Division {
+    int share;  // of 256 misses of a list, those that the CPU attends
+    int total;  // misses that it attends in all lists
+
+    __device__ __forceinline__ int of(int missed) const { return missed * share >> 8; }
+};
+
+// Number of a layer's ring: another one in every layer of every step, and the layer modulo their number.
+__device__ __forceinline__ u32 ring_number(int step, int layer, int layers) {
+    const u32 steps = 0xffffffffu / layers;
+    return static_cast<u32>(step) % steps * layers + layer + 1;
+}
+
+// Either way takes time to begin and then as long as there are pages, longer where both go on at once since both read
+// DRAM. Misses are divided such that both end together, unless one way alone ends as soon, or before the hits do. A
+// whole warp calls. `costs`, in microseconds: to begin to fetch, per page fetched, to begin on the CPU, per page there,
+// how much longer pages take both at once, per page of a frame.
+__device__ __forceinline__ Division divide(const int* num_hits, const int* num_selected, const float* costs,
+                                           int lists) {
+    const int lane = threadIdx.x % 32;
+    int hit = 0, missed = 0;
+    for (int i = lane; i < lists; i += 32) {
+        const int hits = num_hits[i];
+        hit += hits;
+        missed += num_selected[i] - hits;
+    }
+    hit = __reduce_add_sync(kAll, hit);
+    missed = __reduce_add_sync(kAll, missed);
+    Division division{0, 0};
+    if (missed == 0) return division;
+    const float hits = hit * costs[5], slower = costs[4];
+    const float begin_fetch = costs[0], fetch = missed * costs[1];
+    const float begin_cpu = costs[2], cpu = missed * costs[3];
+    const float balanced = (begin_cpu - begin_fetch + cpu * slower) / ((fetch + cpu) * slower);
+    float fetched = fminf(fmaxf(balanced, 0.f), 1.f);
+    const float by_fetch = fmaxf(begin_fetch + fetch, hits), by_cpu = fmaxf(begin_cpu + cpu, hits);
+    const float by_both = fmaxf(begin_fetch + fetched * fetch * slower, hits);
+    if (by_both >= fminf(by_fetch, by_cpu)) fetched = by_fetch <= by_cpu ? 1.f : 0.f;
+    division.share = 256 - static_cast<int>(ceilf(256 * fetched));
+    for (int i = lane; i < lists; i += 32) division.total += division.of(num_selected[i] - num_hits[i]);
+    division.total = __reduce_add_sync(kAll, division.total);
+    return division;
+}
+
+}  // namespace

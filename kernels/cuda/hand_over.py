@@ -1,0 +1,75 @@
+"""hand_over: the CPU's part of a layer's misses into memory that it sees, and a ring once it is there."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from rheo_kernels.cuda.compile import compile_kernel
+from rheo_kernels.cuda.share import CpuShare
+from rheo_kernels.triton import Selected
+
+THREADS = 128
+SHARED = ("q", "pages", "valid", "counts", "batch")
+
+
+class Arguments(ctypes.Structure):
+    """The kernel's parameter; the source says what each field is."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("q", "misses", "valid", "num_hits", "num_selected")),
+        *((f"cpu_{name}", ctypes.c_void_p) for name in SHARED),
+        *((name, ctypes.c_void_p) for name in ("bell", "costs", "handed", "step")),
+        *((name, ctypes.c_longlong) for name in ("stride_qb", "stride_qh")),
+        *((name, ctypes.c_int) for name in ("heads", "width", "cpu_width", "layer", "layers")),
+    )
+
+
+def defines(dim: int, group: int) -> dict[str, int]:
+    """The source's macros."""
+    return {"DIM": dim, "GROUP": group, "ARGUMENTS_BYTES": ctypes.sizeof(Arguments)}
+
+
+def hand_over(q: torch.Tensor, selected: Selected, share: CpuShare, layer: int) -> None:
+    """Hand the last misses of every list over, as many as the CPU's share is, and ring.
+
+    Parameters
+    ----------
+    q
+        Queries, ``[B, Hq, D]``, contiguous in ``D``, two bytes an element.
+    selected
+        The selection, made by the kernel in front of this one in the stream.
+    share
+        Where to.
+    layer
+        The doorbell's task.
+
+    Notes
+    -----
+    Posted writes over PCIe, ``2 Hq D`` bytes a request and 8 a miss, and a fence that waits for them: bound by latency.
+    Does next to nothing where the CPU gets no miss.
+    """
+    batch, queries, dim = q.shape
+    heads, width = selected.misses.shape[1:]
+    arguments = Arguments(
+        q=q.data_ptr(),
+        misses=selected.misses.data_ptr(),
+        valid=selected.valid.data_ptr(),
+        num_hits=selected.num_hits.data_ptr(),
+        num_selected=selected.num_selected.data_ptr(),
+        **{f"cpu_{name}": getattr(share, name).data_ptr() for name in SHARED},
+        bell=share.bell.data_ptr(),
+        costs=share.costs.data_ptr(),
+        handed=share.handed.data_ptr(),
+        step=share.step.data_ptr(),
+        stride_qb=q.stride(0),
+        stride_qh=q.stride(1),
+        heads=heads,
+        width=width,
+        cpu_width=share.pages.shape[2],
+        layer=layer,
+        layers=share.layers,
+    )
+    kernel = compile_kernel("hand_over.cu", "hand_over", defines(dim, queries // heads))
+    kernel.launch((batch * heads, 1, 1), THREADS, 0, arguments, early=True)

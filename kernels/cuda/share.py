@@ -1,0 +1,56 @@
+"""share: what kernels and CPU exchange when both attend a layer's misses, and what decides who attends how many."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Costs(NamedTuple):
+    """What misses take, by which the kernel divides them such that fetching and the CPU end together."""
+
+    fetch_begin: float
+    """Microseconds to begin to fetch."""
+    fetch_page: float
+    """Microseconds to fetch a page."""
+    cpu_begin: float
+    """Microseconds to begin on the CPU: hand-over and answer."""
+    cpu_page: float
+    """Microseconds to attend a page there."""
+    slowdown: float
+    """How much longer pages take both ways while the other goes on, at least 1."""
+    hit_page: float
+    """Microseconds to attend a page in a frame: misses may take as long as all hits for nothing."""
+
+
+class CpuShare(NamedTuple):
+    """Where a layer's misses are handed over to the CPU, and what it made of them is found.
+
+    The first eight are in memory that both sides see; rows and columns beyond the launch's are not touched.
+    """
+
+    q: torch.Tensor
+    """``[X, Hq, D]``, dtype of the queries."""
+    pages: torch.Tensor
+    """``[X, H, Y]``, int32."""
+    valid: torch.Tensor
+    """``[X, H, Y]``, int32."""
+    counts: torch.Tensor
+    """Pages of each list, ``[X, H]``, int32."""
+    batch: torch.Tensor
+    """Requests, ``[1]``, int32."""
+    out: torch.Tensor
+    """``[X, Hq, D]``, float32."""
+    lse: torch.Tensor
+    """Natural logarithm, ``[X, Hq]``, float32."""
+    bell: torch.Tensor
+    """Words of a `rheo_kernels.cpu.Doorbell`."""
+    costs: torch.Tensor
+    """What decides how misses are divided, `Costs`, ``[6]``, float32, on the device."""
+    handed: torch.Tensor
+    """Scalar, int32, 0 between launches, on the device."""
+    step: torch.Tensor
+    """Number of the decode step, from 1 on, scalar, int32, on the device."""
+    layers: int
+    """Layers of a step: a ring's number is ``step * layers + layer + 1``."""
