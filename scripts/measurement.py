@@ -67,12 +67,15 @@ def result_document(name: str, metrics: dict[str, Any], machine: str | None = No
     }
     versions["python"] = platform.python_version()
     script = Path(sys.argv[0]).resolve().relative_to(REPOSITORY)
+    arguments = list(sys.argv[1:])
+    if "--out" in arguments[:-1]:
+        arguments[arguments.index("--out") + 1] = f"docs/benchmarks/results/{name}.json"
     return {
         "name": name,
         "date": datetime.date.today().isoformat(),
         "machine": machine or machine_in_words(),
         "versions": versions,
-        "command": shlex.join(["python", str(script), *sys.argv[1:]]),
+        "command": shlex.join(["python", str(script), *arguments]),
         "metrics": metrics,
     }
 

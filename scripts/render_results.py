@@ -14,6 +14,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import speed_sections
 from measurement import REPOSITORY, RESULTS
 
 DOCS = REPOSITORY / "docs"
@@ -165,6 +166,12 @@ def main() -> None:
         result = load(name)
         if result is not None:
             sections.append(render(result))
+    speed = load("tpot_gpu")
+    if speed is not None:
+        sections.append(speed_sections.tpot(speed, table, provenance))
+    misses = load("miss_path")
+    if misses is not None:
+        sections.append(speed_sections.miss_path(misses, table, provenance, PLOTS))
     (DOCS / "results.md").write_text("\n\n".join(sections) + "\n")
 
 

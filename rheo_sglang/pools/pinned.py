@@ -45,7 +45,7 @@ def pinned_zeros(shape: tuple[int, ...], dtype: torch.dtype, piece_bytes: int = 
     Notes
     -----
     Kernels reach all of it; a single copy by the driver must not cross from one piece into the next.
-    Pages are huge where the operating system offers transparent ones. A forked child does not have the memory, and it is
+    Pages are huge where the operating system offers transparent ones. A forked child does not have the memory. It is
     unpinned when the tensor and its views are gone.
     """
     size = int(np.prod(shape)) * dtype.itemsize

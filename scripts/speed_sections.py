@@ -1,0 +1,160 @@
+"""Sections of docs/results.md on speed: time per output token, and where misses are attended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+CONTEXTS = {"128k": "128K", "32k": "32K", "2k": "2K"}
+ENGINES = {"fa3": "SGLang fa3", "resident": "rheo, whole KV resident"}
+MISS_MODES = ("fetch", "split", "auto")
+PARTS = {
+    "attend": ("attend", "_merge", "_attend"),
+    "select": ("select_resolve", "hand_over"),
+    "score": ("_score", "_locality_scores"),
+    "append": ("_append",),
+    "importance, admission, filling (behind)": (
+        "_rank",
+        "_fold",
+        "_gather_misses",
+        "_value_frames",
+        "_admit",
+        "_fill",
+        "_load",
+    ),
+}
+
+
+def tpot_rows(metrics: dict[str, Any]) -> list[list[Any]]:
+    """One row per engine and batch that was measured: milliseconds, ratio to fa3, hit rate, time to first token."""
+    rows = []
+    dense = metrics.get("fa3", {})
+    for engine, cases in metrics.items():
+        if not isinstance(cases, dict):
+            continue
+        for label, case in cases.items():
+            if not isinstance(case, dict) or "tpot_ms" not in case or label.endswith("_cold"):
+                continue
+            context, batch, *scores = label.split("_")
+            baseline = dense.get(f"{context}_{batch}", {}).get("tpot_ms")
+            name = ENGINES.get(engine, f"rheo, frames for 10 %, {engine.rsplit('-', 1)[-1]}")
+            cold = cases.get(f"{context}_{batch}_cold", {}).get("ttft_s")
+            rows.append(
+                [
+                    CONTEXTS[context],
+                    int(batch.removeprefix("bs")),
+                    name + (f", {scores[0]} scores" if scores else ""),
+                    f"{case['tpot_ms']:.2f}",
+                    f"{case['tpot_ms'] / baseline:.2f}" if baseline else "",
+                    f"{case['hit_rate']:.3f}" if case.get("hit_rate") else "",
+                    f"{cold:.2f}" if cold is not None else "",
+                ]
+            )
+    return sorted(rows, key=lambda row: (list(CONTEXTS.values()).index(row[0]), row[1]))
+
+
+def profile_rows(profile: dict[str, Any]) -> list[list[Any]]:
+    """Microseconds of a step by part; kernels that run beside others count in full."""
+    left = dict(profile["kernels"])
+    rows = []
+    for part, names in PARTS.items():
+        mine = [name for name in left if name.startswith(names)]
+        rows.append([part, round(sum(left.pop(name)["us_per_step"] for name in mine))])
+    rows.append(
+        [
+            "everything but attention: weights, norms, sampling",
+            round(sum(k["us_per_step"] for k in left.values())),
+        ]
+    )
+    rows.append(["no kernel runs", round(profile["idle_us_per_step"])])
+    rows.append(["the step", round(profile["us_per_step"])])
+    return rows
+
+
+def tpot(result: dict[str, Any], table: Any, provenance: Any) -> str:
+    """Section on the time per output token."""
+    metrics = result["metrics"]
+    profile = metrics["resident"]["128k_bs1_profile"]
+    return "\n\n".join(
+        [
+            "## Time per output token",
+            f"{metrics['shape']}'s shape, {metrics['weights']}, random prompts; all engines in one run, one after the "
+            "other. Gaps between tokens, median. rheo selects 8 % of the pages. With frames for 10 % of the KV, *raw* "
+            "is what random weights give, whose selection hardly repeats, and *fitted* replaces page scores by a "
+            "process whose locality is that of SmolLM2 ([locality.md](benchmarks/locality.md)). Time to first token is "
+            "that of the prompt's first run; fa3's at 128K includes what it compiles.",
+            table(
+                ["context", "batch", "engine", "ms", "of fa3", "hit rate", "first token, s"],
+                tpot_rows(metrics),
+            ),
+            "Where one decode step goes (128K tokens, batch 1, whole KV resident; microseconds of GPU time by kernel, "
+            "under the profiler). What runs behind or beside other kernels counts in full, so the parts add up to more "
+            "than the step; `attend` counts from its early launch.",
+            table(["part", "us a step"], profile_rows(profile)),
+            provenance(result),
+        ]
+    )
+
+
+def miss_path(result: dict[str, Any], table: Any, provenance: Any, plots: Path) -> str:
+    """Section on fetching misses, attending them on the CPU, and both."""
+    metrics = result["metrics"]
+    tags = [key.removeprefix("missed_mib_") for key in metrics if key.startswith("missed_mib_")]
+    rows = []
+    for tag in tags:
+        batch, share = tag.split("_")
+        rows.append(
+            [
+                int(batch.removeprefix("bs")),
+                f"{share.removesuffix('pct')} %",
+                f"{metrics[f'missed_mib_{tag}']:.1f}",
+                *(f"{metrics[f'{mode}_us_{tag}']:.0f}" for mode in MISS_MODES),
+                f"{metrics[f'auto_cpu_share_{tag}']:.2f}",
+                f"{metrics[f'auto_vs_better_{tag}']:.2f}",
+            ]
+        )
+    plot_miss_path(metrics, tags, plots / "miss_path.svg")
+    costs = {
+        key.removeprefix("cost_").removesuffix("_us"): value
+        for key, value in metrics.items()
+        if "cost_" in key
+    }
+    return "\n\n".join(
+        [
+            "## Where misses are attended",
+            f"{result['shape']}. Microseconds of one layer's attention, hits and merge included, by the share of the "
+            "selected pages that is missed. Measured before `hand_over` became a kernel of its own and before the cost "
+            "model knew of the hits: the CPU's part then began only when the hits were nearly done.",
+            table(
+                ["batch", "missed", "MiB", *MISS_MODES, "CPU's share in auto", "auto / better of both"], rows
+            ),
+            "![Time of a layer's attention by what is missed](benchmarks/miss_path.svg)",
+            "Costs that the division rests on, as measured at the start: "
+            + ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in costs.items())
+            + " (us; the slowdown is a factor).",
+            provenance(result),
+        ]
+    )
+
+
+def plot_miss_path(metrics: dict[str, float], tags: list[str], path: Path) -> None:
+    """Time over missed MiB, a panel per batch size."""
+    batches = sorted({int(tag.split("_")[0].removeprefix("bs")) for tag in tags})
+    figure, panels = plt.subplots(1, len(batches), figsize=(3.4 * len(batches), 3))
+    for axes, batch in zip(np.atleast_1d(panels), batches, strict=True):
+        mine = [tag for tag in tags if tag.startswith(f"bs{batch}_")]
+        missed = [metrics[f"missed_mib_{tag}"] for tag in mine]
+        for mode in MISS_MODES:
+            axes.plot(
+                missed, [metrics[f"{mode}_us_{tag}"] for tag in mine], marker="o", markersize=3, label=mode
+            )
+        axes.set(xlabel="MiB missed", title=f"batch {batch}")
+        axes.grid(alpha=0.3)
+    np.atleast_1d(panels)[0].set_ylabel("us a layer")
+    np.atleast_1d(panels)[0].legend()
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
