@@ -58,7 +58,9 @@ class Residency:
         hit = self._in_frames(hits.transpose(0, 1).flatten(1))
         self._admit(layer, candidates, values, self._frame_values(layer).masked_fill(hit, NEVER_EVICT))
 
-    def admit_seeded(self, layer: int, pages: torch.Tensor) -> None:
+    def admit_seeded(
+        self, layer: int, pages: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor
+    ) -> None:
         """Offer frames to a prefilled request's best pages, against everything else that is resident.
 
         Parameters
@@ -66,9 +68,13 @@ class Residency:
         layer
             Layer index.
         pages
-            Logical pages per KV head, ``[H, X]``, int64.
+            Logical pages, ``[X]``, int64.
+        keys, values, rows
+            Where else their tokens are; host pages are as near here.
         """
-        self._admit(layer, pages, self.table.policy.values(layer, pages), self._frame_values(layer))
+        candidates = pages.expand(self.table.frame_of.shape[1], -1)
+        worth = self.table.policy.values(layer, candidates)
+        self._admit(layer, candidates, worth, self._frame_values(layer))
 
     def _frame_values(self, layer: int) -> torch.Tensor:
         table = self.table

@@ -16,6 +16,7 @@ from rheo_kernels.triton.listed import attend_listed
 from rheo_kernels.triton.merge import merge
 from rheo_kernels.triton.page_mass import page_mass
 from rheo_kernels.triton.partial import Partials, num_splits
+from rheo_kernels.triton.place import place
 from rheo_kernels.triton.release import release
 from rheo_kernels.triton.resolve import resolve
 from rheo_kernels.triton.score import score
@@ -49,6 +50,7 @@ __all__ = [
     "merge",
     "num_splits",
     "page_mass",
+    "place",
     "release",
     "resolve",
     "save",

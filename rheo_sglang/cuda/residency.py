@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rheo_kernels.reference import NEVER_EVICT
-from rheo_kernels.triton import Admitted, Fade, admit, gather_misses, load, save, value_frames
+from rheo_kernels.triton import Admitted, Fade, admit, gather_misses, load, place, save, value_frames
 from rheo_sglang.cuda.buffers import StepBuffers
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.tiering import SELECTED
@@ -28,6 +28,7 @@ class CudaResidency:
         self.frames = frames
         self.accessed = torch.zeros(table.page_of.shape, dtype=torch.int8, device=frames.device)
         self.frame_values = torch.zeros(table.page_of.shape, dtype=torch.float32, device=frames.device)
+        self.row_of = torch.zeros(table.pages, dtype=torch.int32, device=frames.device)
         policy = table.policy
         self.fade = None
         if policy.idle_decay < 1.0:
@@ -91,7 +92,9 @@ class CudaResidency:
             step.admitted[layer],
         )
 
-    def admit_seeded(self, layer: int, pages: torch.Tensor) -> None:
+    def admit_seeded(
+        self, layer: int, pages: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor
+    ) -> None:
         """Offer frames to a prefilled request's best pages, against everything else that is resident.
 
         Parameters
@@ -99,13 +102,24 @@ class CudaResidency:
         layer
             Layer index.
         pages
-            Logical pages per KV head, ``[H, X]``, int64.
+            Logical pages, ``[X]``, int64.
+        keys, values
+            Where their tokens are on the device, ``[Y, H, D]``.
+        rows
+            Row of each page's first token, ``[X]``, int32.
         """
         table = self.table
-        values = table.policy.values(layer, pages)
-        candidates = pages.to(torch.int32)
-        frame_values = self._value_frames(layer)
-        self.load(layer, admit(candidates, values, table.frame_of[layer], table.page_of[layer], frame_values))
+        candidates = pages.expand(table.frame_of.shape[1], -1)
+        worth = table.policy.values(layer, candidates)
+        admitted = admit(
+            candidates.to(torch.int32),
+            worth,
+            table.frame_of[layer],
+            table.page_of[layer],
+            self._value_frames(layer),
+        )
+        self.row_of.scatter_(0, pages, rows)
+        place(keys, values, self.row_of, admitted.pages, admitted.frames, admitted.counts, self.frames[layer])
 
     def load(self, layer: int, admitted: Admitted) -> None:
         """Fill the frames of pages that were admitted."""

@@ -41,6 +41,8 @@ class PrefillBatch(NamedTuple):
         How many requests, the first ones, are done with their prompts; they will decode next.
     offered
         Pages that those requests leave full, ``[X]``, int64; 0 = none.
+    offered_rows
+        Row of staged K and V with the first token of each of them, ``[X]``, int32.
     prefix
         Pages to be staged; None if no request has a prefix.
     chunk_rows
@@ -55,6 +57,7 @@ class PrefillBatch(NamedTuple):
     num_pages: torch.Tensor
     ending: int
     offered: torch.Tensor
+    offered_rows: torch.Tensor
     prefix: StagedPages | None
     chunk_rows: torch.Tensor
 
@@ -97,6 +100,10 @@ def build_prefill_batch(
         torch.arange(count, dtype=torch.int32) + request * pages.shape[1]
         for request, count in enumerate(complete[:ending])
     ]
+    full_rows = [
+        torch.arange(count, dtype=torch.int32) * page_size + row
+        for row, count in zip(key_starts, complete[:ending], strict=False)
+    ]
     index, tokens, rows, chunk_rows = [], [], [], []
     for request, (prefix, length, row) in enumerate(zip(prefixes, lengths, key_starts, strict=False)):
         begins = torch.arange(0, prefix, page_size, dtype=torch.int32)
@@ -113,11 +120,13 @@ def build_prefill_batch(
         )
     ]
     parts += [torch.cat(part) for part in (index, tokens, rows, chunk_rows)]
-    whole = torch.cat([*offered, torch.empty(0, dtype=torch.int32)])
-    room = whole.numel() if room is None else room
-    parts.append(whole[max(whole.numel() - room, 0) :])
+    nothing = torch.empty(0, dtype=torch.int32)
+    listed_full, full_rows_of = (torch.cat([*part, nothing]) for part in (offered, full_rows))
+    room = listed_full.numel() if room is None else room
+    skipped = max(listed_full.numel() - room, 0)
+    parts += [listed_full[skipped:], full_rows_of[skipped:]]
     on_device = _to_device(parts, pages.device)
-    cu_queries, cu_keys, num_pages, listed, staged_tokens, staged_rows, chunk, full = on_device
+    cu_queries, cu_keys, num_pages, listed, staged_tokens, staged_rows, chunk, full, rows_of_full = on_device
     staged = None
     if any(prefixes):
         staged = StagedPages(pages.flatten()[listed.long()], staged_tokens, staged_rows)
@@ -130,6 +139,7 @@ def build_prefill_batch(
         num_pages=num_pages,
         ending=ending,
         offered=pad(pages.flatten()[full.long()].long(), (0, room - full.numel())),
+        offered_rows=pad(rows_of_full, (0, room - full.numel())),
         prefix=staged,
         chunk_rows=chunk.long(),
     )

@@ -41,8 +41,8 @@ class Prefill:
 
     Notes
     -----
-    On a GPU nothing here waits for it. Host pages are written on a stream of their own while the chunk is attended,
-    and are complete before the layer's pages are offered frames.
+    On a GPU nothing here waits for it. Host pages are written on a stream of their own while the chunk is attended, and
+    are complete before the next layer begins; pages get their frames' data from the staged K and V.
     """
 
     def __init__(
@@ -141,9 +141,9 @@ class Prefill:
         queries = q.to(keys.dtype)
         out = self.attend(queries, keys, values, batch, scale)
         mass = self.seeding.page_mass(queries, keys, batch, scale)
+        self.seeding(layer, mass, keys, values, batch)
         self.staging.give_back(layer, batch)
         self.stream.join()
-        self.seeding(layer, mass, batch)
         return out.to(q.dtype)
 
 

@@ -19,8 +19,13 @@ SEED_QUERIES = 16
 class SeedAdmission(Protocol):
     """What seeding needs of residency."""
 
-    def admit_seeded(self, layer: int, pages: torch.Tensor) -> None:
-        """Offer frames to pages of each KV head, ``[H, X]``, int64; 0 = none."""
+    def admit_seeded(
+        self, layer: int, pages: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor
+    ) -> None:
+        """Offer frames to pages, ``[X]``, int64, 0 = none.
+
+        ``keys`` and ``values``, ``[Y, H, D]``, hold their tokens from ``rows`` on, ``[X]``, int32, as host pages do.
+        """
         ...
 
 
@@ -91,7 +96,14 @@ class Seeding:
             batch.pages.shape[1],
         )
 
-    def __call__(self, layer: int, mass: torch.Tensor | None, batch: PrefillBatch) -> None:
+    def __call__(
+        self,
+        layer: int,
+        mass: torch.Tensor | None,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        batch: PrefillBatch,
+    ) -> None:
         """Fold the pages' ranks into their importance, and offer them frames: the best get them, or all that fit.
 
         A page that is not full stays out of the frames: the next chunk would write to its host page alone.
@@ -102,6 +114,8 @@ class Seeding:
             Layer index.
         mass
             See `page_mass`.
+        keys, values
+            Keys and values of all prefixes and chunks, ``[Y, H, D]``.
         batch
             The pass.
         """
@@ -109,7 +123,7 @@ class Seeding:
             return
         self._fold(layer, mass, batch)
         if batch.offered.numel():
-            self.residency.admit_seeded(layer, batch.offered.expand(mass.shape[1], -1))
+            self.residency.admit_seeded(layer, batch.offered, keys, values, batch.offered_rows)
 
     def _fold(self, layer: int, mass: torch.Tensor, batch: PrefillBatch) -> None:
         importance, alpha = self.table.importance[layer], self.config.importance_alpha

@@ -110,7 +110,10 @@ class ResidencyMachine(RuleBasedStateMachine):
     def offer(self, layer: int, pages: set[int]) -> None:
         """A prefilled request offers its best pages."""
         self.table.settle()
-        self.residency.admit_seeded(layer, torch.tensor([self.used(pages)] * HEADS, dtype=torch.int64))
+        nowhere = torch.empty(0)
+        self.residency.admit_seeded(
+            layer, torch.tensor(self.used(pages), dtype=torch.int64), nowhere, nowhere, nowhere
+        )
 
     @precondition(lambda self: len(self.allocated) >= 2)
     @rule(data=st.data())
