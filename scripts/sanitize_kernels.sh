@@ -11,5 +11,8 @@ export PYTHONPATH=$alias_folder:$PWD${PYTHONPATH:+:$PYTHONPATH} PYTORCH_NO_CUDA_
 [ $# -gt 0 ] || set -- memcheck racecheck
 for tool in "$@"; do
     compute-sanitizer --tool "$tool" --error-exitcode 1 --print-limit 20 \
-        python3 -m pytest -p no:cacheprovider -q tests/kernels -k "triton and not at_scale and not long and not gpu"
+        python3 -m pytest -p no:cacheprovider -q tests/kernels \
+        -k "(triton and not at_scale and not long and not gpu) \
+            or (cuda_attend and d128p32 and not cpu_s_part) \
+            or (cuda_select_resolve and test_equals_references_at_the_edges)"
 done

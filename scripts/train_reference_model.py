@@ -1,12 +1,11 @@
 """Train the long-context reference model from scratch, evaluate it, save it for Hugging Face and SGLang.
 
     export PYTHONPATH=. MODEL=models/rheo-reference
-    python scripts/train_reference_model.py --corpus corpus/ --out $MODEL
-    python scripts/train_reference_model.py --corpus corpus/ --out $MODEL --resume --curriculum consolidation
+    python scripts/train_reference_model.py --corpus corpus/ --out $MODEL --minutes 25
+    python scripts/train_reference_model.py --corpus corpus/ --out $MODEL --resume --result accuracy.json
 
-One GPU with 80 GB. A stopped training resumes from its last checkpoint (``--resume``; the same option starts
-another curriculum from a trained model), and ``--time-limit`` stops it in good order. With nothing left to
-train, ``--resume`` evaluates only.
+One GPU with 80 GB. ``--minutes`` stops a training in good order, and ``--resume`` goes on as if it had not stopped, as
+often as need be. With nothing left to train, ``--resume`` evaluates and plots only.
 """
 
 import argparse
@@ -16,19 +15,21 @@ from pathlib import Path
 
 import torch
 from reference_model.accuracy import measure_accuracy, measure_text_loss
-from reference_model.checkpoint import Progress, load_checkpoint, save_checkpoint
+from reference_model.batches import Batches
+from reference_model.checkpoint import Progress, drop_state, resume
 from reference_model.corpus import load_corpus
-from reference_model.curriculum import CURRICULA, Batches
+from reference_model.curriculum import CURRICULA
 from reference_model.model import ModelShape, ReferenceModel
-from reference_model.plot import plot_history
+from reference_model.pacing import THRESHOLD
 from reference_model.rows import RowMaker
-from reference_model.training import fast_attention, train
+from reference_model.training import fast_attention, make_optimizers, train
 
 from rheo_sglang.evaluation.haystack import Haystack, token_counter
 from rheo_sglang.evaluation.report import result_document, write_result
 
 SHAPES = {
     "reference": ModelShape(),
+    "small": ModelShape(layers=2, hidden=128, intermediate=256, query_heads=4, kv_heads=2, head=32),
     "tiny": ModelShape(layers=2, hidden=64, intermediate=96, query_heads=4, kv_heads=1, head=16),
 }
 
@@ -44,11 +45,17 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
     parser.add_argument("--result", type=Path, help="JSON file for the accuracy by task and length")
-    parser.add_argument("--plot", type=Path, help="picture of the training curve")
+    parser.add_argument("--plot", type=Path, help="picture of the training curve; needs matplotlib")
     parser.add_argument("--curriculum", choices=CURRICULA, default="full", help="stages of the training")
     parser.add_argument("--shape", choices=SHAPES, default="reference", help="size of the model")
     parser.add_argument("--batch-tokens", type=int, default=65_536, help="tokens an optimiser step")
-    parser.add_argument("--time-limit", type=float, default=1500.0, help="seconds of training in this run")
+    parser.add_argument("--minutes", type=float, default=25.0, help="time to train in this run, at most")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=THRESHOLD,
+        help="answer loss (nats a token) under which a task counts as learnt; rows grow when all are",
+    )
     parser.add_argument(
         "--lengths", default="1024,4096,8192,16384,32768,65536", help="evaluated lengths in tokens"
     )
@@ -63,40 +70,45 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = device.type == "cuda"
+    curriculum = CURRICULA[options.curriculum]
     try:
         lengths = [int(length) for length in options.lengths.split(",")]
+        if options.threshold <= 0:
+            raise ValueError(f"--threshold {options.threshold} is too small; allowed: more than 0")
         corpus = load_corpus(options.corpus)
         torch.manual_seed(options.seed)
         model = ReferenceModel(
             SHAPES[options.shape], dtype=torch.bfloat16 if on_gpu else torch.float32, compiled=on_gpu
         ).to(device)
-        progress = load_checkpoint(options.out, model) if options.resume else Progress(options.curriculum)
-        progress.enter(options.curriculum)
-        curriculum = CURRICULA[options.curriculum]
-        rows = RowMaker(corpus, curriculum.mixture)
-        batches = Batches(rows, curriculum.stages, options.batch_tokens, progress.step, options.seed)
+        optimizers = make_optimizers(model, curriculum.weight_decay)
+        if options.resume:
+            progress = resume(options.out, model, optimizers, options.curriculum, device)
+        else:
+            drop_state(options.out)
+            progress = Progress(options.curriculum)
+        batches = Batches(RowMaker(corpus, curriculum.mixture), curriculum, options.batch_tokens, options.seed)
     except (OSError, RuntimeError, ValueError) as error:
         print(f"train_reference_model.py: {error}", file=sys.stderr)
         return 1
-    print(
-        f"{sum(p.numel() for p in model.parameters()):,} parameters; {len(batches)} steps to go on {device}"
-    )
-    if len(batches):
-        train(
+    if progress.pacing is None or progress.pacing.planned:
+        print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}; step {progress.step}")
+        over = train(
             model,
-            corpus,
+            optimizers,
             batches,
             progress,
+            corpus.tokenizer,
             options.out,
             device,
-            options.time_limit,
+            options.minutes,
             options.workers,
-            curriculum.weight_decay,
+            options.threshold,
         )
-    else:
-        save_checkpoint(options.out, model, corpus.tokenizer, progress)
-    if options.plot and progress.history:
-        plot_history(progress.history, options.plot)
+        print("the curriculum is over" if over else "stopped in time; go on with --resume")
+    if options.plot:
+        from reference_model.plot import plot_history
+
+        plot_history(progress.history, options.plot, options.threshold)
     if options.result:
         haystack = Haystack(corpus.held_out, token_counter(corpus.tokenizer))
         metrics: dict[str, float] = {
@@ -106,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
         }
         command = shlex.join(["python", "scripts/train_reference_model.py", *(arguments or sys.argv[1:])])
         accelerator = torch.cuda.get_device_name(device) if on_gpu else None
-        with fast_attention():
+        with torch.no_grad(), fast_attention():
             metrics["held_out_text_loss"] = measure_text_loss(
                 model, corpus.tokenizer, corpus.held_out, min(lengths), options.batch_tokens, device
             )

@@ -82,8 +82,8 @@ def measure_text_loss(
     tokens = torch.tensor((ids * (needed // len(ids) + 1))[:needed], device=device).view(rows, length + 1)
     positions = torch.arange(length, device=device).expand(rows, -1)
     roles = torch.full((rows, length), TEXT, dtype=torch.uint8, device=device)
-    loss, _, _ = model.losses(tokens[:, :-1].contiguous(), positions, tokens[:, 1:].contiguous(), roles)
-    return loss.item()
+    by_role, _ = model.losses(tokens[:, :-1].contiguous(), positions, tokens[:, 1:].contiguous(), roles)
+    return by_role[TEXT, 0].item() / by_role[TEXT, 1].item()
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _score(
     inputs = torch.from_numpy(tokens).to(device)
     positions = torch.arange(length, device=device).expand(rows, -1)
     roles = torch.full((rows, length), FACT, dtype=torch.uint8, device=device)
-    _, _, correct = model.losses(inputs[:, :-1].contiguous(), positions, inputs[:, 1:].contiguous(), roles)
+    _, correct = model.losses(inputs[:, :-1].contiguous(), positions, inputs[:, 1:].contiguous(), roles)
     right = correct.cpu().numpy()
     return [
         fmean(float(right[row, answer].all()) for answer in conversation.answers)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from reference_model.rows import ANSWER, TEXT
+from reference_model.rows import ROLES
 
 
 @dataclass(frozen=True)
@@ -152,13 +152,13 @@ def _output_and_mlp(
 
 def _losses(
     x: Tensor, gain: Tensor, embedding: Tensor, targets: Tensor, roles: Tensor, epsilon: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     logits = functional.linear(_rms_norm(x, gain, epsilon), embedding.to(x.dtype)).float()
     loss = functional.cross_entropy(logits, targets, reduction="none")
-    text, answer = (roles == TEXT).float(), (roles == ANSWER).float()
-    text_loss = (loss * text).sum() / text.sum().clamp(min=1)
-    answer_loss = (loss * answer).sum() / answer.sum().clamp(min=1)
-    return text_loss, answer_loss, logits.argmax(-1) == targets
+    correct = logits.argmax(-1) == targets
+    of_role = (roles[:, None] == torch.arange(ROLES, device=roles.device)).float()
+    measured = torch.stack([loss, torch.ones_like(loss), correct.float()], dim=1)
+    return (of_role[:, :, None] * measured[:, None]).sum(0), correct
 
 
 class ReferenceModel(nn.Module):
@@ -193,20 +193,21 @@ class ReferenceModel(nn.Module):
 
     def losses(
         self, tokens: Tensor, positions: Tensor, targets: Tensor, roles: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses of rows of equal length.
+    ) -> tuple[Tensor, Tensor]:
+        """Losses of rows of equal length, apart by the targets' roles.
 
         Parameters
         ----------
         tokens, positions, targets
             int64 ``[rows, length]``.
         roles
-            uint8 ``[rows, length]``, of the targets.
+            uint8 ``[rows, length]``, of the targets; see `rows`.
 
         Returns
         -------
-        text_loss, answer_loss : Tensor
-            Mean cross-entropy (nats a token) over the targets of that role, 0-d float32.
+        by_role : Tensor
+            Sum of the cross-entropies (nats), targets, and targets that are the most likely token, float32
+            ``[ROLES, 3]``.
         correct : Tensor
             Whether the most likely token is the target, bool ``[rows, length]``.
         """
@@ -243,7 +244,7 @@ class ReferenceModel(nn.Module):
                 mlp.down_proj.weight,
                 shape.norm_epsilon,
             )
-        text_loss, answer_loss, correct = self._losses(
+        by_role, correct = self._losses(
             x,
             self.model.norm.weight,
             self.model.embed_tokens.weight,
@@ -251,7 +252,7 @@ class ReferenceModel(nn.Module):
             roles.flatten(),
             shape.norm_epsilon,
         )
-        return text_loss, answer_loss, correct.view_as(tokens)
+        return by_role, correct.view_as(tokens)
 
     def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the rotary angles, float32 ``[tokens, 1, head / 2]``."""

@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,15 @@ from rheo_sglang.evaluation.names import NamePool
 from rheo_sglang.evaluation.tasks import TASKS, Exercise, dictionary, multikey, multivalue, repeated, vartrack
 
 FACT, TEXT, ANSWER = 0, 1, 2
-"""What a token is to the loss: nothing to predict, running text, an answer."""
+"""What a token is to the loss: nothing to predict, running text, an answer of the first of `TASKS`.
+
+Answers of the other tasks follow in the order of `TASKS`: a role of `ANSWER` or more is an answer.
+"""
+
+ROLES = ANSWER + len(TASKS)
+"""Number of roles."""
+
+_NUMBERS = {task: number for number, task in enumerate(TASKS)}
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,7 @@ class Mixture:
     sources
         Weight of each source of running text.
     tasks
-        Weight of each task family.
+        Weight of each task family when all are learnt.
     widths
         Largest number of things (facts, chains, entries) of one exercise, by task family.
     hops
@@ -46,7 +55,7 @@ class Row:
     tokens
         uint16 ``[length + 1]``: the document token, then text, facts and turns.
     roles
-        uint8 ``[length + 1]``: `FACT`, `TEXT` or `ANSWER` of each token.
+        uint8 ``[length + 1]``: `FACT`, `TEXT`, or `ANSWER` plus the task's number in `TASKS`.
     positions
         int32 ``[length + 1]``: rising, with gaps where distances are stretched.
     """
@@ -113,19 +122,21 @@ class RowMaker:
             ids += known
         return ids
 
-    def make(self, shape: RowShape, rng: random.Random) -> Row:
+    def make(self, shape: RowShape, shares: Mapping[str, float], rng: random.Random) -> Row:
         """Make one row.
 
         Parameters
         ----------
         shape
             Length, density and position range.
+        shares
+            Weight of each task family among this row's exercises.
         rng
             Source of everything random about the row.
         """
         low, high = shape.density
         content = int(shape.length * low * (high / low) ** rng.random())
-        exercises = self._draw_exercises(content, shape.length, rng)
+        exercises = self._draw_exercises(content, shape.length, shares, rng)
         hidden = sum(len(piece.tokens) for facts, turns in exercises for piece in facts + turns)
         text, line_ends = self._passage(shape.length - hidden, rng)
         placed = self._place(exercises, line_ends, len(text), rng)
@@ -145,13 +156,13 @@ class RowMaker:
         )
 
     def _draw_exercises(
-        self, content: int, length: int, rng: random.Random
+        self, content: int, length: int, shares: Mapping[str, float], rng: random.Random
     ) -> list[tuple[list[_Piece], list[_Piece]]]:
         names = NamePool(rng)
         exercises: list[tuple[list[_Piece], list[_Piece]]] = []
         used = 0
         while used < content or not exercises:
-            (task,) = rng.choices(list(self._mixture.tasks), list(self._mixture.tasks.values()))
+            (task,) = rng.choices(list(shares), list(shares.values()))
             room = max(1, (max(content, length // 4) - used) // 48)
             width = min(rng.randint(1, self._mixture.widths[task]), room, len(names) // 6)
             if width < 1:
@@ -164,7 +175,8 @@ class RowMaker:
             turns = []
             for turn in exercise.turns:
                 question, answer = self.encode(turn.question), self.encode(turn.answer + "\n")
-                turns.append(_Piece(question + answer, [FACT] * len(question) + [ANSWER] * len(answer)))
+                role = ANSWER + _NUMBERS[task]
+                turns.append(_Piece(question + answer, [FACT] * len(question) + [role] * len(answer)))
             cost = sum(len(piece.tokens) for piece in facts + turns)
             if used + cost > length:
                 break

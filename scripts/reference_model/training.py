@@ -1,28 +1,33 @@
-"""The training loop."""
+"""training: the loop over rounds of steps, with the criterion's decisions between them."""
+
+from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from reference_model.checkpoint import Progress, save_checkpoint
-from reference_model.corpus import Corpus
-from reference_model.curriculum import Batch, Batches, learning_rate_scale
+from reference_model.batches import Batch, Batches, load_batches
+from reference_model.checkpoint import Progress, drop_state, save_checkpoint, save_state
+from reference_model.curriculum import learning_rate_scale
 from reference_model.model import ReferenceModel
 from reference_model.muon import Muon
-from reference_model.rows import ANSWER
+from reference_model.pacing import Pacing
+from reference_model.rows import ANSWER, ROLES, TEXT
+from rheo_sglang.evaluation.tasks import TASKS
 
 TEXT_LOSS_WEIGHT = 0.1
 MATRIX_LEARNING_RATE = 0.02
 OTHER_LEARNING_RATE = 2e-3
-_LOG_EVERY = 10
 _SAVE_EVERY_SECONDS = 60.0
+_PRINT_EVERY_SECONDS = 3.0
 
 
 @contextmanager
@@ -33,119 +38,149 @@ def fast_attention() -> Iterator[None]:
         yield
 
 
+def make_optimizers(model: ReferenceModel, weight_decay: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices, with this decay of them, and AdamW for embedding and norms."""
+    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
+    chosen = {id(parameter) for parameter in matrices}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    return [
+        Muon(matrices, lr=MATRIX_LEARNING_RATE, weight_decay=weight_decay),
+        torch.optim.AdamW(
+            others, lr=OTHER_LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=others[0].is_cuda
+        ),
+    ]
+
+
 def train(
     model: ReferenceModel,
-    corpus: Corpus,
+    optimizers: list[torch.optim.Optimizer],
     batches: Batches,
     progress: Progress,
+    tokenizer: Tokenizer,
     folder: Path,
     device: torch.device,
-    time_limit: float,
+    minutes: float,
     workers: int,
-    weight_decay: float,
-) -> None:
-    """Train from `progress` to the end of its curriculum or the time limit, and save into `folder`.
+    threshold: float,
+) -> bool:
+    """Train from `progress` to the end of its curriculum or of the time, and save into `folder`.
 
     Parameters
     ----------
     model
         On `device`.
-    corpus
-        Where the tokenizer to save comes from.
+    optimizers
+        Of `make_optimizers`.
     batches
-        What is left of the curriculum.
+        Makes what is left of the curriculum.
     progress
         Updated in place.
+    tokenizer
+        Saved beside the model.
     folder
-        Checkpoint folder, written about every minute and at the end.
+        Checkpoint folder. The state to go on from is written about every minute and at the end, and removed when
+        the curriculum is over.
     device
         Where to train.
-    time_limit
-        Seconds after which training stops.
+    minutes
+        Time after which training stops, at the end of a round.
     workers
         Processes that make batches; 0 makes them in this one.
-    weight_decay
-        Decay of the matrices, a share of the learning rate.
+    threshold
+        Answer loss under which a task counts as learnt, nats a token.
+
+    Returns
+    -------
+    bool
+        Whether the curriculum is over.
     """
-    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
-    chosen = {id(parameter) for parameter in matrices}
-    others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
-    optimizers: list[torch.optim.Optimizer] = [
-        Muon(matrices, lr=MATRIX_LEARNING_RATE, weight_decay=weight_decay),
-        torch.optim.AdamW(
-            others, lr=OTHER_LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=device.type == "cuda"
-        ),
-    ]
+    curriculum = batches.curriculum
+    pacing = progress.pacing = progress.pacing or Pacing.begin(curriculum, threshold)
+    steps = sum(stage.most_steps for stage in curriculum.stages)
     peaks = [MATRIX_LEARNING_RATE, OTHER_LEARNING_RATE]
-    steps = progress.step + len(batches)
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        collate_fn=lambda batch: batch,
-    )
-    begin = last_save = time.monotonic()
-    before = progress.seconds
-    pending: list[tuple[int, int, Tensor]] = []
-    bar = tqdm(total=steps, initial=progress.step, unit="step", smoothing=0.05, mininterval=5.0)
+    totals = torch.zeros((ROLES, 3), device=device)
+    begin = last_round = last_save = last_line = time.monotonic()
+    bar = tqdm(total=steps, initial=progress.step, unit="step", smoothing=0.05, mininterval=5.0, disable=None)
     with bar, fast_attention():
-        for batch in loader:
-            scale = learning_rate_scale(batch.step, steps, first_step=steps - len(batches))
+        for batch in load_batches(batches, pacing, workers):
+            plan, step = batch.order.plan, batch.order.step
+            stage = curriculum.stages[plan.stage]
+            stage_step = plan.first_step + step % curriculum.round_steps
+            scale = learning_rate_scale(stage, stage_step, step - progress.warm_from)
             for optimizer, peak in zip(optimizers, peaks, strict=True):
                 optimizer.param_groups[0]["lr"] = peak * scale
-            measured = _step(model, batch, optimizers, device)
-            if batch.step % _LOG_EVERY == 0:
-                pending.append((progress.steps_before + batch.step, batch.tokens.shape[1] - 1, measured))
-            now = time.monotonic()
-            progress.step, progress.seconds = batch.step + 1, before + now - begin
+            totals += _step(model, batch, optimizers, device)
             bar.update()
-            if len(pending) == 10:
-                _log(progress, pending, bar)
-            if now - begin > time_limit:
+            if (step + 1) % curriculum.round_steps:
+                continue
+            entry = _describe(totals.cpu()) | {"stage": plan.stage, "length": max(stage.lengths)}
+            totals.zero_()
+            now = time.monotonic()
+            progress.step = step + 1
+            progress.seconds += now - last_round
+            progress.history.append(
+                {"step": progress.steps_before + progress.step, **entry, "shares": plan.shares}
+            )
+            pacing.absorb(curriculum, threshold, entry["losses"], now - last_round)
+            last_round = now
+            if now - last_line > _PRINT_EVERY_SECONDS or not pacing.planned:
+                tqdm.write(_line(progress, pacing, len(curriculum.stages)))
+                last_line = now
+            if now - begin > 60 * minutes:
                 break
             if now - last_save > _SAVE_EVERY_SECONDS:
-                save_checkpoint(folder, model, corpus.tokenizer, progress)
+                save_state(folder, model, optimizers, progress)
                 last_save = now
-        _log(progress, pending, bar)
-    save_checkpoint(folder, model, corpus.tokenizer, progress)
+    save_checkpoint(folder, model, tokenizer, progress)
+    if pacing.planned:
+        save_state(folder, model, optimizers, progress)
+    else:
+        drop_state(folder)
+    return not pacing.planned
 
 
 def _step(
     model: ReferenceModel, batch: Batch, optimizers: list[torch.optim.Optimizer], device: torch.device
 ) -> Tensor:
-    """One optimiser step; text loss, answer loss and answer accuracy as float32 ``[3]`` on the device."""
+    """One optimiser step; what `ReferenceModel.losses` measured by role, float32 ``[ROLES, 3]`` on the device."""
     tokens, roles, positions = (
         torch.from_numpy(part).to(device, non_blocking=True)
         for part in (batch.tokens, batch.roles, batch.positions)
     )
-    tokens, targets_roles = tokens.long(), roles[:, 1:].contiguous()
-    text_loss, answer_loss, correct = model.losses(
-        tokens[:, :-1].contiguous(), positions[:, :-1], tokens[:, 1:].contiguous(), targets_roles
+    tokens = tokens.long()
+    by_role, _ = model.losses(
+        tokens[:, :-1].contiguous(),
+        positions[:, :-1],
+        tokens[:, 1:].contiguous(),
+        roles[:, 1:].contiguous(),
     )
+    answers = by_role[ANSWER:].sum(0)
+    text_loss, answer_loss = (part[0] / part[1].clamp(min=1) for part in (by_role[TEXT], answers))
     (answer_loss + TEXT_LOSS_WEIGHT * text_loss).backward()
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    answers = targets_roles == ANSWER
-    accuracy = (correct & answers).sum() / answers.sum().clamp(min=1)
-    return torch.stack([text_loss.detach(), answer_loss.detach(), accuracy])
+    return by_role.detach()
 
 
-def _log(progress: Progress, pending: list[tuple[int, int, Tensor]], bar: tqdm) -> None:
-    for step, length, measured in pending:
-        text_loss, answer_loss, accuracy = (round(value, 4) for value in measured.tolist())
-        progress.history.append(
-            {
-                "step": step,
-                "length": length,
-                "text_loss": text_loss,
-                "answer_loss": answer_loss,
-                "answer_accuracy": accuracy,
-            }
-        )
-    if pending:
-        bar.set_postfix(
-            {key: value for key, value in progress.history[-1].items() if key != "step"}, refresh=False
-        )
-    pending.clear()
+def _describe(totals: Tensor) -> dict[str, Any]:
+    """Mean losses and accuracy of a round from its sums by role, float32 ``[ROLES, 3]``."""
+    answers = totals[ANSWER:].sum(0)
+    by_task = zip(TASKS, totals[ANSWER:].tolist(), strict=True)
+    return {
+        "text_loss": round(float(totals[TEXT, 0] / totals[TEXT, 1].clamp(min=1)), 4),
+        "answer_loss": round(float(answers[0] / answers[1].clamp(min=1)), 5),
+        "answer_accuracy": round(float(answers[2] / answers[1].clamp(min=1)), 5),
+        "losses": {task: round(loss / count, 5) for task, (loss, count, _) in by_task if count},
+    }
+
+
+def _line(progress: Progress, pacing: Pacing, stages: int) -> str:
+    """The last round in one line, and why stages have ended."""
+    entry = progress.history[-1]
+    losses = " ".join(f"{task} {loss:.4f}" for task, loss in entry["losses"].items())
+    ended = f"; ended: {', '.join(pacing.ended)}" if pacing.ended else ""
+    return (
+        f"step {entry['step']} ({progress.seconds:.0f} s) stage {entry['stage'] + 1}/{stages}, rows to "
+        f"{entry['length']}: text {entry['text_loss']:.3f} {losses}{ended}"
+    )

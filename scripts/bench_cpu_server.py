@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""Time per output token of a server without a GPU: misses attended by the C++ kernel, and by the torch reference.
+
+    python scripts/bench_cpu_server.py
+
+Serves SmolLM2 in bfloat16 with a budget of 20 % and frames for a quarter of that, so that most selected pages are
+missed, twice: as it is, and with CPU attention limited to a variant that no machine has, for which the torch reference
+stands in. Prompts of real text, one at a time; gaps between tokens while decoding. Writes
+``docs/benchmarks/results/cpu_server.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from measurement import MODEL, text_prompts, write_result
+from sglang_server import SGLangServer
+from tqdm import tqdm
+
+from rheo_kernels.cpu import CPU_ISA
+
+TOKENS, PROMPTS, NEW_TOKENS, SKIPPED = 4000, 3, 48, 8
+PAGE_SIZE = 32
+CONFIG = {
+    "budget_ratio": 0.2,
+    "dense_threshold": 0,
+    "frame_pool_tokens": TOKENS // 20,
+    "miss_mode": "split",
+}
+NO_VARIANT = "none"
+VARIANTS = {"kernel": None, "torch": NO_VARIANT}
+
+
+def gaps(server: SGLangServer, prompt: list[int]) -> list[float]:
+    """Seconds between tokens of one answer, the first few left out."""
+    times = []
+    for _ in server.stream(prompt, NEW_TOKENS, timeout=1200, temperature=0.0, ignore_eos=True):
+        times.append(time.perf_counter())
+    return [b - a for a, b in zip(times[SKIPPED:], times[SKIPPED + 1 :], strict=False)]
+
+
+def measure(model: Path, prompts: list[list[int]], isa: str | None, name: str) -> dict[str, Any]:
+    """Median gap between tokens (ms) and the hit rate of one server."""
+    arguments = [
+        *("--attention-backend", "rheo", "--dtype", "bfloat16", "--page-size", str(PAGE_SIZE)),
+        *("--max-running-requests", "1", "--context-length", "8192", "--max-total-tokens", "16384"),
+        *("--rheo-config", json.dumps(CONFIG)),
+    ]
+    environment = {} if isa is None else {CPU_ISA: isa}
+    found: list[float] = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        SGLangServer(model, arguments, Path(folder) / "server.log", environment=environment) as server,
+    ):
+        server.wait_ready()
+        for prompt in tqdm(prompts, desc=name, leave=False):
+            found += gaps(server, prompt)
+        report = server.server_info()["internal_states"][0]["rheo"]["recorder"]
+    return {"tpot_ms": 1e3 * statistics.median(found), "hit_rate": report["overall"]["hit_rate"]}
+
+
+def main() -> None:
+    """Measure both servers and write the result."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, default=MODEL)
+    arguments = parser.parse_args()
+    os.environ.pop(CPU_ISA, None)
+    prompts = text_prompts(arguments.model, [TOKENS] * PROMPTS)
+    metrics: dict[str, Any] = {
+        name: measure(arguments.model, prompts, isa, name) for name, isa in VARIANTS.items()
+    }
+    metrics["tpot_ratio_kernel_vs_torch"] = metrics["kernel"]["tpot_ms"] / metrics["torch"]["tpot_ms"]
+    metrics |= {"prompt_tokens": TOKENS, "config": CONFIG, "page_size": PAGE_SIZE}
+    print(json.dumps(metrics, indent=1))
+    print(write_result("cpu_server", metrics))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+#!/usr/bin/env python3
+"""Memory of a 512K-token prefill, and decode behind 1M tokens, at the Qwen2.5-7B-1M shape with random weights.
+
+    python scripts/bench_long_context.py --out FILE [--parts prefill decode] [--prefill]
+
+``prefill``: HBM that a prompt of ``--tokens`` takes with 4 GiB of frames, beside the bound that rheo promises at start.
+``decode``: time per output token behind ``--decode-tokens``; their KV is seeded by chunks that attend to themselves
+alone (see local_prefill.py) unless ``--prefill`` asks for dense attention, and decode is the real one in either case.
+Random weights have no locality, so it is timed ``raw`` and with page scores whose locality is SmolLM2's (``fitted``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from bench_tpot import COUNTED, NEW_TOKENS, hit_rate
+from chunk_clock import BEGINS, ChunkClock
+from device_memory import GIB, DeviceMemory
+from engine_benchmark import (
+    CHUNK_TOKENS,
+    ResultFile,
+    answer,
+    engine_arguments,
+    flush,
+    keep,
+    random_prompt,
+    run_kept,
+)
+from kv_memory import memory_figures, pool_sizes
+from local_prefill import ENVIRONMENT as LOCAL
+from local_prefill import install as install_local_prefill
+from locality.plugin import ENVIRONMENT as SCORES
+from locality.plugin import install as install_locality
+from measurement import RESULTS, gpu_in_words
+from qwen25_1m_shape import KV, make_shape
+
+FRAMES_GIB = 4
+BUDGET_RATIO = 0.06
+"""Frames of `FRAMES_GIB` hold 7.5 % of the KV of 1M tokens: 1.25 times what is selected."""
+CONFIG = {"frame_pool_gib": FRAMES_GIB, "budget_ratio": BUDGET_RATIO}
+ROOM = 1024
+WARM_UP_TOKENS = CHUNK_TOKENS - 192
+PARTS = ("prefill", "decode")
+
+
+def token_label(tokens: int) -> str:
+    """``512k``, ``1m``, or the number itself where it is not a round one."""
+    for unit, suffix in ((1000000, "m"), (1024, "k")):
+        if tokens % unit == 0:
+            return f"{tokens // unit}{suffix}"
+    return str(tokens)
+
+
+def server_pools(engine: Any, context: int) -> dict[str, float]:
+    """`pool_sizes` of a running engine."""
+    state = engine.get_server_info()["internal_states"][0]["rheo"]
+    return pool_sizes(KV, state["counters"], context, json.loads(state["config"])["metadata"])
+
+
+def long_prompt(engine: Any, ids: list[int], rid: str, memory: DeviceMemory) -> dict[str, Any]:
+    """Prefill a prompt that no cache has; its time, and the device memory it takes."""
+    pools = server_pools(engine, len(ids) + ROOM)
+    before = memory.take_peak()
+    answer(engine, random_prompt("warm-up", WARM_UP_TOKENS), "warm-up", NEW_TOKENS)
+    one_chunk = memory.take_peak()
+    flush(engine)
+    print(f"{BEGINS}: {len(ids)} tokens, {one_chunk / GIB:.2f} GiB of device memory in use", flush=True)
+    found = answer(engine, ids, rid, 1)
+    peak = memory.take_peak()
+    print(f"long prompt ends: {found.ttft_s:.1f} s, {peak / GIB:.2f} GiB of device memory at most", flush=True)
+    return {
+        "prompt_tokens": len(ids),
+        "cached_tokens": found.cached_tokens,
+        "prefill_s": found.ttft_s,
+        "tokens_per_s": len(ids) / found.ttft_s,
+        **pools,
+        **memory_figures(pools, before, one_chunk, peak),
+        "host_memory_in_use_gib": psutil.virtual_memory().used / GIB,
+    }
+
+
+def decode_figures(engine: Any, ids: list[int], label: str) -> dict[str, Any]:
+    """Time per output token behind a prompt that is in the cache."""
+    found = answer(engine, ids, label, NEW_TOKENS)
+    figures = {
+        "tpot_ms": found.tpot_ms(COUNTED),
+        "tpot_mean_ms": sum(found.gaps_ms(COUNTED)) / COUNTED,
+        "ttft_s": found.ttft_s,
+        "cached_tokens": found.cached_tokens,
+        "hit_rate": hit_rate(engine, label),
+    }
+    print(label, figures, flush=True)
+    return figures
+
+
+def serve(part: str, tokens: int, dense: bool, folder: Path) -> None:
+    """Start an engine, run one part, and stop it; what was found so far is kept after every step."""
+    import sglang
+
+    kept, local, scores = (folder / name for name in ("found.json", "local", "scores"))
+    idle = psutil.virtual_memory().used
+    start = time.monotonic()
+    model = make_shape(Path(tempfile.mkdtemp()) / "qwen2.5-7b-1m-shape")
+    engine = sglang.Engine(
+        **engine_arguments(model, tokens + ROOM),
+        attention_backend="rheo",
+        page_size=KV.page_size,
+        max_total_tokens=tokens + 4 * ROOM,
+    )
+    try:
+        print(f"started in {time.monotonic() - start:.0f} s", flush=True)
+        found: dict[str, Any] = {
+            "start_s": time.monotonic() - start,
+            "attention_of_prefill": "dense" if dense else "every chunk to itself alone: the KV is seeded",
+            "host_memory_before_start_gib": idle / GIB,
+        }
+        ids = random_prompt("long", tokens)
+        if not dense:
+            local.touch()
+        with DeviceMemory() as memory:
+            found |= long_prompt(engine, ids, "long", memory)
+        local.unlink(missing_ok=True)
+        keep(found, kept)
+        print(f"{part} {json.dumps(found)}", flush=True)
+        if part == "decode":
+            for label in ("raw", "fitted"):
+                if label == "fitted":
+                    scores.touch()
+                decode_figures(engine, ids, "settle")
+                found[label] = decode_figures(engine, ids, label)
+                keep(found, kept)
+            print("decode ends", flush=True)
+    finally:
+        engine.shutdown()
+
+
+def run_part(part: str, tokens: int, dense: bool, result: ResultFile) -> int:
+    """Run one part in a process of its own, and add what it finds to the result."""
+    clock = ChunkClock(tokens)
+    label = f"{part}_{token_label(tokens)}"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        install_local_prefill(folder)
+        install_locality(folder)
+        scores = {
+            "result": str(RESULTS / "locality_smollm2.json"),
+            "page_size": KV.page_size,
+            "switch": str(folder / "scores"),
+        }
+        paths = [str(folder), str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "RHEO_CONFIG": json.dumps(CONFIG),
+            LOCAL: str(folder / "local"),
+            SCORES: json.dumps(scores),
+        }
+
+        def found(so_far: dict[str, Any]) -> None:
+            chunks = [{"tokens": count, "s": round(seconds, 3)} for count, seconds in clock.chunks]
+            result.metrics[label] = {**so_far, "chunks": chunks}
+            result.write(goals(result.metrics))
+
+        command = [sys.executable, __file__, "--part", part, "--tokens", str(tokens), "--folder", name]
+        return run_kept(command + ["--prefill"] * dense, environment, folder / "found.json", found, clock)
+
+
+def goals(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The keys that the goals are read from."""
+    keys: dict[str, Any] = {}
+    for label, part in metrics.items():
+        name, _, tokens = label.rpartition("_")
+        if name == "prefill" and isinstance(part, dict):
+            keys[f"peak_kv_hbm_gib_{tokens}"] = part["peak_kv_hbm_gib"]
+            keys[f"promised_kv_hbm_gib_{tokens}"] = part["promised_kv_hbm_gib"]
+        if name == "decode" and isinstance(part, dict):
+            keys[f"kv_hbm_gib_{tokens}"] = part["peak_kv_hbm_gib"]
+            keys[f"attention_of_prefill_{tokens}"] = part["attention_of_prefill"]
+            for scores, suffix in (("fitted", ""), ("raw", "_raw")):
+                if scores in part:
+                    keys[f"tpot_ms_{tokens}{suffix}"] = part[scores]["tpot_ms"]
+                    keys["max_context_served"] = max(keys.get("max_context_served", 0), part["prompt_tokens"])
+    return keys
+
+
+def main() -> int:
+    """Run the parts and write the result."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument(
+        "--onto", type=Path, help="earlier result of this machine, whose other figures are kept"
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--tokens", type=int, default=512 * 1024, help="prompt of the part prefill")
+    parser.add_argument("--decode-tokens", type=int, default=1000000, help="prompt of the part decode")
+    parser.add_argument(
+        "--prefill", action="store_true", help="prefill the prompt of the part decode densely"
+    )
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.part:
+        serve(arguments.part, arguments.tokens, arguments.prefill, arguments.folder)
+        return 0
+    if arguments.out is None:
+        parser.error("--out is needed: the JSON file to write")
+    try:
+        result = ResultFile("long_context_gpu", arguments.out, gpu_in_words(), arguments.onto)
+    except ValueError as error:
+        parser.error(str(error))
+    result.metrics |= {"weights": "random, bfloat16", "shape": "Qwen2.5-7B-1M", "config": CONFIG}
+    failed = 0
+    for part in arguments.parts:
+        print(f"== {part}", flush=True)
+        dense = part == "prefill" or arguments.prefill
+        status = run_part(
+            part, arguments.tokens if part == "prefill" else arguments.decode_tokens, dense, result
+        )
+        if status != 0:
+            failed += 1
+            print(f"{part}: Error: ended with status {status}", flush=True)
+    print(json.dumps(goals(result.metrics), indent=1), flush=True)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
