@@ -67,7 +67,6 @@ def server_pools(engine: Any, context: int) -> dict[str, float]:
 
 def long_prompt(engine: Any, ids: list[int], rid: str, memory: DeviceMemory) -> dict[str, Any]:
     """Prefill a prompt that no cache has; its time, and the device memory it takes."""
-    pools = server_pools(engine, len(ids) + ROOM)
     before = memory.take_peak()
     answer(engine, random_prompt("warm-up", WARM_UP_TOKENS), "warm-up", NEW_TOKENS)
     one_chunk = memory.take_peak()
@@ -76,6 +75,7 @@ def long_prompt(engine: Any, ids: list[int], rid: str, memory: DeviceMemory) -> 
     found = answer(engine, ids, rid, 1)
     peak = memory.take_peak()
     print(f"long prompt ends: {found.ttft_s:.1f} s, {peak / GIB:.2f} GiB of device memory at most", flush=True)
+    pools = server_pools(engine, len(ids) + ROOM)
     return {
         "prompt_tokens": len(ids),
         "cached_tokens": found.cached_tokens,

@@ -1,9 +1,13 @@
 #!/usr/bin/env bash
 # Tests and benchmarks on a machine with a CUDA GPU: gpu_run.sh STEP ...
 #
-#   tests    kernel tests on the GPU           bench   kernel benchmark
-#   server   rheo against SGLang's triton      cpu     CPU attention tests and benchmark
-#   prefill  prefill kernel benchmark          tpot    time per output token; its arguments in TPOT_ARGUMENTS
+#   tests     kernel tests on the GPU          sanitize  the same under compute-sanitizer
+#   bench     kernel benchmark                 prefill   prefill kernel benchmark
+#   cpu       CPU attention                    misses    fetching misses, attending them on the CPU, both
+#   server    rheo against SGLang's triton     exact     greedy tokens of SmolLM2 against fa3
+#   tpot      time per output token
+#
+# Arguments go in TESTS, BENCH_ARGUMENTS, EXACT_ARGUMENTS and TPOT_ARGUMENTS.
 #
 # Results are written to $OUT (default: .gpu/out). A bundle of SGLang for machines without a network is unpacked onto
 # PYTHONPATH if there is one: .gpu/site.tar.xz, and .gpu/fa3.zst for FlashAttention-3, whole or in parts made by `split`.
@@ -12,10 +16,8 @@ cd "$(dirname "$0")/.."
 root=$PWD
 out=${OUT:-$root/.gpu/out}
 unpacked=${TMPDIR:-/tmp}/rheo-gpu
-mkdir -p "$out" "$unpacked/alias"
+mkdir -p "$out" "$unpacked"
 
-ln -sfn "$root/kernels" "$unpacked/alias/rheo_kernels"
-sources=$unpacked/alias:$root
 if [ ! -d "$unpacked/site" ] && ls .gpu/site.tar.xz* >/dev/null 2>&1; then
     mkdir -p "$unpacked/site"
     cat .gpu/site.tar.xz* | tar -xJ -C "$unpacked/site"
@@ -28,9 +30,11 @@ if [ ! -f "$unpacked/site/sgl_kernel/flash_ops.abi3.so" ] && ls .gpu/fa3.zst* >/
 fi
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1 TQDM_DISABLE=1
 
+installed=
 install() {
-    [ -d "$unpacked/package" ] || env -u PYTHONPATH python3 -m pip install -q --no-index --no-deps \
-        --no-build-isolation --target "$unpacked/package" . || return 1
+    [ -n "$installed" ] || env -u PYTHONPATH python3 -m pip install -q --no-index --no-deps --no-build-isolation \
+        --upgrade --target "$unpacked/package" . || return 1
+    installed=yes
     export PYTHONPATH=$unpacked/package:$unpacked/site
 }
 
@@ -38,16 +42,29 @@ status=0
 for step in "$@"; do
     case $step in
     tests)
-        PYTHONPATH=$sources:$unpacked/site python3 -m pytest -p no:cacheprovider -p no:benchmark -q -n 12 --tb=short \
-            ${TESTS:-tests/kernels} 2>&1 | tee "$out/tests.log" | tail -40 || status=1
+        # shellcheck disable=SC2086
+        install && python3 -m pytest -p no:cacheprovider -p no:benchmark -q -n 10 --tb=short ${TESTS:-tests/kernels} \
+            2>&1 | tee "$out/tests.log" | tail -40 || status=1
+        ;;
+    sanitize)
+        bash scripts/sanitize_kernels.sh 2>&1 | tee "$out/sanitize.log" | tail -20 || status=1
+        ;;
+    misses)
+        install && python3 scripts/bench_miss_path.py --out "$out/miss_path.json" 2>&1 | tee "$out/misses.log" |
+            tail -30 || status=1
+        ;;
+    exact)
+        install && python3 scripts/check_gpu_exactness.py --out "$out/exactness_gpu.json" ${EXACT_ARGUMENTS:-} 2>&1 |
+            tee "$out/exact.log" | grep -vE "Prefill batch|Decode batch" | tail -30 || status=1
         ;;
     bench)
-        PYTHONPATH=$sources python3 scripts/bench_kernels.py --out "$out/kernels_gpu.json" ${BENCH_ARGUMENTS:-} 2>&1 |
+        # shellcheck disable=SC2086
+        install && python3 scripts/bench_kernels.py --out "$out/kernels_gpu.json" ${BENCH_ARGUMENTS:-} 2>&1 |
             tee "$out/bench.log" || status=1
         ;;
     prefill)
-        PYTHONPATH=$sources:$unpacked/site python3 scripts/bench_prefill_kernels.py --out "$out/prefill_kernels.json" \
-            2>&1 | tee "$out/prefill.log" | tail -40 || status=1
+        install && python3 scripts/bench_prefill_kernels.py --out "$out/prefill_kernels.json" 2>&1 |
+            tee "$out/prefill.log" | tail -40 || status=1
         ;;
     server)
         install && python3 scripts/check_gpu_server.py --out "$out" 2>&1 | tee "$out/server.log" | tail -60 || status=1
@@ -64,7 +81,7 @@ for step in "$@"; do
         grep -E "^(==|started|[0-9]+k_bs|\{|\}| \"|.*Error|.*rheo:)" "$out/tpot.log" | tail -60
         ;;
     *)
-        echo "gpu_run.sh: step '$step' is not known; allowed: tests, bench, prefill, server, cpu, tpot" >&2
+        echo "gpu_run.sh: step '$step' is not known; allowed: tests, sanitize, bench, prefill, cpu, misses, server, exact, tpot" >&2
         status=2
         ;;
     esac
