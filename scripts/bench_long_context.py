@@ -74,7 +74,9 @@ def long_prompt(engine: Any, ids: list[int], rid: str, memory: DeviceMemory) -> 
     print(f"{BEGINS}: {len(ids)} tokens, {one_chunk / GIB:.2f} GiB of device memory in use", flush=True)
     found = answer(engine, ids, rid, 1)
     peak = memory.take_peak()
-    print(f"long prompt ends: {found.ttft_s:.1f} s, {peak / GIB:.2f} GiB of device memory at most", flush=True)
+    print(
+        f"long prompt ends: {found.ttft_s:.1f} s, {peak / GIB:.2f} GiB of device memory at most", flush=True
+    )
     pools = server_pools(engine, len(ids) + ROOM)
     return {
         "prompt_tokens": len(ids),

@@ -80,6 +80,19 @@ for step in "$@"; do
             status=1
         grep -E "^(==|started|[0-9]+k_bs|\{|\}| \"|.*Error|.*rheo:)" "$out/tpot.log" | tail -60
         ;;
+    ttft)
+        # shellcheck disable=SC2086
+        install && python3 scripts/bench_ttft.py --out "$out/ttft_gpu.json" ${TTFT_ARGUMENTS:-} 2>&1 |
+            tee "$out/ttft.log" | grep --line-buffered -E "^(==|started|fa3|rheo|hicache|[a-z]+ prefix|\{|\}| \"|.*Error)" ||
+            status=1
+        ;;
+    long)
+        # shellcheck disable=SC2086
+        install && python3 scripts/bench_long_context.py --out "$out/long_context_gpu.json" ${LONG_ARGUMENTS:-} 2>&1 |
+            tee "$out/long.log" | grep --line-buffered -E \
+            "^(==|started|prefill|decode|long prompt|device memory|raw|settle|fitted|\{|\}| \"|.*(Error|rheo:|Prefill batch))" ||
+            status=1
+        ;;
     *)
         echo "gpu_run.sh: step '$step' is not known; allowed: tests, sanitize, bench, prefill, cpu, misses, server, exact, tpot" >&2
         status=2

@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from austen import load_novels
 from locality.ahead import PREDICTORS, TRUE, cosine, forecast, record_ahead
-from locality.passages import NOVELS_FOLDER, passages
+from locality.passages import NOVELS_FOLDER, Passages, passages, reference_passages
 from locality.statistics import (
     WARM_UP_STEPS,
     Booleans,
@@ -31,11 +30,10 @@ from locality.statistics import (
     retrieved_pages,
 )
 from locality.trace import replay
-from measurement import MODEL, REPOSITORY, RESULTS, result_document, tokenizer
+from measurement import MODEL, REPOSITORY, RESULTS, result_document
 from tqdm import tqdm
 
 from rheo_sglang.config import RheoConfig
-from rheo_sglang.evaluation.haystack import Haystack, token_counter
 
 CONFIG = RheoConfig()
 CONTEXTS = {"smollm2": 4096, "reference": 8192}
@@ -43,28 +41,10 @@ NAMES = {
     "smollm2": "SmolLM2-135M-Instruct, fp32",
     "reference": "rheo-reference, 6 layers of Qwen3's architecture, fp32",
 }
-HELD_OUT = "persuasion"
-QUESTION_SETS = 3
 PAGE_SIZES = (16, 32)
 BUDGETS = (0.05, 0.08, 0.1, 0.2)
 WIDTHS = (1.0, 1.25)
 FRAMES = 1.25
-
-Passages = dict[str, list[int]]
-
-
-def reference_passages(model: Path, novels: Path, tokens: int) -> dict[str, Passages]:
-    """A novel that the reference model has not seen, and the questions of its `repeated` task at the end."""
-    encoder = tokenizer(model)
-    text = load_novels(novels)[HELD_OUT]
-    haystack = Haystack(text, token_counter(encoder))
-    questions = {}
-    for seed in range(QUESTION_SETS):
-        sample = haystack.sample("repeated", tokens + WARM_UP_STEPS, seed)
-        asked = "".join(f"{turn.question}{turn.answer}\n" for turn in sample.turns)
-        questions[f"questions_{seed}"] = encoder.encode(sample.document + asked).ids[-tokens:]
-    running = encoder.encode(text[len(text) // 3 :][: 8 * tokens]).ids[:tokens]
-    return {"text": {HELD_OUT: running}, "questions": questions}
 
 
 def overlap(retrieved: Booleans, other: Booleans) -> float:

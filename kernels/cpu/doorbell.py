@@ -18,7 +18,8 @@ class Doorbell:
 
     Whoever rings writes operands and then a new number ``n`` to ``words[RUNG]``, which asks for task
     ``(n - 1) % tasks``; results may be read once ``words[ANSWERED]`` is that number. A ring may follow only when the
-    one before it was answered. The thread keeps a core busy while rings are less than 20 ms apart.
+    one before it was answered. The thread keeps a core busy while rings are less than 20 ms apart, and next to nothing
+    of it after a second of silence.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from rheo_kernels.reference.metadata import fold_chunk
+from rheo_kernels.reference.metadata import METADATA_ROWS, fold_chunk
 from rheo_kernels.reference.score import score
 
 ATTENTION = "recorded"
@@ -125,8 +125,10 @@ def record(
     ]
 
 
-def page_scores(trace: Trace, page_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quest's page scores at every decode step, from the metadata that a cache would hold at that step.
+def page_scores(
+    trace: Trace, page_size: int, kind: str = "minmax", grouping: str = "mean"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Page scores at every decode step, from the metadata that a cache would hold at that step.
 
     Pages are written once, so that the metadata of the last step serves all steps: what it says too early is
     said of the page being written, which is selected whatever its score.
@@ -137,6 +139,10 @@ def page_scores(trace: Trace, page_size: int) -> tuple[torch.Tensor, torch.Tenso
         What the model did.
     page_size
         Tokens a page.
+    kind
+        What summarises a page, ``"minmax"`` (Quest's bounds) or ``"mean"``.
+    grouping
+        ``"mean"`` or ``"max"`` over the GQA group.
 
     Returns
     -------
@@ -154,9 +160,9 @@ def page_scores(trace: Trace, page_size: int) -> tuple[torch.Tensor, torch.Tenso
     pages = torch.arange(width, dtype=torch.int32).expand(steps, width)
     scores = torch.empty((steps, layers, heads, width))
     for layer in range(layers):
-        metadata = torch.zeros((heads, width, 2, dim))
+        metadata = torch.zeros((heads, width, METADATA_ROWS[kind], dim))
         fold_chunk(metadata, position // page_size, position % page_size, trace.keys[layer])
-        score(trace.queries[:, layer], metadata, pages, num_pages, dim**-0.5, "mean", scores[:, layer])
+        score(trace.queries[:, layer], metadata, pages, num_pages, dim**-0.5, grouping, scores[:, layer])
     return scores, num_pages
 
 

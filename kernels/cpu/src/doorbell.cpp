@@ -12,9 +12,9 @@
 namespace rheo {
 namespace {
 
-// Longer than what lies between two decode steps, prefills apart.
-constexpr std::chrono::milliseconds kPatience{20};
-constexpr timespec kNap{0, 50'000};
+// Longer than what lies between two decode steps, prefills apart; and when a server counts as idle.
+constexpr std::chrono::milliseconds kPatience{20}, kIdle{1000};
+constexpr timespec kNap{0, 50'000}, kIdleNap{0, 1'000'000};
 constexpr int kSpinsPerLook = 256;
 
 }  // namespace
@@ -44,6 +44,7 @@ void Doorbell::serve(uint32_t seen) {
 
     std::atomic_ref<uint32_t> rung(words_[kRung]), answered(words_[kAnswered]);
     auto heard = std::chrono::steady_clock::now();
+    bool napping = false;
     for (int spins = 1; !closing_.load(std::memory_order_relaxed); ++spins) {
         const uint32_t now = rung.load(std::memory_order_acquire);
         if (now != seen) {
@@ -52,6 +53,7 @@ void Doorbell::serve(uint32_t seen) {
             if (attention) attention->run();
             answered.store(now, std::memory_order_release);
             heard = std::chrono::steady_clock::now();
+            napping = false;
             continue;
         }
 #if defined(__x86_64__)
@@ -59,8 +61,10 @@ void Doorbell::serve(uint32_t seen) {
 #elif defined(__aarch64__)
         asm volatile("yield");
 #endif
-        if (spins % kSpinsPerLook == 0 && std::chrono::steady_clock::now() - heard > kPatience)
-            nanosleep(&kNap, nullptr);
+        if (spins % kSpinsPerLook != 0 && !napping) continue;
+        const auto silence = std::chrono::steady_clock::now() - heard;
+        napping = silence > kPatience;
+        if (napping) nanosleep(silence > kIdle ? &kIdleNap : &kNap, nullptr);
     }
 }
 
