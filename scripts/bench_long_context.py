@@ -40,6 +40,7 @@ from local_prefill import install as install_local_prefill
 from locality.plugin import ENVIRONMENT as SCORES
 from locality.plugin import install as install_locality
 from measurement import RESULTS, gpu_in_words
+from qwen25_1m_shape import CONFIG as MODEL
 from qwen25_1m_shape import KV, make_shape
 
 FRAMES_GIB = 4
@@ -48,6 +49,7 @@ BUDGET_RATIO = 0.06
 CONFIG = {"frame_pool_gib": FRAMES_GIB, "budget_ratio": BUDGET_RATIO}
 ROOM = 1024
 WARM_UP_TOKENS = CHUNK_TOKENS - 192
+LEAST_TOKENS, MOST_TOKENS = 2 * CHUNK_TOKENS, int(str(MODEL["max_position_embeddings"])) - ROOM
 PARTS = ("prefill", "decode")
 
 
@@ -57,6 +59,15 @@ def token_label(tokens: int) -> str:
         if tokens % unit == 0:
             return f"{tokens // unit}{suffix}"
     return str(tokens)
+
+
+def prompt_tokens(text: str) -> int:
+    """A prompt's length, from the command line."""
+    if not text.isdecimal() or not LEAST_TOKENS <= int(text) <= MOST_TOKENS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not supported; allowed: {LEAST_TOKENS} to {MOST_TOKENS} tokens"
+        )
+    return int(text)
 
 
 def server_pools(engine: Any, context: int) -> dict[str, float]:
@@ -200,11 +211,13 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument(
-        "--onto", type=Path, help="earlier result of this machine, whose other figures are kept"
+        "--onto", type=Path, help="earlier result of such a GPU, whose other figures are kept"
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--tokens", type=int, default=512 * 1024, help="prompt of the part prefill")
-    parser.add_argument("--decode-tokens", type=int, default=1000000, help="prompt of the part decode")
+    parser.add_argument("--tokens", type=prompt_tokens, default=512 * 1024, help="prompt of the part prefill")
+    parser.add_argument(
+        "--decode-tokens", type=prompt_tokens, default=1000000, help="prompt of the part decode"
+    )
     parser.add_argument(
         "--prefill", action="store_true", help="prefill the prompt of the part decode densely"
     )

@@ -197,7 +197,7 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument(
-        "--onto", type=Path, help="earlier result of this machine, whose other figures are kept"
+        "--onto", type=Path, help="earlier result of such a GPU, whose other figures are kept"
     )
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))

@@ -196,7 +196,7 @@ class ResultFile:
     Raises
     ------
     ValueError
-        If the earlier result is another one, or of another machine.
+        If the earlier result is another one, or of another GPU.
     """
 
     def __init__(self, name: str, path: Path, machine: str, onto: Path | None = None) -> None:
@@ -208,10 +208,13 @@ class ResultFile:
         if onto is None:
             return
         earlier = json.loads(onto.read_text())
-        for field, value in (("name", name), ("machine", machine)):
-            if earlier[field] != value:
+        for what, theirs, ours in (
+            ("result", earlier["name"], name),
+            ("GPU", gpu_of(earlier["machine"]), gpu_of(machine)),
+        ):
+            if theirs != ours:
                 raise ValueError(
-                    f"--onto: {field}={earlier[field]!r} in {onto.name} is not allowed; allowed: {value!r}"
+                    f"--onto: {what} {theirs!r} of {onto.name} is not supported; allowed: {ours!r}"
                 )
         self.metrics = earlier["metrics"]
         self.commands = earlier["command"].split("; ")
@@ -221,3 +224,8 @@ class ResultFile:
         document = result_document(self.name, {**keys, **self.metrics, **keys}, self.machine)
         document["command"] = "; ".join([*self.commands, document["command"]])
         self.path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def gpu_of(machine: str) -> str:
+    """The GPU, of a machine in words."""
+    return machine.split(",")[0]

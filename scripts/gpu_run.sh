@@ -5,9 +5,10 @@
 #   bench     kernel benchmark                 prefill   prefill kernel benchmark
 #   cpu       CPU attention                    misses    fetching misses, attending them on the CPU, both
 #   server    rheo against SGLang's triton     exact     greedy tokens of SmolLM2 against fa3
-#   tpot      time per output token
+#   tpot      time per output token            ttft      time to first token
+#   long      512K-token prefill, and decode behind 1M tokens
 #
-# Arguments go in TESTS, BENCH_ARGUMENTS, EXACT_ARGUMENTS and TPOT_ARGUMENTS.
+# Arguments go in TESTS, BENCH_ARGUMENTS, EXACT_ARGUMENTS, TPOT_ARGUMENTS, TTFT_ARGUMENTS and LONG_ARGUMENTS.
 #
 # Results are written to $OUT (default: .gpu/out). A bundle of SGLang for machines without a network is unpacked onto
 # PYTHONPATH if there is one: .gpu/site.tar.xz, and .gpu/fa3.zst for FlashAttention-3, whole or in parts made by `split`.
@@ -94,7 +95,7 @@ for step in "$@"; do
             status=1
         ;;
     *)
-        echo "gpu_run.sh: step '$step' is not known; allowed: tests, sanitize, bench, prefill, cpu, misses, server, exact, tpot" >&2
+        echo "gpu_run.sh: step '$step' is not known; allowed: tests, sanitize, bench, prefill, cpu, misses, server, exact, tpot, ttft, long" >&2
         status=2
         ;;
     esac
