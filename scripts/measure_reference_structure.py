@@ -44,7 +44,7 @@ FRAMES = 1.25
 
 
 def joined(found: list[torch.Tensor]) -> torch.Tensor:
-    """Scores of several traces as those of one with more caches: ``[steps, L, H, M]`` each, ``[steps, C, M]`` in all."""
+    """Scores of several traces, ``[steps, L, H, M]`` each, as those of one with more caches, ``[steps, C, M]``."""
     return torch.cat([one.flatten(1, 2) for one in found], 1)
 
 

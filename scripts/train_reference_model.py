@@ -29,7 +29,7 @@ from rheo_sglang.evaluation.report import result_document, write_result
 
 SHAPES = {
     "reference": ModelShape(),
-    "small": ModelShape(layers=2, hidden=128, intermediate=256, query_heads=4, kv_heads=2, head=32),
+    "small": ModelShape(layers=2, hidden=64, intermediate=64, query_heads=2, kv_heads=1),
     "tiny": ModelShape(layers=2, hidden=64, intermediate=96, query_heads=4, kv_heads=1, head=16),
 }
 
@@ -86,7 +86,9 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             drop_state(options.out)
             progress = Progress(options.curriculum)
-        batches = Batches(RowMaker(corpus, curriculum.mixture), curriculum, options.batch_tokens, options.seed)
+        batches = Batches(
+            RowMaker(corpus, curriculum.mixture), curriculum, options.batch_tokens, options.seed
+        )
     except (OSError, RuntimeError, ValueError) as error:
         print(f"train_reference_model.py: {error}", file=sys.stderr)
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import threading
@@ -13,7 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
-from bench_long_context import BUDGET_RATIO, CONFIG, goals, token_label
+from bench_long_context import BUDGET_RATIO, CONFIG, goals, prompt_tokens, token_label
 from chunk_clock import BEGINS, ChunkClock
 from device_memory import GIB, DeviceMemory
 from kv_memory import memory_figures, pool_sizes
@@ -109,6 +110,13 @@ def test_the_clock_times_the_long_prompts_chunks_only() -> None:
 )
 def test_token_labels(tokens: int, label: str) -> None:
     assert token_label(tokens) == label
+
+
+@pytest.mark.parametrize("text", ["100", "-1", "1e6", "1048576"])
+def test_prompts_that_are_too_short_or_too_long_are_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="allowed: 16384 to 1047552 tokens"):
+        prompt_tokens(text)
+    assert prompt_tokens("1000000") == MILLION
 
 
 def test_goals_are_read_from_what_was_measured() -> None:

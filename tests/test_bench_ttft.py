@@ -134,12 +134,12 @@ def script(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("script")
-def test_a_result_keeps_what_an_earlier_one_of_the_machine_has(tmp_path: Path) -> None:
+def test_a_result_keeps_what_an_earlier_one_of_the_same_gpu_has(tmp_path: Path) -> None:
     first, second = tmp_path / "first.json", tmp_path / "second.json"
-    result = ResultFile("ttft_gpu", first, "one GPU")
+    result = ResultFile("ttft_gpu", first, "one GPU, 8 GiB DRAM")
     result.metrics |= {DENSE: {"a": 1}, RHEO: {"a": 1}}
     result.write({"ratio": 1.0})
-    later = ResultFile("ttft_gpu", second, "one GPU", onto=first)
+    later = ResultFile("ttft_gpu", second, "one GPU, 9 GiB DRAM", onto=first)
     later.metrics[RHEO] = {"a": 2}
     later.write({"ratio": 2.0})
     document = json.loads(second.read_text())
@@ -148,11 +148,13 @@ def test_a_result_keeps_what_an_earlier_one_of_the_machine_has(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("script")
-@pytest.mark.parametrize(("name", "machine"), [("tpot_gpu", "one GPU"), ("ttft_gpu", "another GPU")])
-def test_a_result_takes_nothing_from_another_benchmark_or_machine(
+@pytest.mark.parametrize(
+    ("name", "machine"), [("tpot_gpu", "one GPU, 8 cores"), ("ttft_gpu", "another GPU, 8 cores")]
+)
+def test_a_result_takes_nothing_from_another_benchmark_or_gpu(
     tmp_path: Path, name: str, machine: str
 ) -> None:
     first = tmp_path / "first.json"
     ResultFile(name, first, machine).write({})
-    with pytest.raises(ValueError, match=r"--onto: .* is not allowed; allowed: "):
-        ResultFile("ttft_gpu", tmp_path / "second.json", "one GPU", onto=first)
+    with pytest.raises(ValueError, match=r"--onto: .* is not supported; allowed: "):
+        ResultFile("ttft_gpu", tmp_path / "second.json", "one GPU, 8 cores", onto=first)

@@ -132,7 +132,9 @@ def paced(losses: list[dict[str, float]], curriculum: Curriculum, seconds: float
 
 def two_stages(**bounds: float) -> Curriculum:
     first = Stage({128: 1}, (0.5, 0.9), 0, **({"most_steps": 1000, "least_steps": 8} | bounds))
-    return Curriculum((first, Stage({256: 1}, (0.5, 0.9), 0, 4, decays=True)), FULL.mixture, 0.0, round_steps=2)
+    return Curriculum(
+        (first, Stage({256: 1}, (0.5, 0.9), 0, 4, decays=True)), FULL.mixture, 0.0, round_steps=2
+    )
 
 
 def test_stage_ends_when_every_task_is_below_the_threshold() -> None:

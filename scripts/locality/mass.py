@@ -47,9 +47,7 @@ def page_masses(trace: Trace, page_size: int) -> torch.Tensor:
     return masses
 
 
-def with_forced(
-    retrieved: Booleans, num_pages: torch.Tensor, sink_pages: int, window_pages: int
-) -> Booleans:
+def with_forced(retrieved: Booleans, num_pages: torch.Tensor, sink_pages: int, window_pages: int) -> Booleans:
     """A selection with the pages that are always selected.
 
     Parameters

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from reference_model.model import ReferenceModel
-from reference_model.rows import FACT, TEXT
+from reference_model.rows import TEXT
 from rheo_sglang.evaluation.haystack import Haystack, Sample
 from rheo_sglang.evaluation.report import metric_name
 from rheo_sglang.evaluation.tasks import TASKS
@@ -117,7 +117,7 @@ def _score(
         tokens[row, : len(conversation.ids)] = conversation.ids
     inputs = torch.from_numpy(tokens).to(device)
     positions = torch.arange(length, device=device).expand(rows, -1)
-    roles = torch.full((rows, length), FACT, dtype=torch.uint8, device=device)
+    roles = torch.full((rows, length), TEXT, dtype=torch.uint8, device=device)
     _, correct = model.losses(inputs[:, :-1].contiguous(), positions, inputs[:, 1:].contiguous(), roles)
     right = correct.cpu().numpy()
     return [

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from reference_model.rows import ROLES
+from reference_model.rows import FACT, ROLES
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,7 @@ class ReferenceModel(nn.Module):
         def part(function: Callable[..., Any]) -> Callable[..., Any]:
             return torch.compile(function, dynamic=False) if compiled else function
 
+        self._fixed_shapes = compiled
         self._queries_keys_values = part(_queries_keys_values)
         self._output_and_mlp = part(_output_and_mlp)
         self._losses = part(_losses)
@@ -209,7 +210,7 @@ class ReferenceModel(nn.Module):
             Sum of the cross-entropies (nats), targets, and targets that are the most likely token, float32
             ``[ROLES, 3]``.
         correct : Tensor
-            Whether the most likely token is the target, bool ``[rows, length]``.
+            Whether the most likely token is the target, bool ``[rows, length]``; False where the role is `FACT`.
         """
         shape, rows = self.shape, tokens.shape[0]
         sizes = (shape.query_heads, shape.kv_heads, shape.head)
@@ -244,15 +245,19 @@ class ReferenceModel(nn.Module):
                 mlp.down_proj.weight,
                 shape.norm_epsilon,
             )
-        by_role, correct = self._losses(
-            x,
+        wanted = roles.flatten() != FACT
+        kept = slice(None) if self._fixed_shapes else wanted
+        by_role, right = self._losses(
+            x[kept],
             self.model.norm.weight,
             self.model.embed_tokens.weight,
-            targets.flatten(),
-            roles.flatten(),
+            targets.flatten()[kept],
+            roles.flatten()[kept],
             shape.norm_epsilon,
         )
-        return by_role, correct.view_as(tokens)
+        correct = torch.zeros_like(wanted)
+        correct[kept] = right
+        return by_role, (correct & wanted).view_as(tokens)
 
     def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the rotary angles, float32 ``[tokens, 1, head / 2]``."""

@@ -3,7 +3,7 @@
 import random
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,6 +20,9 @@ Answers of the other tasks follow in the order of `TASKS`: a role of `ANSWER` or
 
 ROLES = ANSWER + len(TASKS)
 """Number of roles."""
+
+_TRIES = 4
+"""Exercises that may turn out longer than what is left of a row before the row does without more."""
 
 _NUMBERS = {task: number for number, task in enumerate(TASKS)}
 
@@ -160,8 +163,8 @@ class RowMaker:
     ) -> list[tuple[list[_Piece], list[_Piece]]]:
         names = NamePool(rng)
         exercises: list[tuple[list[_Piece], list[_Piece]]] = []
-        used = 0
-        while used < content or not exercises:
+        used = too_long = 0
+        while (used < content or not exercises) and too_long < _TRIES:
             (task,) = rng.choices(list(shares), list(shares.values()))
             room = max(1, (max(content, length // 4) - used) // 48)
             width = min(rng.randint(1, self._mixture.widths[task]), room, len(names) // 6)
@@ -179,7 +182,8 @@ class RowMaker:
                 turns.append(_Piece(question + answer, [FACT] * len(question) + [role] * len(answer)))
             cost = sum(len(piece.tokens) for piece in facts + turns)
             if used + cost > length:
-                break
+                too_long += 1
+                continue
             exercises.append((facts, turns))
             used += cost
         return exercises
@@ -228,14 +232,19 @@ class RowMaker:
 def _draw_exercise(
     task: str, width: int, hops: tuple[int, ...], rng: random.Random, names: NamePool
 ) -> Exercise:
-    """An exercise whose size grows with `width`, with as many turns as it has things to ask for."""
+    """An exercise whose size grows with `width`, with as many turns as it has things to ask for.
+
+    A variable's chain is drawn anew for every turn, so that none can be told by what has been asked before.
+    """
     match task:
         case "multikey":
             return multikey(rng, names, keys=width, asked=width)
         case "multivalue":
             return multivalue(rng, names, values=min(width, 5), others=rng.randint(0, width))
         case "vartrack":
-            return vartrack(rng, names, chains=width, hops=rng.choice(hops), asked=width)
+            chains = max(width, 2)
+            exercise = vartrack(rng, names, chains=chains, hops=rng.choice(hops), asked=chains)
+            return replace(exercise, turns=tuple(rng.choices(exercise.turns, k=width)))
         case "dictionary":
             return dictionary(rng, names, entries=width, asked=width, first_turn=rng.random() < 0.5)
         case "repeated":
