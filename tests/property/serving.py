@@ -91,7 +91,11 @@ class Server:
             token_to_kv_pool=self.pool,
             req_to_token_pool=self.rows,
             server_args=SimpleNamespace(chunked_prefill_size=-1),
-            model_config=SimpleNamespace(context_len=self.context),
+            model_config=SimpleNamespace(
+                context_len=self.context,
+                num_attention_heads=shape.kv_heads * shape.group,
+                get_total_num_kv_heads=lambda: shape.kv_heads,
+            ),
         )
         self.backend = RheoAttentionBackend(runner)
         self.selector = ObservedSelector(self.backend.decode.selector)
