@@ -35,7 +35,7 @@ class Attention(ABC, Generic[Workspace]):
     Attributes
     ----------
     select_resolve
-        See `rheo_kernels.triton.select_resolve`. Nothing may come between it and `selected` or `hits` on its stream.
+        See `rheo_kernels.triton.select_resolve`. Nothing may come between it and `selected` on its stream.
     """
 
     select_resolve: Callable[..., Selected]
@@ -70,11 +70,6 @@ class Attention(ABC, Generic[Workspace]):
         out
             Attention output, ``[B, Hq, D]``, written.
         """
-        ...
-
-    @abstractmethod
-    def hits(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> Partials:
-        """Attend a step's hits only, and leave them to be merged with what is attended elsewhere."""
         ...
 
     @abstractmethod
@@ -143,7 +138,7 @@ class TritonAttention(Attention[_TritonWorkspace]):
         kernels.merge(self.hits(layer, step, q, scale), misses, out)
 
     def hits(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> Partials:
-        """See `Attention.hits`."""
+        """Attend a step's hits only, and leave them to be merged with what is attended elsewhere."""
         assert step.selected is not None
         selected = step.selected[layer]
         return kernels.attend(
@@ -243,16 +238,6 @@ class CudaAttention(Attention[Any]):
             cuts,
             layer,
         )
-
-    def hits(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> Partials:
-        """See `Attention.hits`."""
-        assert step.selected is not None
-        workspace = step.workspace
-        self.kernels.attend_selected(
-            q, self.frames[layer], None, step.selected[layer], scale, self.page_size, workspace, None
-        )
-        parts: Partials = workspace.parts
-        return parts
 
     def listed(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rheo_kernels.triton import fill, fill_from_host, merge
-from rheo_sglang.cuda.attention import Attention
+from rheo_sglang.cuda.attention import Attention, TritonAttention
 from rheo_sglang.cuda.buffers import StepBuffers
 from rheo_sglang.cuda.residency import CudaResidency
 from rheo_sglang.cuda.streams import SideStream
@@ -108,7 +108,7 @@ class Split(MissPath):
 
     def finish(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float, out: torch.Tensor) -> None:
         """See `MissPath.finish`."""
-        assert step.cpu is not None
+        assert step.cpu is not None and isinstance(self.attention, TritonAttention)
         hits = self.attention.hits(layer, step, q, scale)
         self.missing.join()
         count = out.shape[0]
