@@ -18,8 +18,8 @@ def describe_scheduler(scheduler: Any) -> dict[str, Any] | None:
     Returns
     -------
     dict or None
-        ``config``, ``counters``, ``recorder`` (None when off) and ``prefixes``, JSON-ready; None if the scheduler
-        runs another attention backend.
+        ``config``, ``counters``, ``recorder`` (None when off), ``misses`` (None where none are shared with the CPU)
+        and ``prefixes``, JSON-ready; None if the scheduler runs another attention backend.
     """
     from rheo_sglang.backend import RheoAttentionBackend
     from rheo_sglang.pools.kv_pool import RheoKVPool
@@ -36,5 +36,6 @@ def describe_scheduler(scheduler: Any) -> dict[str, Any] | None:
         "config": pool.config.to_json(),
         "counters": counters,
         "recorder": None if backend.recorder is None else backend.recorder.report(),
+        "misses": None if backend.cuda is None else backend.cuda.miss_report(),
         "prefixes": describe_tree(scheduler.tree_cache, pool.table, pool.page_size),
     }

@@ -29,7 +29,7 @@ from rheo_sglang.cuda.costs import ALL_FETCHED, ALL_ON_CPU, measure_costs
 from rheo_sglang.cuda.heads import HeadShape
 from rheo_sglang.pools.blocks import host_pool
 from rheo_sglang.split.cpu_attention import CpuAttention, default_cpu_threads
-from rheo_sglang.split.service import CpuService
+from rheo_sglang.split.service import CpuService, MissTotals
 
 HEADS, GROUP, DIM, PAGE = 8, 4, 128, 32
 WIDTH, LAYERS, HOST_PAGES = 409, 6, 8200
@@ -86,8 +86,8 @@ class Layers:
             selections.append(selected)
         return selections
 
-    def time_us(self, batch: int, selections: list[Selected], costs: Costs) -> tuple[float, float]:
-        """Microseconds per layer, and the share of the misses that the CPU attended."""
+    def time(self, batch: int, selections: list[Selected], costs: Costs) -> dict[str, float]:
+        """Microseconds per layer, the share of the misses that the CPU attended, and what the layers' clocks say."""
         q = torch.randn((batch, HEADS * GROUP, DIM), device="cuda").bfloat16()
         out = torch.empty_like(q)
         workspace = self.attention.workspace(batch, WIDTH)
@@ -105,6 +105,7 @@ class Layers:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             run()
+        before = self.service.totals()
         times = []
         for replay in range(REPLAYS):
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -117,7 +118,16 @@ class Layers:
         last = selections[-1]
         missed = int((last.num_selected - last.num_hits).sum())
         by_cpu = int((last.num_selected - cuts[-1]).sum())
-        return statistics.median(times), by_cpu / max(missed, 1)
+        found = {"us": statistics.median(times), "cpu_share": by_cpu / max(missed, 1)}
+        after = self.service.totals()
+        clocks = MissTotals(**{name: getattr(after, name) - getattr(before, name) for name in after._fields})
+        if clocks.layers:
+            found["expected_us"] = clocks.expected / clocks.layers / 1e3
+            found["took_us"] = clocks.took / clocks.layers / 1e3
+            found["gpu_part_us"] = clocks.attended / clocks.layers / 1e3
+        if clocks.rings:
+            found["cpu_part_us"] = clocks.cpu / clocks.rings / 1e3
+        return found
 
 
 def main() -> None:
@@ -140,8 +150,8 @@ def main() -> None:
             selections = layers.selection(batch, share)
             metrics[f"missed_mib_{tag}"] = batch * HEADS * round(share * WIDTH) * PAGE_BYTES / 2**20
             for mode, way in (("fetch", ALL_FETCHED), ("split", ALL_ON_CPU), ("auto", costs)):
-                metrics[f"{mode}_us_{tag}"], by_cpu = layers.time_us(batch, selections, way)
-            metrics[f"auto_cpu_share_{tag}"] = by_cpu
+                found = layers.time(batch, selections, way)
+                metrics |= {f"{mode}_{name}_{tag}": value for name, value in found.items()}
             better = min(metrics[f"fetch_us_{tag}"], metrics[f"split_us_{tag}"])
             metrics[f"auto_vs_better_{tag}"] = metrics[f"auto_us_{tag}"] / better
             print(tag, {k: round(v, 2) for k, v in metrics.items() if k.endswith(tag)}, flush=True)

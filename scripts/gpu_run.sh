@@ -48,7 +48,7 @@ for step in "$@"; do
             2>&1 | tee "$out/tests.log" | tail -40 || status=1
         ;;
     sanitize)
-        bash scripts/sanitize_kernels.sh 2>&1 | tee "$out/sanitize.log" | tail -20 || status=1
+        install && bash scripts/sanitize_kernels.sh 2>&1 | tee "$out/sanitize.log" | tail -20 || status=1
         ;;
     misses)
         install && python3 scripts/bench_miss_path.py --out "$out/miss_path.json" 2>&1 | tee "$out/misses.log" |

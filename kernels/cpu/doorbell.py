@@ -40,6 +40,16 @@ class Doorbell:
         self._tasks[number] = task
         self._bell.assign(number, task.address)
 
+    @property
+    def rings(self) -> int:
+        """Rings answered so far."""
+        return self._bell.rings
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds that tasks took so far."""
+        return self._bell.busy_ns / 1e9
+
     def close(self) -> None:
         """End the thread, after the task that it is running; later rings are not answered."""
         self._bell.close()

@@ -72,6 +72,7 @@ def describe(
     batch: torch.Tensor,
     first: torch.Tensor | None = None,
     last: torch.Tensor | None = None,
+    packed: bool = False,
 ) -> _native.Problem:
     """The extension's description of checked operands. It holds addresses: the tensors must outlive it."""
     return _native.problem(
@@ -98,6 +99,7 @@ def describe(
         columns=index.shape[2],
         first=0 if first is None else first.data_ptr(),
         last=0 if last is None else last.data_ptr(),
+        packed=packed,
         out=out.data_ptr(),
         lse=lse.data_ptr(),
         batch=batch.data_ptr(),

@@ -35,6 +35,9 @@ class Task:
         Requests of the call, ``[1]``, int32; read at every call, values beyond ``B`` count as ``B``.
     first, last
         Columns to look at, ``[B, H]``, int32: only those in ``[first, last)``; all of them if None.
+    packed
+        Whether every column in ``[first, last)`` is a page, with tokens. Lists are not looked through beforehand then;
+        a column that is none is left out all the same.
     threads
         Threads to use, the caller among them; None for `default_threads`.
 
@@ -57,6 +60,7 @@ class Task:
         batch: torch.Tensor,
         first: torch.Tensor | None = None,
         last: torch.Tensor | None = None,
+        packed: bool = False,
         threads: int | None = None,
     ) -> None:
         check_shapes(q, blocks, index, valid, page_size)
@@ -73,7 +77,7 @@ class Task:
             if columns is not None:
                 check_buffer(name, columns, tuple(index.shape[:2]), torch.int32)
         self._operands = (q, blocks, index, valid, out, lse, batch, first, last)
-        problem = describe(q, blocks, index, valid, scale, page_size, out, lse, batch, first, last)
+        problem = describe(q, blocks, index, valid, scale, page_size, out, lse, batch, first, last, packed)
         self._task = _native.Task(problem, checked_threads(threads), forced_isa())
 
     def __call__(self) -> None:

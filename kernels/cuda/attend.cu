@@ -14,8 +14,6 @@
 
 #include "division.cuh"
 
-typedef unsigned long long u64;
-
 namespace {
 
 constexpr int kBlockBytes = 2 * 2 * DIM * PAGE;          // one page, K and V
@@ -54,6 +52,7 @@ struct Arguments {
     u32* bell;                     // see kernels/cpu/src/doorbell.hpp
     const float* costs;            // CPU, on the device: see division.cuh
     int* cuts;                     // [B * H], the first column that the CPU attends
+    Clock* clocks;                 // of every layer
     long long stride_qb, stride_qh, stride_ob, stride_oh, stride_fh, stride_ff, stride_hn, stride_hh, stride_th,
         stride_list;
     float scale;                   // softmax scale times log2(e)
@@ -299,13 +298,11 @@ __device__ __forceinline__ void store_split(Softmax& run, unsigned char* scratch
 // Wait until the CPU has attended what it was handed in this layer. A CPU that never answers ends the program.
 __device__ __forceinline__ void wait_for_cpu(const Arguments& a) {
     const u32 wanted = ring_number(*a.step, a.layer, a.layers);
-    u64 begin, now;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(begin));
+    const u64 begin = nanoseconds();
     for (u32 answered;;) {
         asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(answered) : "l"(a.bell + kAnswered) : "memory");
         if (answered == wanted) return;
-        asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-        if (now - begin > kPatience) __trap();
+        if (nanoseconds() - begin > kPatience) __trap();
     }
 }
 #endif
@@ -543,12 +540,14 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
     __threadfence();
     const float *cpu_out = nullptr, *cpu_lse = nullptr;
 #if CPU
+    if (threadIdx.x == 0) atomicMax(&a.clocks[a.layer].attended, nanoseconds());
     if (by_cpu > 0) {
         cpu_out = a.cpu_out + static_cast<long long>(pair) * GROUP * DIM;
         cpu_lse = a.cpu_lse + pair * GROUP;
         if (threadIdx.x == 0) wait_for_cpu(a);
         __syncthreads();
     }
+    if (threadIdx.x == 0) atomicMax(&a.clocks[a.layer].ended, nanoseconds());
 #endif
     merge_splits(a.split_out + list * GROUP * DIM, a.split_lse + list * GROUP, splits, memory, barriers + kSlots,
                  cpu_out, cpu_lse, a.out + request * a.stride_ob + head * GROUP * a.stride_oh, a.stride_oh);

@@ -105,7 +105,7 @@ class _Arguments(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in ("num_hits", "num_selected", "page_table", "step", "missed_at")
         ),
-        *((name, ctypes.c_void_p) for name in ("cpu_out", "cpu_lse", "bell", "costs", "cuts")),
+        *((name, ctypes.c_void_p) for name in ("cpu_out", "cpu_lse", "bell", "costs", "cuts", "clocks")),
         *(
             (f"stride_{name}", ctypes.c_longlong)
             for name in ("qb", "qh", "ob", "oh", "fh", "ff", "hn", "hh", "th", "list")
@@ -225,6 +225,7 @@ def attend_selected(
         arguments.cpu_out, arguments.cpu_lse = cpu.out.data_ptr(), cpu.lse.data_ptr()
         arguments.bell, arguments.costs = cpu.bell.data_ptr(), cpu.costs.data_ptr()
         arguments.cuts, arguments.step = cuts.data_ptr(), cpu.step.data_ptr()
+        arguments.clocks = cpu.clocks.data_ptr()
         arguments.layer, arguments.layers = layer, cpu.layers
     modes = (False, host is not None, cpu is not None)
     _launch(dim, page_size, group, q.dtype, modes, workspace, pairs, arguments)

@@ -1,9 +1,11 @@
-// division: how a layer's misses are divided between the bus and the CPU, and the number by which the CPU is rung.
+// division: how a layer's misses are divided between the bus and the CPU, the number by which the CPU is rung, and how
+// long all that took.
 //
 // Every kernel that asks finds the same answer, since all compute it alike from the same counts.
 #pragma once
 
 typedef unsigned int u32;
+typedef unsigned long long u64;
 
 namespace {
 
@@ -11,11 +13,27 @@ constexpr u32 kAll = 0xffffffffu;
 constexpr int kRung = 0, kAnswered = 16;  // words of a doorbell
 
 struct Division {
-    int share;  // of 256 misses of a list, those that the CPU attends
-    int total;  // misses that it attends in all lists
+    int share;       // of 256 misses of a list, those that the CPU attends
+    int total;       // misses that it attends in all lists
+    float expected;  // microseconds until hits and misses are attended, 0 without misses
 
     __device__ __forceinline__ int of(int missed) const { return missed * share >> 8; }
 };
+
+// A layer's clock, in nanoseconds: what the latest step noted, and sums over the steps before it that had misses.
+struct Clock {
+    u64 began;     // when the selection was there; 0 if nothing was missed
+    u64 expected;  // how long it was to take
+    u64 attended;  // when the GPU had attended hits and what it fetched
+    u64 ended;     // when it also had the CPU's results
+    u64 steps, sum_expected, sum_attended, sum_took;
+};
+
+__device__ __forceinline__ u64 nanoseconds() {
+    u64 now;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    return now;
+}
 
 // Number of a layer's ring: another one in every layer of every step, and the layer modulo their number.
 __device__ __forceinline__ u32 ring_number(int step, int layer, int layers) {
@@ -38,7 +56,7 @@ __device__ __forceinline__ Division divide(const int* num_hits, const int* num_s
     }
     hit = __reduce_add_sync(kAll, hit);
     missed = __reduce_add_sync(kAll, missed);
-    Division division{0, 0};
+    Division division{0, 0, 0.f};
     if (missed == 0) return division;
     const float hits = hit * costs[5], slower = costs[4];
     const float begin_fetch = costs[0], fetch = missed * costs[1];
@@ -48,6 +66,7 @@ __device__ __forceinline__ Division divide(const int* num_hits, const int* num_s
     const float by_fetch = fmaxf(begin_fetch + fetch, hits), by_cpu = fmaxf(begin_cpu + cpu, hits);
     const float by_both = fmaxf(begin_fetch + fetched * fetch * slower, hits);
     if (by_both >= fminf(by_fetch, by_cpu)) fetched = by_fetch <= by_cpu ? 1.f : 0.f;
+    division.expected = fminf(by_both, fminf(by_fetch, by_cpu));
     division.share = 256 - static_cast<int>(ceilf(256 * fetched));
     for (int i = lane; i < lists; i += 32) division.total += division.of(num_selected[i] - num_hits[i]);
     division.total = __reduce_add_sync(kAll, division.total);

@@ -25,18 +25,34 @@ struct Arguments {
     // On the device:
     const float* costs;       // see division.cuh
     u32* handed;              // lists handed over so far, 0 before and after
+    Clock* clocks;            // of every layer
     const int* step;          // scalar
     long long stride_qb, stride_qh;
     int heads, width, cpu_width, layer, layers;
 };
 static_assert(sizeof(Arguments) == ARGUMENTS_BYTES, "hand_over.py declares other arguments");
 
+// Add the last step's times of a layer to its sums, and begin this step's.
+__device__ __forceinline__ void restart(Clock& clock, u64 now, const Division& division) {
+    if (clock.began) {
+        clock.steps += 1;
+        clock.sum_expected += clock.expected;
+        clock.sum_attended += clock.attended - clock.began;
+        clock.sum_took += clock.ended - clock.began;
+    }
+    clock.began = division.expected > 0 ? now : 0;
+    clock.expected = static_cast<u64>(1000 * division.expected);
+    clock.attended = clock.ended = now;
+}
+
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(128) hand_over(const __grid_constant__ Arguments a) {
     const int pair = blockIdx.x, pairs = gridDim.x;
     asm volatile("griddepcontrol.wait;" ::: "memory");
+    const u64 now = nanoseconds();
     const Division division = divide(a.num_hits, a.num_selected, a.costs, pairs);
+    if (pair == 0 && threadIdx.x == blockDim.x - 1) restart(a.clocks[a.layer], now, division);
     if (division.total == 0) return;
 
     const int end = a.num_selected[pair], count = division.of(end - a.num_hits[pair]);

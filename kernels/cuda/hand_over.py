@@ -20,7 +20,7 @@ class Arguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("q", "misses", "valid", "num_hits", "num_selected")),
         *((f"cpu_{name}", ctypes.c_void_p) for name in SHARED),
-        *((name, ctypes.c_void_p) for name in ("bell", "costs", "handed", "step")),
+        *((name, ctypes.c_void_p) for name in ("bell", "costs", "handed", "clocks", "step")),
         *((name, ctypes.c_longlong) for name in ("stride_qb", "stride_qh")),
         *((name, ctypes.c_int) for name in ("heads", "width", "cpu_width", "layer", "layers")),
     )
@@ -62,6 +62,7 @@ def hand_over(q: torch.Tensor, selected: Selected, share: CpuShare, layer: int) 
         bell=share.bell.data_ptr(),
         costs=share.costs.data_ptr(),
         handed=share.handed.data_ptr(),
+        clocks=share.clocks.data_ptr(),
         step=share.step.data_ptr(),
         stride_qb=q.stride(0),
         stride_qh=q.stride(1),

@@ -24,6 +24,10 @@ class Costs(NamedTuple):
     """Microseconds to attend a page in a frame: misses may take as long as all hits for nothing."""
 
 
+CLOCK = ("began", "expected", "attended", "ended", "steps", "sum_expected", "sum_attended", "sum_took")
+"""Columns of `CpuShare.clocks`, in nanoseconds: the latest step's, and sums over the steps before it with misses."""
+
+
 class CpuShare(NamedTuple):
     """Where a layer's misses are handed over to the CPU, and what it made of them is found.
 
@@ -50,6 +54,8 @@ class CpuShare(NamedTuple):
     """What decides how misses are divided, `Costs`, ``[6]``, float32, on the device."""
     handed: torch.Tensor
     """Scalar, int32, 0 between launches, on the device."""
+    clocks: torch.Tensor
+    """What each layer's misses were expected to take and took, ``[L, len(CLOCK)]``, int64, on the device."""
     step: torch.Tensor
     """Number of the decode step, from 1 on, scalar, int32, on the device."""
     layers: int

@@ -27,7 +27,7 @@ from rheo_sglang.cuda.variant import Variant, make_variants, pick_variant
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.recorder import Recorder
 from rheo_sglang.split.cpu_attention import CpuAttention, default_cpu_threads
-from rheo_sglang.split.service import CpuService
+from rheo_sglang.split.service import CpuService, miss_report
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +154,11 @@ class CudaDecode:
         if self.config.miss_mode == "auto" and not self._buffers:
             costs.copy_(torch.tensor(measure_costs(self.attention, service, self.heads)))
         return service
+
+    def miss_report(self) -> dict[str, float] | None:
+        """What misses took that are shared with the CPU, see `miss_report`; None if none are."""
+        services = [buffers.service for buffers in self._buffers if buffers.service is not None]
+        return miss_report(services) if services else None
 
     def settle(self) -> None:
         """Save the pages that the last step filled, and carry out what the scheduler freed since."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
+from rheo_sglang.pools.memory import map_memory
 from rheo_sglang.pools.pinned import pinned_zeros
 
 
@@ -25,7 +28,10 @@ def host_pool(
         so saving and loading whole pages moves long runs.
     """
     shape = (layers, pages, kv_heads, 2, head_dim * page_size)
-    return pinned_zeros(shape, dtype) if pinned else torch.zeros(shape, dtype=dtype)
+    if pinned:
+        return pinned_zeros(shape, dtype)
+    size = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(map_memory(size))[:size].view(dtype).view(shape)
 
 
 def frame_pool(

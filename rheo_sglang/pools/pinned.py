@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from rheo_sglang.config import FLAG, ConfigError
+from rheo_sglang.pools.memory import map_memory
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +22,6 @@ GIB = 1 << 30
 PIECE_BYTES = 2 * GIB
 PORTABLE_AND_MAPPED = 3
 REPORT_SECONDS = 5.0
-ADVICE = [getattr(mmap, name) for name in ("MADV_HUGEPAGE", "MADV_DONTFORK") if hasattr(mmap, name)]
-"""Shared mappings rarely get huge pages; private ones would be copied by a fork as long as they are pinned."""
 
 
 def pinned_zeros(shape: tuple[int, ...], dtype: torch.dtype, piece_bytes: int = PIECE_BYTES) -> torch.Tensor:
@@ -51,12 +50,9 @@ def pinned_zeros(shape: tuple[int, ...], dtype: torch.dtype, piece_bytes: int = 
     size = int(np.prod(shape)) * dtype.itemsize
     available = psutil.virtual_memory().available
     try:
-        memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        data = map_memory(size, forked=False)
     except (OSError, OverflowError) as error:
         raise _failed(size, 0, available, str(error)) from None
-    for advice in ADVICE:
-        memory.madvise(advice)
-    data = np.frombuffer(memory, dtype=np.uint8)
     tensor = torch.from_numpy(data)
     start = reported = time.monotonic()
     cores = len(os.sched_getaffinity(0))

@@ -64,7 +64,8 @@ def render_report(state: dict[str, Any]) -> RenderableType:
     Parameters
     ----------
     state
-        The ``rheo`` object of a server's internal state: ``recorder``, ``counters`` and ``prefixes``.
+        The ``rheo`` object of a server's internal state: ``recorder``, ``counters``, ``misses`` and
+        ``prefixes``.
     """
     parts: list[RenderableType] = []
     recorder = state.get("recorder")
@@ -75,6 +76,8 @@ def render_report(state: dict[str, Any]) -> RenderableType:
     else:
         parts += [_requests_table(recorder), _averages_table(recorder["overall"])]
     parts.append(_mapping_table("Pages and frames", state.get("counters", {})))
+    if state.get("misses"):
+        parts.append(_mapping_table("Misses of a layer", state["misses"]))
     if state.get("prefixes"):
         parts.append(_prefixes_table(state["prefixes"]))
     return Group(*parts)

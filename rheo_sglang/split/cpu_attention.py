@@ -135,6 +135,7 @@ class CpuAttention:
                 self.lse,
                 self.batch,
                 last=self.counts,
+                packed=True,
                 threads=self.threads,
             )
             if len(self._tasks) == 1:

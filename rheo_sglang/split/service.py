@@ -2,12 +2,55 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from rheo_kernels.cpu import Doorbell
 from rheo_kernels.cpu.doorbell import WORDS
-from rheo_kernels.cuda.share import CpuShare
+from rheo_kernels.cuda.share import CLOCK, CpuShare
 from rheo_sglang.split.cpu_attention import CpuAttention
+
+
+class MissTotals(NamedTuple):
+    """Sums over layers of decode steps that had misses; times in nanoseconds."""
+
+    layers: float
+    """How many there were."""
+    expected: float
+    """What the cost model expected their attention to take."""
+    attended: float
+    """What the GPU's part took."""
+    took: float
+    """What all of it took, the CPU's part included."""
+    rings: float
+    """Layers that the CPU took a part of."""
+    cpu: float
+    """What its part took, from ring to answer."""
+
+
+def miss_report(services: list[CpuService]) -> dict[str, float]:
+    """Mean microseconds per layer with misses: what was expected, and what happened; see `MissTotals`.
+
+    Parameters
+    ----------
+    services
+        Those of every batch size.
+    """
+    each = [service.totals() for service in services]
+    totals = MissTotals(**{name: sum(getattr(one, name) for one in each) for name in MissTotals._fields})
+    layers, rings = max(totals.layers, 1), max(totals.rings, 1)
+    waited = totals.took - totals.attended
+    return {
+        "layers_with_misses": int(totals.layers),
+        "layers_with_a_cpu_part": int(totals.rings),
+        "expected_us": round(totals.expected / layers / 1e3, 2),
+        "took_us": round(totals.took / layers / 1e3, 2),
+        "gpu_part_us": round(totals.attended / layers / 1e3, 2),
+        "cpu_part_us": round(totals.cpu / rings / 1e3, 2),
+        "gpu_waited_for_cpu_us": round(waited / layers / 1e3, 2),
+        "both_worked_us": round((totals.cpu - waited) / layers / 1e3, 2),
+    }
 
 
 class CpuService:
@@ -44,6 +87,7 @@ class CpuService:
             self.bell.words,
             costs,
             torch.zeros((), dtype=torch.int32, device=step.device),
+            torch.zeros((layers, len(CLOCK)), dtype=torch.int64, device=step.device),
             step,
             layers,
         )
@@ -63,3 +107,8 @@ class CpuService:
             self.bell.assign(layer, self.attention.task(layer, scale))
             self._scales[layer] = scale
         return self.share
+
+    def totals(self) -> MissTotals:
+        """What misses took so far, the latest step apart. Waits for the device."""
+        layers, expected, attended, took = self.share.clocks[:, CLOCK.index("steps") :].sum(0).tolist()
+        return MissTotals(layers, expected, attended, took, self.bell.rings, 1e9 * self.bell.busy_seconds)

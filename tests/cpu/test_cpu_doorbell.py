@@ -34,6 +34,9 @@ def test_every_ring_runs_its_task_on_what_memory_holds_then() -> None:
             old.copy_(new)
         ring(words, number)
         assert_attended(one.case, (one.out, one.lse))
+    bell.close()
+    assert bell.rings == 8
+    assert 0 < bell.busy_seconds < 20
 
 
 def test_it_still_hears_after_a_long_silence() -> None:

@@ -17,14 +17,14 @@ from rheo_kernels.cpu import Task
 class Prepared:
     """A task, its operands, and its buffers filled with NaN."""
 
-    def __init__(self, case: Case, ranged: bool = False, threads: int = 2) -> None:
+    def __init__(self, case: Case, ranged: bool = False, threads: int = 2, packed: bool = False) -> None:
         self.case = case
         self.out, self.lse = torch.full(case.q.shape, math.nan), torch.full(case.q.shape[:2], math.nan)
         self.batch = torch.tensor([case.q.shape[0]], dtype=torch.int32)
         self.first = torch.zeros(case.index.shape[:2], dtype=torch.int32)
         self.last = torch.full_like(self.first, case.index.shape[2])
         ranges = (self.first, self.last) if ranged else (None, None)
-        self.task = Task(*case.operands, self.out, self.lse, self.batch, *ranges, threads=threads)
+        self.task = Task(*case.operands, self.out, self.lse, self.batch, *ranges, packed, threads=threads)
 
     def call(self) -> Partial:
         """Call the C function with the task's address, as a CUDA graph's host node does."""
@@ -96,6 +96,36 @@ def test_blocks_that_do_not_exist_are_counted_and_left_out() -> None:
     assert prepared.task.missing_blocks == 1
     prepared.case.index[0, 0, 1] = -1
     assert_attended(prepared.case, result)
+
+
+def test_packed_lists_are_attended_alike() -> None:
+    case = random_case(batch=4, pages=60, width=50)
+    case.index.random_(0, 60)
+    case.valid.random_(1, 17)
+    prepared = Prepared(case, ranged=True, packed=True, threads=3)
+    for _ in range(5):
+        prepared.first.random_(0, 30)
+        prepared.last.random_(20, 51)
+        prepared.last[1, 0] = prepared.first[1, 0]
+        columns = torch.arange(50)
+        inside = (columns >= prepared.first[..., None]) & (columns < prepared.last[..., None])
+        only = Case(case.q, case.blocks, case.index.masked_fill(~inside, -1), case.valid, 16, case.scale)
+        assert_attended(only, prepared.call())
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_columns_of_packed_lists_that_are_no_pages_are_counted_and_left_out(threads: int) -> None:
+    case = random_case(batch=2, heads=2, pages=30, width=24)
+    case.index.random_(0, 30)
+    case.valid.random_(1, 17)
+    prepared = Prepared(case, packed=True, threads=threads)
+    case.index[0, 1] = 30
+    case.index[1, 0, ::2] = -1
+    case.valid[1, 1, 3] = 0
+    result = prepared.call()
+    assert prepared.task.missing_blocks == 24 + 12 + 1
+    case.index[0, 1] = -1
+    assert_attended(case, result)
 
 
 def test_tasks_of_several_threads_take_turns() -> None:

@@ -229,6 +229,12 @@ def test_the_cpu_s_part_and_the_gpu_s_make_exact_attention(
         )
         assert relative_error(out, expected) < TOLERANCE[shape.dtype]
         assert share.handed.eq(0)
+    timed = service.totals()
+    assert timed.layers == 2, "the latest step is not summed yet"
+    assert 0 < timed.attended <= timed.took < 1e9
+    assert timed.expected > 0
+    service.bell.close()
+    assert service.bell.rings == (0 if costs[2] > 1e29 else 3)
     fetched = int((cuts - selected.num_hits).sum())
     missed = int((selected.num_selected - selected.num_hits).sum())
     if costs[0] > 1e29:

@@ -32,6 +32,10 @@ const int32_t* index_of(const Problem& p, int row) {
     return row_of(p.index, p.index_request_stride, p.index_head_stride, p.shape.heads, row);
 }
 
+bool is_page(const Problem& p, int32_t index, int32_t valid) {
+    return index >= 0 && index < p.num_blocks && valid > 0;
+}
+
 const int32_t* valid_of(const Problem& p, int row) {
     return row_of(p.valid, p.valid_request_stride, p.valid_head_stride, p.shape.heads, row);
 }
@@ -43,15 +47,19 @@ class Attention::Cursor {
   public:
     Cursor(const Problem& problem, int row, int64_t skip) : problem_(problem) {
         enter(row);
-        while (skip-- > 0) next();
+        if (problem.packed)
+            column_ += static_cast<int>(skip);
+        else
+            while (skip-- > 0) next();
     }
 
-    // The next listed page; there must be one.
+    // The next listed page; there must be one. Without tokens if it does not exist, which only packed lists say.
     Listed next() {
         for (;;) {
             for (; column_ < columns_.last; ++column_) {
-                if (index_[column_] < 0 || index_[column_] >= problem_.num_blocks || valid_[column_] <= 0)
-                    continue;
+                const bool exists = is_page(problem_, index_[column_], valid_[column_]);
+                if (!exists && !problem_.packed) continue;
+                if (!exists) return ++column_, Listed{problem_.blocks, 0};
                 const int64_t element = problem_.block_head_stride * (row_ % problem_.shape.heads) +
                                         problem_.block_stride * index_[column_];
                 const int valid = std::min(valid_[column_], problem_.shape.page_size);
@@ -109,10 +117,11 @@ int64_t Attention::count_pages(int rows) {
     for (int row = 0; row < rows; ++row) {
         offsets[row] = total;
         const Columns columns = columns_of(problem_, row);
+        int listed = 0, missing = 0;
+        if (problem_.packed) listed = std::max(columns.last - columns.first, 0);
         const int32_t* index = index_of(problem_, row);
         const int32_t* valid = valid_of(problem_, row);
-        int listed = 0, missing = 0;
-        for (int column = columns.first; column < columns.last; ++column) {
+        for (int column = columns.first; !problem_.packed && column < columns.last; ++column) {
             const bool attended = (index[column] >= 0) & (valid[column] > 0);
             const bool exists = index[column] < num_blocks;
             listed += attended & exists;
@@ -154,7 +163,10 @@ void Attention::process(int participant, int run) {
         load_query(row, scratch);
         for (const int64_t stop = std::min(row_end, end); position < stop; ++position) {
             const Listed next = position + 1 < end ? cursor.next() : page;
-            choice_.kernel->attend(shape, {page.block, next.block, page.valid}, scratch, state);
+            if (page.valid > 0)
+                choice_.kernel->attend(shape, {page.block, next.block, page.valid}, scratch, state);
+            else
+                missing_blocks_.fetch_add(1, std::memory_order_relaxed);
             page = next;
         }
         if (whole)
@@ -192,7 +204,7 @@ void Attention::finish(int row, const State& state) {
     const Shape& shape = problem_.shape;
     for (int g = 0; g < shape.group; ++g) {
         const int64_t query = static_cast<int64_t>(row) * shape.group + g;
-        const float factor = 1.0f / state.sum[g];
+        const float factor = state.sum[g] > 0.0f ? 1.0f / state.sum[g] : 0.0f;
         const float* mixed = state.mixed + g * shape.dim;
         float* out = problem_.out + query * shape.dim;
         for (int d = 0; d < shape.dim; ++d) out[d] = mixed[d] * factor;
@@ -224,7 +236,7 @@ void Attention::merge(int row, int first_run, int last_run, State& total) {
         std::fill_n(mixed, shape.dim, 0.0f);
         for (int run = first_run; run <= last_run; ++run) {
             const State& part = partial(run);
-            const float weight = std::exp(part.max[g] - top);
+            const float weight = part.sum[g] > 0.0f ? std::exp(part.max[g] - top) : 0.0f;
             sum += weight * part.sum[g];
             for (int d = 0; d < shape.dim; ++d) mixed[d] += weight * part.mixed[g * shape.dim + d];
         }

@@ -1,6 +1,7 @@
 // attention: one attention call over listed pages: split over threads by pages, reduced by LSE.
 #pragma once
 
+#include <atomic>
 #include <optional>
 
 #include "isa.hpp"
@@ -49,7 +50,7 @@ class Attention {
     int rows_ = 0;
     int runs_ = 0;
     int64_t total_ = 0;
-    int64_t missing_blocks_ = 0;
+    std::atomic<int64_t> missing_blocks_ = 0;
 };
 
 }  // namespace rheo

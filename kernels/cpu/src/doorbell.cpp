@@ -49,11 +49,14 @@ void Doorbell::serve(uint32_t seen) {
         const uint32_t now = rung.load(std::memory_order_acquire);
         if (now != seen) {
             seen = now;
+            const auto begin = std::chrono::steady_clock::now();
             Attention* const attention = tasks_[(now - 1) % count_].load(std::memory_order_acquire);
             if (attention) attention->run();
             answered.store(now, std::memory_order_release);
             heard = std::chrono::steady_clock::now();
             napping = false;
+            rings_.fetch_add(1, std::memory_order_relaxed);
+            busy_ns_.fetch_add(std::chrono::nanoseconds(heard - begin).count(), std::memory_order_relaxed);
             continue;
         }
 #if defined(__x86_64__)

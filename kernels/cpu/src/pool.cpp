@@ -87,13 +87,13 @@ uint32_t Pool::wait_for_job(uint32_t seen) {
     const auto begin = std::chrono::steady_clock::now();
     const bool may_spin = size_.load(std::memory_order_relaxed) < cpus();
     for (int spins = 1;; ++spins) {
-        const uint32_t epoch = epoch_.load(std::memory_order_acquire);
+        const uint32_t epoch = job_.epoch.load(std::memory_order_acquire);
         if (epoch != seen) return epoch;
         pause();
         if (may_spin && (spins % kSpinsPerLook != 0 || std::chrono::steady_clock::now() - begin < kSpin))
             continue;
         sleepers_.fetch_add(1);
-        if (epoch_.load() == seen) futex(epoch_, FUTEX_WAIT, seen);
+        if (job_.epoch.load() == seen) futex(job_.epoch, FUTEX_WAIT, seen);
         sleepers_.fetch_sub(1);
     }
 }
@@ -106,16 +106,22 @@ void Pool::work(int index) {
         // Announce first, then look whether the job is still open: its caller closes it first and then looks
         // who is inside, so one of the two sees the other.
         self.inside.store(epoch);
-        if (open_.load() == epoch && index < helpers_.load(std::memory_order_relaxed)) take_chunks(index + 1);
+        if (job_.open.load() == epoch && index < job_.helpers.load(std::memory_order_relaxed)) {
+            if (index + 1 < job_.firsts && claim_first(index, epoch)) job_.body(job_.context, index + 1, index + 1);
+            take_shared(index + 1);
+        }
         self.inside.store(0, std::memory_order_release);
     }
 }
 
-void Pool::take_chunks(int participant) {
-    int done = 0;
-    for (int chunk; (chunk = next_chunk_.fetch_add(1, std::memory_order_relaxed)) < chunks_; ++done)
-        body_(context_, participant, chunk);
-    if (done > 0) done_chunks_.fetch_add(done, std::memory_order_release);
+bool Pool::claim_first(int index, uint32_t job) {
+    return workers_[index].claimed.exchange(job, std::memory_order_relaxed) != job;
+}
+
+void Pool::take_shared(int participant) {
+    if (job_.firsts == job_.chunks) return;
+    for (int chunk; (chunk = next_chunk_.fetch_add(1, std::memory_order_relaxed)) < job_.chunks;)
+        job_.body(job_.context, participant, chunk);
 }
 
 void Pool::run(int participants, int chunks, Body body, void* context) {
@@ -125,21 +131,25 @@ void Pool::run(int participants, int chunks, Body body, void* context) {
     }
     reserve(participants);
     const std::lock_guard lock(one_job_);
-    body_ = body;
-    context_ = context;
-    chunks_ = chunks;
-    helpers_.store(participants - 1, std::memory_order_relaxed);
-    next_chunk_.store(0, std::memory_order_relaxed);
-    done_chunks_.store(0, std::memory_order_relaxed);
-    uint32_t epoch = epoch_.load(std::memory_order_relaxed) + 1;
+    const int firsts = std::min(participants, chunks);
+    job_.body = body;
+    job_.context = context;
+    job_.chunks = chunks;
+    job_.firsts = firsts;
+    job_.helpers.store(participants - 1, std::memory_order_relaxed);
+    next_chunk_.store(firsts, std::memory_order_relaxed);
+    uint32_t epoch = job_.epoch.load(std::memory_order_relaxed) + 1;
     if (epoch == 0) epoch = 1;
-    open_.store(epoch);
-    epoch_.store(epoch);
-    if (sleepers_.load() > 0) futex(epoch_, FUTEX_WAKE, INT_MAX);
+    job_.open.store(epoch);
+    job_.epoch.store(epoch);
+    if (sleepers_.load() > 0) futex(job_.epoch, FUTEX_WAKE, INT_MAX);
 
-    take_chunks(0);
-    spin_until([&] { return done_chunks_.load(std::memory_order_acquire) == chunks; });
-    open_.store(0);
+    body(context, 0, 0);
+    take_shared(0);
+    for (int index = 0; index + 1 < firsts; ++index)
+        if (claim_first(index, epoch)) body(context, 0, index + 1);
+    // Every chunk is claimed, so that the job is done once nobody is inside.
+    job_.open.store(0);
     for (int index = 0; index < size_.load(std::memory_order_relaxed); ++index)
         spin_until([&] { return workers_[index].inside.load() != epoch; });
 }

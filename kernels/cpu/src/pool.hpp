@@ -13,8 +13,9 @@ namespace rheo {
 // placement_order(), which leaves the first for the caller (it is not pinned: the thread is not ours).
 //
 // Workers spin for a while after a job, so that the layers of one decode step pay no wake-up, and then sleep
-// on a futex. Chunks are taken one at a time from a counter: a worker that wakes late or lost its core delays
-// nobody.
+// on a futex. Every participant has a first chunk of its own, claimed in its own cache line, and takes others
+// from a counter; the caller claims the first chunks of those that did not come, so that a worker that wakes
+// late or lost its core delays nobody.
 class Pool {
   public:
     using Body = void (*)(void* context, int participant, int chunk);
@@ -36,31 +37,36 @@ class Pool {
     void run(int participants, int chunks, Body body, void* context);
 
   private:
-    // One cache line each: written by the worker, read by callers.
+    // One cache line each: written by the worker, looked at by callers.
     struct alignas(64) Worker {
-        std::atomic<uint32_t> inside{0};
+        std::atomic<uint32_t> inside{0};   // number of the job that it is at, 0 = none
+        std::atomic<uint32_t> claimed{0};  // number of the latest job whose first chunk is taken
     };
 
     Pool();
     void work(int index);
     uint32_t wait_for_job(uint32_t seen);
-    void take_chunks(int participant);
+    bool claim_first(int index, uint32_t job);
+    void take_shared(int participant);
 
     std::vector<int> placement_;
     std::mutex one_job_;
     const std::unique_ptr<Worker[]> workers_;
     std::atomic<int> size_{0};  // workers started
 
-    // Written between jobs only, while no worker is inside.
-    Body body_ = nullptr;
-    void* context_ = nullptr;
-    int chunks_ = 0;
-    std::atomic<int> helpers_{0};
+    // One cache line, which is all that a worker reads to begin.
+    struct alignas(64) Job {
+        std::atomic<uint32_t> epoch{0};  // number of the latest job; what sleepers wait on
+        std::atomic<uint32_t> open{0};   // number of the job that may be entered, 0 = none
+        // Written between jobs only, while no worker is inside.
+        Body body = nullptr;
+        void* context = nullptr;
+        int chunks = 0, firsts = 0;  // the first `firsts` chunks belong to one participant each
+        std::atomic<int> helpers{0};
+    };
 
-    alignas(64) std::atomic<uint32_t> epoch_{0};  // number of the latest job; what sleepers wait on
-    alignas(64) std::atomic<uint32_t> open_{0};   // number of the job that may be entered, 0 = none
+    Job job_;
     alignas(64) std::atomic<int> next_chunk_{0};
-    alignas(64) std::atomic<int> done_chunks_{0};
     alignas(64) std::atomic<int> sleepers_{0};
 };
 

@@ -23,6 +23,7 @@ struct Problem {
     int columns;           // S
     const int32_t* first;  // [B, H], contiguous, or null: columns before it are not looked at
     const int32_t* last;   // [B, H], contiguous, or null: columns from it on are not looked at
+    bool packed;           // every column from first to last is a page
     float* out;            // [B, Hq, D], contiguous
     float* lse;            // [B, Hq], contiguous
     const int32_t* batch;  // read at every call
