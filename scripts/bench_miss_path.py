@@ -125,6 +125,7 @@ class Layers:
             found["expected_us"] = clocks.expected / clocks.layers / 1e3
             found["took_us"] = clocks.took / clocks.layers / 1e3
             found["gpu_part_us"] = clocks.attended / clocks.layers / 1e3
+            found["answered_us"] = clocks.answered / clocks.layers / 1e3
         if clocks.rings:
             found["cpu_part_us"] = clocks.cpu / clocks.rings / 1e3
         return found

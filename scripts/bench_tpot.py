@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Time per output token of rheo and of SGLang's fa3, at the Qwen3-8B shape with random weights.
 
-    python scripts/bench_tpot.py --out FILE [--engines fa3 resident 10pct-bs4-split ...]
+    python scripts/bench_tpot.py --out FILE [--engines fa3 resident 10pct-bs4 ...]
 
 Every engine runs in a process of its own, one after another, over the same prompts. Random weights have no locality, so
-the engines that keep 10 % of the KV in HBM are timed twice: ``raw``, and with page scores whose locality is that of
-SmolLM2 (docs/benchmarks/locality.md). A figure is the median of the gaps between tokens, over all requests of a batch,
-while all of them decode.
+the engines that keep 10 % of the KV in HBM are timed with them (``raw``), and with page scores whose locality is that of
+SmolLM2 (docs/benchmarks/locality.md): with all misses fetched, all attended on the CPU, and divided by the cost model
+(``auto``). A figure is the median of the gaps between tokens, over all requests of a batch, while all of them decode.
 """
 
 from __future__ import annotations
@@ -54,26 +54,24 @@ class EngineCase:
     profiled: list[tuple[str, int]] = field(default_factory=list)
 
 
-def rheo_config(frame_tokens: int | None, miss_mode: str) -> dict[str, Any]:
-    """Settings that select 8 % of the pages, so that frames for 10 % of the KV are 1.25 times the selected set."""
-    config: dict[str, Any] = {"budget_ratio": 0.08, "miss_mode": miss_mode}
-    return config if frame_tokens is None else {**config, "frame_pool_tokens": frame_tokens}
+SELECTED = {"": 0.08, "-select4": 0.04}
+"""Share of the pages that a step selects: frames for 10 % of the KV are 1.25 or 2.5 times as many."""
 
 
 ALL = [[("128k", 1), ("128k", 4)], [("32k", 1), ("32k", 4), ("32k", 8), ("2k", 1), ("2k", 4), ("2k", 8)]]
 MISS_MODES = ("fetch", "split", "auto")
 ENGINES = {
     "fa3": EngineCase(None, ALL),
-    "resident": EngineCase(rheo_config(None, "fetch"), ALL, profiled=[("128k", 1)]),
+    "resident": EngineCase({"budget_ratio": SELECTED[""]}, ALL, profiled=[("128k", 1)]),
     **{
-        f"10pct-bs{batch}-{mode}": EngineCase(
-            rheo_config(batch * CONTEXTS["128k"] // 10, mode),
+        f"10pct-bs{batch}{suffix}": EngineCase(
+            {"budget_ratio": ratio, "frame_pool_tokens": batch * CONTEXTS["128k"] // 10},
             [[("128k", batch)]],
             True,
-            [("128k", batch)] if mode == "auto" else [],
+            [("128k", 1)],
         )
         for batch in (1, 4)
-        for mode in MISS_MODES
+        for suffix, ratio in SELECTED.items()
     },
 }
 
@@ -124,6 +122,38 @@ def hit_rate(engine: Any, prefix: str) -> float | None:
         return None
     rates = [entry["hit_rate"] for entry in state["recorder"]["requests"] if entry["rid"].startswith(prefix)]
     return statistics.fmean(rates) if rates else None
+
+
+def misses(engine: Any) -> dict[str, float]:
+    """What misses took so far, over all layers (us)."""
+    state = engine.get_server_info()["internal_states"][0].get("rheo") or {}
+    means = state.get("misses") or {}
+    counts = {name: value for name, value in means.items() if name.startswith("layers")}
+    times = {
+        name: value * counts["layers_with_a_cpu_part" if name == "cpu_part_us" else "layers_with_misses"]
+        for name, value in means.items()
+        if name not in counts
+    }
+    return {**counts, **times}
+
+
+def misses_between(before: dict[str, float], after: dict[str, float], tpot_ms: float) -> dict[str, float]:
+    """Means per layer (us) of what misses took in between, and the share of a step in which GPU and CPU worked."""
+    spent = {name: value - before.get(name, 0) for name, value in after.items()}
+    layers = spent.get("layers_with_misses", 0)
+    if not layers:
+        return {}
+    by_cpu = spent["layers_with_a_cpu_part"]
+    found = {
+        name: value / max(by_cpu if name == "cpu_part_us" else layers, 1)
+        for name, value in spent.items()
+        if name.endswith("_us")
+    }
+    return {
+        **found,
+        "layers_with_a_cpu_part": by_cpu / layers,
+        "both_worked_share_of_step": spent["both_worked_us"] / (layers / LAYERS) / (1e3 * tpot_ms),
+    }
 
 
 def kernel_profile(trace: Path) -> dict[str, Any]:
@@ -216,12 +246,16 @@ def serve(case: EngineCase, switch: Path, kept: Path) -> None:
         for context, batch in group:
             warm = run(measure(engine, context, batch, "warm"))
             found[f"{context}_bs{batch}_cold"] = warm
-            for scores in ("raw", "fitted") if case.synthetic else ("raw",):
-                if scores == "fitted":
-                    switch.touch()
+            for way in ("raw", *MISS_MODES) if case.synthetic else ("",):
+                if way == MISS_MODES[0]:
+                    switch.write_text("auto")
                     run(measure(engine, context, batch, "settle"))
-                label = f"{context}_bs{batch}" + (f"_{scores}" if case.synthetic else "")
+                if way in MISS_MODES:
+                    switch.write_text(way)
+                label = f"{context}_bs{batch}" + (f"_{way}" if way else "")
+                before = misses(engine)
                 found[label] = run(measure(engine, context, batch, label))
+                found[label] |= misses_between(before, misses(engine), found[label]["tpot_ms"])
                 rate = hit_rate(engine, label)
                 if rate is not None:
                     found[label]["hit_rate"] = rate
@@ -279,16 +313,13 @@ def ratios(metrics: dict[str, Any]) -> dict[str, float]:
             f"{context}_bs{batch}",
             f"{context}_bs{batch}",
         )
-    for batch in (1, 4):
-        label = f"128k_bs{batch}"
+    for batch, suffix in ((batch, suffix) for batch in (1, 4) for suffix in SELECTED):
+        label, engine = f"128k_bs{batch}", f"10pct-bs{batch}{suffix}"
+        key = f"tpot_ratio_{label}_10pct" + suffix.replace("-", "_")
         for mode in MISS_MODES:
-            engine = f"10pct-bs{batch}-{mode}"
-            ratio(f"tpot_ratio_{label}_10pct_{mode}", engine, f"{label}_fitted", label)
-            ratio(f"tpot_ratio_{label}_10pct_{mode}_raw", engine, f"{label}_raw", label)
-        for suffix in ("", "_raw"):
-            measured = [keys.get(f"tpot_ratio_{label}_10pct_{mode}{suffix}") for mode in MISS_MODES]
-            if any(measured):
-                keys[f"tpot_ratio_{label}_10pct{suffix}"] = min(filter(None, measured))
+            ratio(f"{key}_{mode}", engine, f"{label}_{mode}", label)
+        ratio(f"{key}_raw", engine, f"{label}_raw", label)
+        ratio(key, engine, f"{label}_auto", label)
     if "128k_bs1" in metrics.get("fa3", {}):
         keys["fa3_tpot_ms_128k_bs1"] = metrics["fa3"]["128k_bs1"]["tpot_ms"]
     return keys
@@ -299,7 +330,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=Path, help="JSON file to write; engines that it has are kept")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--contexts", nargs="+", choices=CONTEXTS, default=list(CONTEXTS))
     parser.add_argument("--batches", nargs="+", type=int, choices=BATCHES, default=list(BATCHES))
@@ -314,6 +345,9 @@ def main() -> None:
     if arguments.out is None:
         parser.error("--out is needed: the JSON file to write")
     metrics: dict[str, Any] = {"weights": "random, bfloat16", "shape": "Qwen3-8B"}
+    if arguments.out.exists():
+        kept = json.loads(arguments.out.read_text())["metrics"]
+        metrics |= {name: value for name, value in kept.items() if name in ENGINES}
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.engines:
             print(f"== {name}", flush=True)

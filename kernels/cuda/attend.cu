@@ -133,12 +133,21 @@ __device__ __forceinline__ void load(u32 (&words)[WORDS], const unsigned char* f
     }
 }
 
-// Start copying into shared memory; the barrier completes when all of it is there. One lane calls.
-__device__ __forceinline__ void start_copy(u32 target, u64 source, int bytes, u32 barrier) {
+// The barrier completes when that many bytes were copied. One lane calls this and the next two.
+__device__ __forceinline__ void expect(u32 barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void copy(u32 target, u64 source, int bytes, u32 barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target),
                  "l"(source), "r"(bytes), "r"(barrier)
                  : "memory");
+}
+
+// Start copying into shared memory; the barrier completes when all of it is there.
+__device__ __forceinline__ void start_copy(u32 target, u64 source, int bytes, u32 barrier) {
+    expect(barrier, bytes);
+    copy(target, source, bytes, barrier);
 }
 
 __device__ __forceinline__ void wait_for(u32 barrier, u32 phase) {
@@ -312,39 +321,34 @@ __device__ __forceinline__ void wait_for_cpu(const Arguments& a) {
 __device__ __forceinline__ void merge_splits(const float* outs, const float* lses, int splits, unsigned char* memory,
                                              u64* barrier, const float* cpu_out, const float* cpu_lse,
                                              unsigned short* out, long long stride_oh) {
-    float* const lse = reinterpret_cast<float*>(memory);  // [splits][GROUP]
+    float* const lse = reinterpret_cast<float*>(memory);  // [parts][GROUP], the CPU's first
     float* const parts = reinterpret_cast<float*>(memory + kLseBytes);
+    const int host = cpu_out ? 1 : 0, count = host + splits;
     float top[kQuads], total[kQuads], mixed[kQuads][4];
-    for (int start = 0, phase = 0; start < splits; start += kMergedAtOnce, phase ^= 1) {
-        const int many = min(kMergedAtOnce, splits - start);
+    for (int start = 0, phase = 0; start < count; start += kMergedAtOnce, phase ^= 1) {
+        const int many = min(kMergedAtOnce, count - start);
+        const int from_host = start < host ? 1 : 0;
         if (threadIdx.x == 0) {
             asm volatile("fence.proxy.async;" ::: "memory");
-            start_copy(shared_address(parts), reinterpret_cast<u64>(outs + start * GROUP * DIM), many * kOutBytes,
-                       shared_address(barrier));
+            const u32 target = shared_address(parts), arrival = shared_address(barrier);
+            expect(arrival, many * kOutBytes);
+            if (from_host) copy(target, reinterpret_cast<u64>(cpu_out), kOutBytes, arrival);
+            if (many > from_host)
+                copy(target + from_host * kOutBytes,
+                     reinterpret_cast<u64>(outs + (start + from_host - host) * GROUP * DIM),
+                     (many - from_host) * kOutBytes, arrival);
         }
         if (start == 0) {
-            float cpu[kQuads];
-            float4 part[kQuads];
-#pragma unroll
-            for (int k = 0; k < kQuads; ++k) {
-                const int at = min((threadIdx.x + k * 32 * kWarps) * 4, GROUP * DIM - 4);
-                cpu[k] = cpu_out ? __ldcv(cpu_lse + at / DIM) * kLog2E : minus_infinity();
-                part[k] = cpu_out ? __ldcv(reinterpret_cast<const float4*>(cpu_out + at)) : float4{0, 0, 0, 0};
-            }
-            for (int i = threadIdx.x; i < splits * GROUP; i += 32 * kWarps) lse[i] = __ldcg(lses + i);
+            for (int i = threadIdx.x; i < count * GROUP; i += 32 * kWarps)
+                lse[i] = i < host * GROUP ? __ldcv(cpu_lse + i) * kLog2E : __ldcg(lses + i - host * GROUP);
             __syncthreads();
 #pragma unroll
             for (int k = 0; k < kQuads; ++k) {
                 const int head = min((threadIdx.x + k * 32 * kWarps) * 4 / DIM, GROUP - 1);
                 top[k] = minus_infinity();
-                for (int s = 0; s < splits; ++s) top[k] = fmaxf(top[k], lse[s * GROUP + head]);
-                top[k] = fmaxf(top[k], cpu[k]);
+                for (int s = 0; s < count; ++s) top[k] = fmaxf(top[k], lse[s * GROUP + head]);
                 if (top[k] == minus_infinity()) top[k] = 0;
-                total[k] = power_of_2(cpu[k] - top[k]);
-                mixed[k][0] = total[k] * part[k].x;
-                mixed[k][1] = total[k] * part[k].y;
-                mixed[k][2] = total[k] * part[k].z;
-                mixed[k][3] = total[k] * part[k].w;
+                total[k] = mixed[k][0] = mixed[k][1] = mixed[k][2] = mixed[k][3] = 0;
             }
         }
         wait_for(shared_address(barrier), phase);
@@ -408,8 +412,10 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
                     query[k][h][i] = member < GROUP ? at[0] | (static_cast<u32>(at[4]) << 16) : 0u;
                 }
     }
-    // What comes before may have been launched while the selection was still being made.
+#if !CPU
+    // This may have been launched while the selection was still being made. What hands over waits for it beforehand.
     asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 
     // Entry n of the warp's list is at first + n * stride of the request's. Neither depends on how long that is, so the
     // entries are on their way before their number is known.
@@ -540,15 +546,21 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
     __threadfence();
     const float *cpu_out = nullptr, *cpu_lse = nullptr;
 #if CPU
-    if (threadIdx.x == 0) atomicMax(&a.clocks[a.layer].attended, nanoseconds());
+    // Everything is handed over by now, and the clock is started.
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    Clock& clock = a.clocks[a.layer];
+    if (threadIdx.x == 0) atomicMax(&clock.attended, nanoseconds());
     if (by_cpu > 0) {
         cpu_out = a.cpu_out + static_cast<long long>(pair) * GROUP * DIM;
         cpu_lse = a.cpu_lse + pair * GROUP;
         if (threadIdx.x == 0) wait_for_cpu(a);
         __syncthreads();
     }
-    if (threadIdx.x == 0) atomicMax(&a.clocks[a.layer].ended, nanoseconds());
+    if (threadIdx.x == 0) atomicMax(&clock.answered, nanoseconds());
 #endif
     merge_splits(a.split_out + list * GROUP * DIM, a.split_lse + list * GROUP, splits, memory, barriers + kSlots,
                  cpu_out, cpu_lse, a.out + request * a.stride_ob + head * GROUP * a.stride_oh, a.stride_oh);
+#if CPU
+    if (threadIdx.x == 0) atomicMax(&clock.ended, nanoseconds());
+#endif
 }

@@ -25,8 +25,9 @@ struct Clock {
     u64 began;     // when the selection was there; 0 if nothing was missed
     u64 expected;  // how long it was to take
     u64 attended;  // when the GPU had attended hits and what it fetched
-    u64 ended;     // when it also had the CPU's results
-    u64 steps, sum_expected, sum_attended, sum_took;
+    u64 answered;  // when it also knew of the CPU's results
+    u64 ended;     // when everything was merged
+    u64 steps, sum_expected, sum_attended, sum_answered, sum_ended;  // times since the layer began
 };
 
 __device__ __forceinline__ u64 nanoseconds() {
@@ -44,7 +45,7 @@ __device__ __forceinline__ u32 ring_number(int step, int layer, int layers) {
 // Either way takes time to begin and then as long as there are pages, longer where both go on at once since both read
 // DRAM. Misses are divided such that both end together, unless one way alone ends as soon, or before the hits do. A
 // whole warp calls. `costs`, in microseconds: to begin to fetch, per page fetched, to begin on the CPU, per page there,
-// how much longer pages take both at once, per page of a frame.
+// how much longer pages take both at once, per page of a frame (to begin takes as long as to fetch).
 __device__ __forceinline__ Division divide(const int* num_hits, const int* num_selected, const float* costs,
                                            int lists) {
     const int lane = threadIdx.x % 32;
@@ -58,13 +59,14 @@ __device__ __forceinline__ Division divide(const int* num_hits, const int* num_s
     missed = __reduce_add_sync(kAll, missed);
     Division division{0, 0, 0.f};
     if (missed == 0) return division;
-    const float hits = hit * costs[5], slower = costs[4];
+    const float hits = fminf(costs[0], costs[2]) + hit * costs[5], slower = costs[4];
     const float begin_fetch = costs[0], fetch = missed * costs[1];
     const float begin_cpu = costs[2], cpu = missed * costs[3];
     const float balanced = (begin_cpu - begin_fetch + cpu * slower) / ((fetch + cpu) * slower);
     float fetched = fminf(fmaxf(balanced, 0.f), 1.f);
     const float by_fetch = fmaxf(begin_fetch + fetch, hits), by_cpu = fmaxf(begin_cpu + cpu, hits);
-    const float by_both = fmaxf(begin_fetch + fetched * fetch * slower, hits);
+    const float by_both =
+        fmaxf(fmaxf(begin_fetch + fetched * fetch * slower, begin_cpu + (1 - fetched) * cpu * slower), hits);
     if (by_both >= fminf(by_fetch, by_cpu)) fetched = by_fetch <= by_cpu ? 1.f : 0.f;
     division.expected = fminf(by_both, fminf(by_fetch, by_cpu));
     division.share = 256 - static_cast<int>(ceilf(256 * fetched));

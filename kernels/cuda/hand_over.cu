@@ -1,9 +1,9 @@
 // hand_over: queries and the CPU's part of the missed pages into memory that it sees, and a ring once they are there.
 //
-// One block per list. It runs between the kernel that makes the selection and the one that attends, whose traffic a
-// fence that reaches the host would have to wait for; that kernel begins as soon as the CPU was rung.
+// One block. It begins once the kernel that makes the selection has ended, and lets the one that attends begin beside it.
+// A fence behind writes to the host's memory takes more than a microsecond and fences take turns, so there is one only.
 //
-// Macros: DIM, GROUP (query heads per KV head), ARGUMENTS_BYTES (what the launching side passes).
+// Macros: DIM, GROUP (query heads per KV head), WARPS, ARGUMENTS_BYTES (what the launching side passes).
 
 #include "division.cuh"
 
@@ -24,11 +24,10 @@ struct Arguments {
     u32* bell;                // see kernels/cpu/src/doorbell.hpp
     // On the device:
     const float* costs;       // see division.cuh
-    u32* handed;              // lists handed over so far, 0 before and after
     Clock* clocks;            // of every layer
     const int* step;          // scalar
     long long stride_qb, stride_qh;
-    int heads, width, cpu_width, layer, layers;
+    int lists, heads, width, cpu_width, layer, layers;
 };
 static_assert(sizeof(Arguments) == ARGUMENTS_BYTES, "hand_over.py declares other arguments");
 
@@ -38,43 +37,45 @@ __device__ __forceinline__ void restart(Clock& clock, u64 now, const Division& d
         clock.steps += 1;
         clock.sum_expected += clock.expected;
         clock.sum_attended += clock.attended - clock.began;
-        clock.sum_took += clock.ended - clock.began;
+        clock.sum_answered += clock.answered - clock.began;
+        clock.sum_ended += clock.ended - clock.began;
     }
     clock.began = division.expected > 0 ? now : 0;
     clock.expected = static_cast<u64>(1000 * division.expected);
-    clock.attended = clock.ended = now;
+    clock.attended = clock.answered = clock.ended = now;
 }
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(128) hand_over(const __grid_constant__ Arguments a) {
-    const int pair = blockIdx.x, pairs = gridDim.x;
+extern "C" __global__ void __launch_bounds__(32 * WARPS) hand_over(const __grid_constant__ Arguments a) {
     asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
     const u64 now = nanoseconds();
-    const Division division = divide(a.num_hits, a.num_selected, a.costs, pairs);
-    if (pair == 0 && threadIdx.x == blockDim.x - 1) restart(a.clocks[a.layer], now, division);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const Division division = divide(a.num_hits, a.num_selected, a.costs, a.lists);
+    if (threadIdx.x == 32 * WARPS - 1) restart(a.clocks[a.layer], now, division);
     if (division.total == 0) return;
 
-    const int end = a.num_selected[pair], count = division.of(end - a.num_hits[pair]);
-    if (threadIdx.x == 0) a.cpu_counts[pair] = count;
-    if (count > 0) {
+    constexpr int kVectors = GROUP * DIM / 8;
+    for (int pair = warp; pair < a.lists; pair += WARPS) {
+        const int end = a.num_selected[pair], count = division.of(end - a.num_hits[pair]);
+        if (lane == 0) a.cpu_counts[pair] = count;
+        if (count == 0) continue;
         const unsigned short* const q = a.q + pair / a.heads * a.stride_qb + pair % a.heads * GROUP * a.stride_qh;
-        u32* const target = reinterpret_cast<u32*>(a.cpu_q + static_cast<long long>(pair) * GROUP * DIM);
-        for (int i = threadIdx.x; i < GROUP * DIM / 2; i += blockDim.x)
-            target[i] = *reinterpret_cast<const u32*>(q + 2 * i / DIM * a.stride_qh + 2 * i % DIM);
+        uint4* const target = reinterpret_cast<uint4*>(a.cpu_q) + static_cast<long long>(pair) * kVectors;
+        for (int i = lane; i < kVectors; i += 32)
+            target[i] = *reinterpret_cast<const uint4*>(q + 8 * i / DIM * a.stride_qh + 8 * i % DIM);
         const long long from = static_cast<long long>(pair) * a.width + end - count;
         const long long to = static_cast<long long>(pair) * a.cpu_width;
-        for (int i = threadIdx.x; i < count; i += blockDim.x) {
+        for (int i = lane; i < count; i += 32) {
             a.cpu_pages[to + i] = a.misses[from + i];
             a.cpu_valid[to + i] = a.valid[from + i];
         }
     }
-    __threadfence_system();
+    if (threadIdx.x == 0) *a.cpu_batch = a.lists / a.heads;
     __syncthreads();
-    if (threadIdx.x != 0 || atomicAdd(a.handed, 1u) != static_cast<u32>(pairs) - 1) return;
-    *a.handed = 0;
-    *a.cpu_batch = pairs / a.heads;
-    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(a.bell + kRung),
-                 "r"(ring_number(*a.step, a.layer, a.layers))
-                 : "memory");
+    if (threadIdx.x == 0)
+        asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(a.bell + kRung),
+                     "r"(ring_number(*a.step, a.layer, a.layers))
+                     : "memory");
 }

@@ -10,7 +10,7 @@ from rheo_kernels.cuda.compile import compile_kernel
 from rheo_kernels.cuda.share import CpuShare
 from rheo_kernels.triton import Selected
 
-THREADS = 128
+WARPS = 32
 SHARED = ("q", "pages", "valid", "counts", "batch")
 
 
@@ -20,15 +20,15 @@ class Arguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("q", "misses", "valid", "num_hits", "num_selected")),
         *((f"cpu_{name}", ctypes.c_void_p) for name in SHARED),
-        *((name, ctypes.c_void_p) for name in ("bell", "costs", "handed", "clocks", "step")),
+        *((name, ctypes.c_void_p) for name in ("bell", "costs", "clocks", "step")),
         *((name, ctypes.c_longlong) for name in ("stride_qb", "stride_qh")),
-        *((name, ctypes.c_int) for name in ("heads", "width", "cpu_width", "layer", "layers")),
+        *((name, ctypes.c_int) for name in ("lists", "heads", "width", "cpu_width", "layer", "layers")),
     )
 
 
 def defines(dim: int, group: int) -> dict[str, int]:
     """The source's macros."""
-    return {"DIM": dim, "GROUP": group, "ARGUMENTS_BYTES": ctypes.sizeof(Arguments)}
+    return {"DIM": dim, "GROUP": group, "WARPS": WARPS, "ARGUMENTS_BYTES": ctypes.sizeof(Arguments)}
 
 
 def hand_over(q: torch.Tensor, selected: Selected, share: CpuShare, layer: int) -> None:
@@ -37,7 +37,7 @@ def hand_over(q: torch.Tensor, selected: Selected, share: CpuShare, layer: int) 
     Parameters
     ----------
     q
-        Queries, ``[B, Hq, D]``, contiguous in ``D``, two bytes an element.
+        Queries, ``[B, Hq, D]``, contiguous in ``D``, two bytes an element, rows aligned to 16 bytes.
     selected
         The selection, made by the kernel in front of this one in the stream.
     share
@@ -45,12 +45,19 @@ def hand_over(q: torch.Tensor, selected: Selected, share: CpuShare, layer: int) 
     layer
         The doorbell's task.
 
+    Raises
+    ------
+    ValueError
+        If rows of ``q`` are not aligned.
+
     Notes
     -----
     Posted writes over PCIe, ``2 Hq D`` bytes a request and 8 a miss, and a fence that waits for them: bound by latency.
     Does next to nothing where the CPU gets no miss.
     """
     batch, queries, dim = q.shape
+    if q.data_ptr() % 16 or q.stride(0) % 8 or q.stride(1) % 8:
+        raise ValueError(f"q has strides {q.stride()}; allowed: rows aligned to 16 bytes.")
     heads, width = selected.misses.shape[1:]
     arguments = Arguments(
         q=q.data_ptr(),
@@ -61,11 +68,11 @@ def hand_over(q: torch.Tensor, selected: Selected, share: CpuShare, layer: int) 
         **{f"cpu_{name}": getattr(share, name).data_ptr() for name in SHARED},
         bell=share.bell.data_ptr(),
         costs=share.costs.data_ptr(),
-        handed=share.handed.data_ptr(),
         clocks=share.clocks.data_ptr(),
         step=share.step.data_ptr(),
         stride_qb=q.stride(0),
         stride_qh=q.stride(1),
+        lists=batch * heads,
         heads=heads,
         width=width,
         cpu_width=share.pages.shape[2],
@@ -73,4 +80,4 @@ def hand_over(q: torch.Tensor, selected: Selected, share: CpuShare, layer: int) 
         layers=share.layers,
     )
     kernel = compile_kernel("hand_over.cu", "hand_over", defines(dim, queries // heads))
-    kernel.launch((batch * heads, 1, 1), THREADS, 0, arguments, early=True)
+    kernel.launch((1, 1, 1), 32 * WARPS, 0, arguments, early=True)

@@ -24,7 +24,8 @@ class Costs(NamedTuple):
     """Microseconds to attend a page in a frame: misses may take as long as all hits for nothing."""
 
 
-CLOCK = ("began", "expected", "attended", "ended", "steps", "sum_expected", "sum_attended", "sum_took")
+CLOCK_SUMS = ("steps", "sum_expected", "sum_attended", "sum_answered", "sum_ended")
+CLOCK = ("began", "expected", "attended", "answered", "ended", *CLOCK_SUMS)
 """Columns of `CpuShare.clocks`, in nanoseconds: the latest step's, and sums over the steps before it with misses."""
 
 
@@ -52,8 +53,6 @@ class CpuShare(NamedTuple):
     """Words of a `rheo_kernels.cpu.Doorbell`."""
     costs: torch.Tensor
     """What decides how misses are divided, `Costs`, ``[6]``, float32, on the device."""
-    handed: torch.Tensor
-    """Scalar, int32, 0 between launches, on the device."""
     clocks: torch.Tensor
     """What each layer's misses were expected to take and took, ``[L, len(CLOCK)]``, int64, on the device."""
     step: torch.Tensor

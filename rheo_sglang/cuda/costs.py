@@ -7,7 +7,7 @@ import statistics
 
 import torch
 
-from rheo_kernels.cuda.share import Costs
+from rheo_kernels.cuda.share import CLOCK, Costs
 from rheo_kernels.triton import Selected
 from rheo_sglang.cuda.attention import CudaAttention
 from rheo_sglang.cuda.heads import HeadShape
@@ -30,7 +30,7 @@ HALF_AND_HALF = Costs(0.0, 1.0, 0.0, 1.0, 0.5, 0.0)
 
 
 class Trial:
-    """One layer's attention over a number of hits and misses of every KV head, for one request.
+    """One layer's attention over a number of hits and misses of every KV head, for one request, as a CUDA graph.
 
     Parameters
     ----------
@@ -43,39 +43,51 @@ class Trial:
     """
 
     def __init__(self, attention: CudaAttention, service: CpuService, heads: HeadShape) -> None:
-        self.attention = attention
-        device, width = attention.frames.device, HITS_PER_HEAD
-        self.selected = Selected.allocate(1, heads.kv_heads, width, device)
-        self.selected.valid.fill_(attention.page_size)
-        self.step = torch.full((), FIRST_STEP, dtype=torch.int32, device=device)
+        self.pools = attention.frames.shape[2], attention.host.shape[1]
+        device, width = attention.frames.device, HITS_PER_HEAD + max(PAGES_PER_HEAD)
+        self.selected = selected = Selected.allocate(1, heads.kv_heads, width, device)
+        selected.valid.fill_(attention.page_size)
         share = service.prepare(0, 1.0)
-        self.share = share._replace(step=self.step, clocks=torch.zeros_like(share.clocks))
-        self.cuts = torch.zeros((1, heads.kv_heads), dtype=torch.int32, device=device)
-        self.workspace = attention.workspace(1, width)
+        self.share = share = share._replace(
+            step=torch.full((), FIRST_STEP, dtype=torch.int32, device=device),
+            clocks=torch.zeros_like(share.clocks),
+            costs=torch.tensor(ALL_FETCHED, dtype=torch.float32, device=device),
+        )
+        cuts = torch.zeros((1, heads.kv_heads), dtype=torch.int32, device=device)
+        workspace = attention.workspace(1, width)
         queries = (1, heads.kv_heads * heads.group, heads.dim)
-        self.q = torch.randn(queries, device=device).to(attention.frames.dtype)
-        self.out = torch.empty_like(self.q)
+        q = torch.randn(queries, device=device).to(attention.frames.dtype)
+        out = torch.empty_like(q)
+
+        def attend() -> None:
+            attention.attend(0, selected, q, 1.0, workspace, out, None, share, cuts)
+
+        self._select(0, 0)
+        attend()
+        torch.cuda.synchronize(device)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            attend()
 
     def time(self, hits: int, misses: int, way: Costs) -> float:
-        """Median microseconds, with misses divided as ``way`` says."""
-        selected, device = self.selected, self.q.device
-        selected.num_hits.fill_(hits)
-        selected.num_selected.fill_(hits + misses)
-        costs = torch.tensor(way, dtype=torch.float32, device=device)
-        share = self.share._replace(costs=costs)
+        """Median microseconds from the selection to the output, with misses, at least 1, divided as ``way`` says."""
+        self.share.costs.copy_(torch.tensor(way))
+        began, ended = CLOCK.index("began"), CLOCK.index("ended")
         times = []
         for _ in range(REPEATS):
-            selected.hits.random_(0, self.attention.frames.shape[2])
-            selected.misses.random_(0, self.attention.host.shape[1])
-            self.step += 1
-            torch.cuda.synchronize(device)
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            self.attention.attend(0, selected, self.q, 1.0, self.workspace, self.out, None, share, self.cuts)
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end) * 1e3)
+            self._select(hits, misses)
+            self.share.step.add_(1)
+            self.graph.replay()
+            clock = self.share.clocks[0].tolist()
+            times.append((clock[ended] - clock[began]) / 1e3)
         return statistics.median(times)
+
+    def _select(self, hits: int, misses: int) -> None:
+        frames, pages = self.pools
+        self.selected.num_hits.fill_(hits)
+        self.selected.num_selected.fill_(hits + misses)
+        self.selected.hits.random_(0, frames)
+        self.selected.misses.random_(0, pages)
 
 
 def measure_costs(attention: CudaAttention, service: CpuService, heads: HeadShape) -> Costs:
@@ -88,14 +100,15 @@ def measure_costs(attention: CudaAttention, service: CpuService, heads: HeadShap
     """
     trial = Trial(attention, service, heads)
     few, many = (pages * heads.kv_heads for pages in PAGES_PER_HEAD)
-    nothing = trial.time(0, 0, ALL_FETCHED)
-    hits = (trial.time(HITS_PER_HEAD, 0, ALL_FETCHED) - nothing) / (HITS_PER_HEAD * heads.kv_heads)
+    hits = (trial.time(HITS_PER_HEAD, 1, ALL_FETCHED) - trial.time(0, 1, ALL_FETCHED)) / (
+        HITS_PER_HEAD * heads.kv_heads
+    )
     lines = []
     for way in (ALL_FETCHED, ALL_ON_CPU):
         short, long = (trial.time(0, pages, way) for pages in PAGES_PER_HEAD)
         page = max((long - short) / (many - few), 1e-3)
-        lines.append((max(short - nothing - page * few, 0.0), page))
-    together = trial.time(0, PAGES_PER_HEAD[1], HALF_AND_HALF) - nothing
+        lines.append((max(short - page * few, 0.0), page))
+    together = trial.time(0, PAGES_PER_HEAD[1], HALF_AND_HALF)
     slowdown = together / max(begin + page * many / 2 for begin, page in lines)
     costs = Costs(*lines[0], *lines[1], max(slowdown, 1.0), max(hits, 0.0))
     logger.info(

@@ -113,7 +113,8 @@ class CudaDecode:
             logger.warning(
                 "rheo: miss_mode='split' needs CPU attention; misses are fetched (miss_mode='fetch')"
             )
-        if not cpu_attention or mode == "fetch":
+        all_fit = self.frames.shape[2] >= self.host.shape[1] - 1
+        if not cpu_attention or mode == "fetch" or (mode == "auto" and all_fit):
             return Fetch
         if isinstance(self.attention, CudaAttention):
             return Both

@@ -8,7 +8,7 @@ import torch
 
 from rheo_kernels.cpu import Doorbell
 from rheo_kernels.cpu.doorbell import WORDS
-from rheo_kernels.cuda.share import CLOCK, CpuShare
+from rheo_kernels.cuda.share import CLOCK, CLOCK_SUMS, CpuShare
 from rheo_sglang.split.cpu_attention import CpuAttention
 
 
@@ -21,8 +21,10 @@ class MissTotals(NamedTuple):
     """What the cost model expected their attention to take."""
     attended: float
     """What the GPU's part took."""
+    answered: float
+    """What the CPU's part took as well."""
     took: float
-    """What all of it took, the CPU's part included."""
+    """What all of it took, the merge included."""
     rings: float
     """Layers that the CPU took a part of."""
     cpu: float
@@ -40,7 +42,7 @@ def miss_report(services: list[CpuService]) -> dict[str, float]:
     each = [service.totals() for service in services]
     totals = MissTotals(**{name: sum(getattr(one, name) for one in each) for name in MissTotals._fields})
     layers, rings = max(totals.layers, 1), max(totals.rings, 1)
-    waited = totals.took - totals.attended
+    waited = totals.answered - totals.attended
     return {
         "layers_with_misses": int(totals.layers),
         "layers_with_a_cpu_part": int(totals.rings),
@@ -86,7 +88,6 @@ class CpuService:
             attention.lse,
             self.bell.words,
             costs,
-            torch.zeros((), dtype=torch.int32, device=step.device),
             torch.zeros((layers, len(CLOCK)), dtype=torch.int64, device=step.device),
             step,
             layers,
@@ -110,5 +111,5 @@ class CpuService:
 
     def totals(self) -> MissTotals:
         """What misses took so far, the latest step apart. Waits for the device."""
-        layers, expected, attended, took = self.share.clocks[:, CLOCK.index("steps") :].sum(0).tolist()
-        return MissTotals(layers, expected, attended, took, self.bell.rings, 1e9 * self.bell.busy_seconds)
+        sums = self.share.clocks[:, -len(CLOCK_SUMS) :].sum(0).tolist()
+        return MissTotals._make((*sums, self.bell.rings, 1e9 * self.bell.busy_seconds))

@@ -9,7 +9,7 @@ from typing import Any
 
 ENVIRONMENT = "RHEO_BENCH_LOCALITY"
 """JSON: ``result`` (the fitted parameters' file), ``page_size``, and ``switch``, a file: scores are synthetic while it
-exists."""
+exists, and it says where misses are attended (fetch, split or auto)."""
 ENTRY_POINT = "[sglang.srt.plugins]\nrheo-bench-locality = locality.plugin:register\n"
 
 
@@ -29,6 +29,7 @@ def register() -> None:
 
     from locality.kernel import locality_scores
     from locality.process import Locality
+    from rheo_sglang.cuda.costs import ALL_FETCHED, ALL_ON_CPU
     from rheo_sglang.cuda.decode import CudaDecode
 
     settings = json.loads(os.environ[ENVIRONMENT])
@@ -36,17 +37,26 @@ def register() -> None:
     metrics = json.loads(Path(settings["result"]).read_text())["metrics"]
     locality = Locality.from_json(metrics[f"page{settings['page_size']}"]["parameters"])
     prepare, score = CudaDecode.prepare, CudaDecode._score
+    ways = {"fetch": torch.tensor(ALL_FETCHED), "split": torch.tensor(ALL_ON_CPU)}
+    written = 0
     active: dict[int, torch.Tensor] = {}
     seeds: dict[int, torch.Tensor] = {}
 
     def prepare_and_switch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal written
         variant = prepare(self, *args, **kwargs)
+        synthetic = switch.exists()
+        if self.costs is not None and "auto" not in ways:
+            ways["auto"] = self.costs.cpu()
+        if synthetic and self.costs is not None and switch.stat().st_mtime_ns != written:
+            written = switch.stat().st_mtime_ns
+            self.costs.copy_(ways[switch.read_text()])
         pages = self.step.batch.num_pages
         count = pages.shape[0]
         if count not in active:
             active[count] = torch.zeros_like(pages)
             seeds[count] = torch.arange(count, dtype=torch.int32, device=pages.device)
-        active[count].copy_(pages).mul_(int(switch.exists()))
+        active[count].copy_(pages).mul_(int(synthetic))
         return variant
 
     def score_and_replace(self: Any, layer: int, step: Any, *args: Any) -> None:
