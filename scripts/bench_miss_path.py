@@ -123,6 +123,7 @@ class Layers:
         clocks = MissTotals(**{name: getattr(after, name) - getattr(before, name) for name in after._fields})
         if clocks.layers:
             found["expected_us"] = clocks.expected / clocks.layers / 1e3
+            found["rung_us"] = clocks.rung / clocks.layers / 1e3
             found["took_us"] = clocks.took / clocks.layers / 1e3
             found["gpu_part_us"] = clocks.attended / clocks.layers / 1e3
             found["answered_us"] = clocks.answered / clocks.layers / 1e3

@@ -3,10 +3,10 @@
 
     python scripts/bench_tpot.py --out FILE [--engines fa3 resident 10pct-bs4 ...]
 
-Every engine runs in a process of its own, one after another, over the same prompts. Random weights have no locality, so
-the engines that keep 10 % of the KV in HBM are timed with them (``raw``), and with page scores whose locality is that of
-SmolLM2 (docs/benchmarks/locality.md): with all misses fetched, all attended on the CPU, and divided by the cost model
-(``auto``). A figure is the median of the gaps between tokens, over all requests of a batch, while all of them decode.
+Every engine runs in a process of its own, one after another, over the same prompts. Random weights have no locality,
+so the engines that keep 10 % of the KV in HBM are timed with them (``raw``), and with page scores whose locality is
+that of SmolLM2 (docs/benchmarks/locality.md): with all misses fetched, all attended on the CPU, and divided by the cost
+model (``auto``). A figure is the median of the gaps between tokens, over all requests of a batch, while all decode.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench_tpot import CONTEXTS, MARGIN, PAGE_SIZE, rheo_config
+from bench_tpot import CONTEXTS, MARGIN, PAGE_SIZE, SELECTED
 from engine_benchmark import (
     Answer,
     ResultFile,
@@ -84,7 +84,7 @@ ENGINES = {
             "max_total_tokens": DRAM_RATIO * DEVICE_TOKENS,
         },
         ("dram",),
-        rheo_config(LONGEST // 10, "auto"),
+        {"budget_ratio": SELECTED[""], "frame_pool_tokens": LONGEST // 10},
     ),
     "hicache": hicache(hicache_io_backend="kernel", hicache_mem_layout="page_first"),
     "hicache-direct": hicache(hicache_io_backend="direct", hicache_mem_layout="page_first_direct"),

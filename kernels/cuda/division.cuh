@@ -24,10 +24,11 @@ struct Division {
 struct Clock {
     u64 began;     // when the selection was there; 0 if nothing was missed
     u64 expected;  // how long it was to take
+    u64 rung;      // when the CPU had been rung
     u64 attended;  // when the GPU had attended hits and what it fetched
     u64 answered;  // when it also knew of the CPU's results
     u64 ended;     // when everything was merged
-    u64 steps, sum_expected, sum_attended, sum_answered, sum_ended;  // times since the layer began
+    u64 steps, sum_expected, sum_rung, sum_attended, sum_answered, sum_ended;  // times since the layer began
 };
 
 __device__ __forceinline__ u64 nanoseconds() {

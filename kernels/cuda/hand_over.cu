@@ -2,6 +2,7 @@
 //
 // One block. It begins once the kernel that makes the selection has ended, and lets the one that attends begin beside it.
 // A fence behind writes to the host's memory takes more than a microsecond and fences take turns, so there is one only.
+// Lines of that memory are written as a whole, for the others would have to be read first.
 //
 // Macros: DIM, GROUP (query heads per KV head), WARPS, ARGUMENTS_BYTES (what the launching side passes).
 
@@ -20,7 +21,7 @@ struct Arguments {
     int* cpu_pages;           // [X, H, cpu_width]
     int* cpu_valid;           // [X, H, cpu_width]
     int* cpu_counts;          // [X, H]
-    int* cpu_batch;           // scalar
+    int* cpu_batch;           // scalar; the rest of its line is written as well
     u32* bell;                // see kernels/cpu/src/doorbell.hpp
     // On the device:
     const float* costs;       // see division.cuh
@@ -31,18 +32,21 @@ struct Arguments {
 };
 static_assert(sizeof(Arguments) == ARGUMENTS_BYTES, "hand_over.py declares other arguments");
 
+__device__ __forceinline__ int whole_lines(int words) { return (words + 31) / 32 * 32; }
+
 // Add the last step's times of a layer to its sums, and begin this step's.
 __device__ __forceinline__ void restart(Clock& clock, u64 now, const Division& division) {
     if (clock.began) {
         clock.steps += 1;
         clock.sum_expected += clock.expected;
+        clock.sum_rung += clock.rung - clock.began;
         clock.sum_attended += clock.attended - clock.began;
         clock.sum_answered += clock.answered - clock.began;
         clock.sum_ended += clock.ended - clock.began;
     }
     clock.began = division.expected > 0 ? now : 0;
     clock.expected = static_cast<u64>(1000 * division.expected);
-    clock.attended = clock.answered = clock.ended = now;
+    clock.rung = clock.attended = clock.answered = clock.ended = now;
 }
 
 }  // namespace
@@ -59,7 +63,6 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) hand_over(const __grid_
     constexpr int kVectors = GROUP * DIM / 8;
     for (int pair = warp; pair < a.lists; pair += WARPS) {
         const int end = a.num_selected[pair], count = division.of(end - a.num_hits[pair]);
-        if (lane == 0) a.cpu_counts[pair] = count;
         if (count == 0) continue;
         const unsigned short* const q = a.q + pair / a.heads * a.stride_qb + pair % a.heads * GROUP * a.stride_qh;
         uint4* const target = reinterpret_cast<uint4*>(a.cpu_q) + static_cast<long long>(pair) * kVectors;
@@ -67,15 +70,18 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) hand_over(const __grid_
             target[i] = *reinterpret_cast<const uint4*>(q + 8 * i / DIM * a.stride_qh + 8 * i % DIM);
         const long long from = static_cast<long long>(pair) * a.width + end - count;
         const long long to = static_cast<long long>(pair) * a.cpu_width;
-        for (int i = lane; i < count; i += 32) {
-            a.cpu_pages[to + i] = a.misses[from + i];
-            a.cpu_valid[to + i] = a.valid[from + i];
+        for (int i = lane; i < whole_lines(count); i += 32) {
+            a.cpu_pages[to + i] = i < count ? a.misses[from + i] : 0;
+            a.cpu_valid[to + i] = i < count ? a.valid[from + i] : 0;
         }
     }
-    if (threadIdx.x == 0) *a.cpu_batch = a.lists / a.heads;
+    for (int i = threadIdx.x; i < whole_lines(a.lists); i += 32 * WARPS)
+        a.cpu_counts[i] = i < a.lists ? division.of(a.num_selected[i] - a.num_hits[i]) : 0;
+    if (warp == WARPS - 1) a.cpu_batch[lane] = a.lists / a.heads;
     __syncthreads();
-    if (threadIdx.x == 0)
-        asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(a.bell + kRung),
-                     "r"(ring_number(*a.step, a.layer, a.layers))
-                     : "memory");
+    if (threadIdx.x != 0) return;
+    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(a.bell + kRung),
+                 "r"(ring_number(*a.step, a.layer, a.layers))
+                 : "memory");
+    a.clocks[a.layer].rung = nanoseconds();
 }

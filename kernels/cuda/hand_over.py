@@ -52,8 +52,8 @@ def hand_over(q: torch.Tensor, selected: Selected, share: CpuShare, layer: int) 
 
     Notes
     -----
-    Posted writes over PCIe, ``2 Hq D`` bytes a request and 8 a miss, and a fence that waits for them: bound by latency.
-    Does next to nothing where the CPU gets no miss.
+    Posted writes over PCIe, ``2 Hq D`` bytes a request and 8 a miss, in whole lines of 128, and a fence that waits for
+    them: bound by latency. Does next to nothing where the CPU gets no miss.
     """
     batch, queries, dim = q.shape
     if q.data_ptr() % 16 or q.stride(0) % 8 or q.stride(1) % 8:

@@ -24,21 +24,22 @@ class Costs(NamedTuple):
     """Microseconds to attend a page in a frame: misses may take as long as all hits for nothing."""
 
 
-CLOCK_SUMS = ("steps", "sum_expected", "sum_attended", "sum_answered", "sum_ended")
-CLOCK = ("began", "expected", "attended", "answered", "ended", *CLOCK_SUMS)
+CLOCK_SUMS = ("steps", "sum_expected", "sum_rung", "sum_attended", "sum_answered", "sum_ended")
+CLOCK = ("began", "expected", "rung", "attended", "answered", "ended", *CLOCK_SUMS)
 """Columns of `CpuShare.clocks`, in nanoseconds: the latest step's, and sums over the steps before it with misses."""
 
 
 class CpuShare(NamedTuple):
     """Where a layer's misses are handed over to the CPU, and what it made of them is found.
 
-    The first eight are in memory that both sides see; rows and columns beyond the launch's are not touched.
+    The first eight are in memory that both sides see, the first five aligned to 128 bytes and with room up to the next
+    128; rows beyond the launch's are not touched.
     """
 
     q: torch.Tensor
     """``[X, Hq, D]``, dtype of the queries."""
     pages: torch.Tensor
-    """``[X, H, Y]``, int32."""
+    """``[X, H, Y]``, int32, ``Y`` a multiple of 32."""
     valid: torch.Tensor
     """``[X, H, Y]``, int32."""
     counts: torch.Tensor

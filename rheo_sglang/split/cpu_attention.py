@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import NamedTuple
 
 import torch
 
@@ -21,6 +22,48 @@ def default_cpu_threads() -> int:
     """Threads for the CPU's part: all cores that this rank may use but `SPARE_CORES`."""
     ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     return max(default_threads() // ranks - SPARE_CORES, 1)
+
+
+LINE = 32
+"""int32 in what a GPU writes at once. A line that is written in part has to be read first, one after the other."""
+
+
+class HandedOver(NamedTuple):
+    """What the GPU writes and the CPU reads of one layer, ``X`` requests at most; aligned to lines, with room for whole
+    ones.
+
+    Every layer has its own, for lines that the CPU read last are in its caches, from where each has to be fetched
+    before it can be written.
+    """
+
+    q: torch.Tensor
+    """Queries, ``[X, Hq, D]``, dtype of the host pages."""
+    pages: torch.Tensor
+    """Missed pages, ``[X, H, Y]``, int32, ``Y`` a multiple of `LINE`."""
+    valid: torch.Tensor
+    """Their tokens, ``[X, H, Y]``, int32."""
+    counts: torch.Tensor
+    """Pages of each list, ``[X, H]``, int32."""
+    batch: torch.Tensor
+    """Requests, ``[1]``, int32."""
+
+    @classmethod
+    def allocate(
+        cls, batch: int, heads: int, group: int, dim: int, width: int, dtype: torch.dtype, pinned: bool
+    ) -> HandedOver:
+        """Zeroed buffers for lists of up to ``width`` pages."""
+        lists, room = batch * heads, -(-width // LINE) * LINE
+
+        def buffer(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, pin_memory=pinned)
+
+        return cls(
+            buffer(batch, heads * group, dim, dtype=dtype),
+            buffer(batch, heads, room),
+            buffer(batch, heads, room),
+            buffer(-(-lists // LINE) * LINE)[:lists].view(batch, heads),
+            buffer(LINE)[:1],
+        )
 
 
 class CpuAttention:
@@ -47,6 +90,8 @@ class CpuAttention:
 
     Attributes
     ----------
+    handed
+        What each layer hands over.
     out, lse
         The partial, ``[X, Hq, D]`` and ``[X, Hq]``, float32, natural logarithm; ``X`` is the most requests.
     """
@@ -61,18 +106,14 @@ class CpuAttention:
         threads: int,
         pinned: bool,
     ) -> None:
-        _, _, heads, _, block = host.shape
+        layers, _, heads, _, block = host.shape
         queries, dim = heads * group, block // page_size
-
-        def buffer(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
-            return torch.zeros(shape, dtype=dtype, pin_memory=pinned)
-
         self.on_stream = pinned
-        self.q = buffer(batch, queries, dim, dtype=host.dtype)
-        self.pages, self.valid = buffer(batch, heads, width), buffer(batch, heads, width)
-        self.counts, self.batch = buffer(batch, heads), buffer(1)
-        self.out = buffer(batch, queries, dim, dtype=torch.float32)
-        self.lse = buffer(batch, queries, dtype=torch.float32)
+        self.handed = [
+            HandedOver.allocate(batch, heads, group, dim, width, host.dtype, pinned) for _ in range(layers)
+        ]
+        self.out = torch.zeros((batch, queries, dim), dtype=torch.float32, pin_memory=pinned)
+        self.lse = torch.zeros((batch, queries), dtype=torch.float32, pin_memory=pinned)
         self.host = host
         self.page_size = page_size
         self.threads = threads
@@ -108,11 +149,7 @@ class CpuAttention:
             selected.valid,
             first,
             last,
-            self.q,
-            self.pages,
-            self.valid,
-            self.counts,
-            self.batch,
+            *self.handed[layer],
         )
         task = self.task(layer, scale)
         if self.on_stream:
@@ -122,19 +159,19 @@ class CpuAttention:
 
     def task(self, layer: int, scale: float) -> Task:
         """What attends a layer's misses: the same object every time."""
-        key = (layer, scale)
+        key, handed = (layer, scale), self.handed[layer]
         if key not in self._tasks:
             self._tasks[key] = task = Task(
-                self.q,
+                handed.q,
                 self.host[layer].transpose(0, 1),
-                self.pages,
-                self.valid,
+                handed.pages,
+                handed.valid,
                 scale,
                 self.page_size,
                 self.out,
                 self.lse,
-                self.batch,
-                last=self.counts,
+                handed.batch,
+                last=handed.counts,
                 packed=True,
                 threads=self.threads,
             )

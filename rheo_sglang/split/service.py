@@ -19,6 +19,8 @@ class MissTotals(NamedTuple):
     """How many there were."""
     expected: float
     """What the cost model expected their attention to take."""
+    rung: float
+    """What it took until the CPU was rung, or was found not to be needed."""
     attended: float
     """What the GPU's part took."""
     answered: float
@@ -47,6 +49,7 @@ def miss_report(services: list[CpuService]) -> dict[str, float]:
         "layers_with_misses": int(totals.layers),
         "layers_with_a_cpu_part": int(totals.rings),
         "expected_us": round(totals.expected / layers / 1e3, 2),
+        "handed_over_us": round(totals.rung / layers / 1e3, 2),
         "took_us": round(totals.took / layers / 1e3, 2),
         "gpu_part_us": round(totals.attended / layers / 1e3, 2),
         "cpu_part_us": round(totals.cpu / rings / 1e3, 2),
@@ -71,31 +74,22 @@ class CpuService:
 
     Attributes
     ----------
-    share
-        What the kernel is given.
+    clocks
+        See `CpuShare.clocks`.
     """
 
     def __init__(self, attention: CpuAttention, layers: int, step: torch.Tensor, costs: torch.Tensor) -> None:
         self.attention = attention
         self.bell = Doorbell(torch.zeros(WORDS, dtype=torch.int32, pin_memory=True), layers)
-        self.share = CpuShare(
-            attention.q,
-            attention.pages,
-            attention.valid,
-            attention.counts,
-            attention.batch,
-            attention.out,
-            attention.lse,
-            self.bell.words,
-            costs,
-            torch.zeros((layers, len(CLOCK)), dtype=torch.int64, device=step.device),
-            step,
-            layers,
-        )
+        self.clocks = torch.zeros((layers, len(CLOCK)), dtype=torch.int64, device=step.device)
+        self._shares = [
+            CpuShare(*handed, attention.out, attention.lse, self.bell.words, costs, self.clocks, step, layers)
+            for handed in attention.handed
+        ]
         self._scales: dict[int, float] = {}
 
     def prepare(self, layer: int, scale: float) -> CpuShare:
-        """Make sure that rings of a layer are answered.
+        """Make sure that rings of a layer are answered, and say what its kernels exchange with the CPU.
 
         Parameters
         ----------
@@ -107,9 +101,9 @@ class CpuService:
         if self._scales.get(layer) != scale:
             self.bell.assign(layer, self.attention.task(layer, scale))
             self._scales[layer] = scale
-        return self.share
+        return self._shares[layer]
 
     def totals(self) -> MissTotals:
         """What misses took so far, the latest step apart. Waits for the device."""
-        sums = self.share.clocks[:, -len(CLOCK_SUMS) :].sum(0).tolist()
+        sums = self.clocks[:, -len(CLOCK_SUMS) :].sum(0).tolist()
         return MissTotals._make((*sums, self.bell.rings, 1e9 * self.bell.busy_seconds))
