@@ -94,6 +94,9 @@ class Layers:
         cuts = torch.zeros((LAYERS, batch, HEADS), dtype=torch.int32, device="cuda")
         self.costs.copy_(torch.tensor(costs))
 
+        for layer in range(LAYERS):
+            self.attention.send_queries(q, self.service.prepare(layer, SCALE))
+
         def run() -> None:
             self.step.add_(1)
             for layer, selected in enumerate(selections):

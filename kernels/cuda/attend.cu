@@ -18,7 +18,6 @@ namespace {
 
 constexpr int kBlockBytes = 2 * 2 * DIM * PAGE;          // one page, K and V
 constexpr int kValues = 2 * DIM * PAGE;                  // offset of V in it
-constexpr u64 kPatience = 60'000'000'000ull;             // nanoseconds that the CPU may take
 constexpr int kHitSlots = WARPS * STAGES;
 constexpr int kSlots = kHitSlots + (FETCH ? MISS_STAGES : 0);
 constexpr int kWarps = WARPS + (FETCH ? 1 : 0);
@@ -49,8 +48,7 @@ struct Arguments {
     int* missed_at;                // LISTED: scalar, becomes *step if a page has no frame
     const float* cpu_out;          // CPU, in memory that it sees: [X, Hq, D]
     const float* cpu_lse;          // [X, Hq], natural logarithm
-    u32* bell;                     // see kernels/cpu/src/doorbell.hpp
-    const float* costs;            // CPU, on the device: see division.cuh
+    const float* costs;            // CPU: see division.cuh
     int* cuts;                     // [B * H], the first column that the CPU attends
     Clock* clocks;                 // of every layer
     long long stride_qb, stride_qh, stride_ob, stride_oh, stride_fh, stride_ff, stride_hn, stride_hh, stride_th,
@@ -58,7 +56,7 @@ struct Arguments {
     float scale;                   // softmax scale times log2(e)
     int heads, width, room;
     int loaders;                   // blocks of each list that fetch
-    int layer, layers;
+    int layer;
 };
 static_assert(sizeof(Arguments) == ARGUMENTS_BYTES, "attend.py declares other arguments");
 
@@ -303,19 +301,6 @@ __device__ __forceinline__ void store_split(Softmax& run, unsigned char* scratch
     }
 }
 
-#if CPU
-// Wait until the CPU has attended what it was handed in this layer. A CPU that never answers ends the program.
-__device__ __forceinline__ void wait_for_cpu(const Arguments& a) {
-    const u32 wanted = ring_number(*a.step, a.layer, a.layers);
-    const u64 begin = nanoseconds();
-    for (u32 answered;;) {
-        asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(answered) : "l"(a.bell + kAnswered) : "memory");
-        if (answered == wanted) return;
-        if (nanoseconds() - begin > kPatience) __trap();
-    }
-}
-#endif
-
 // Merge all splits of a list, and the CPU's part if there is one, into the output. Runs in the block that stored the last
 // of them; the ring is free.
 __device__ __forceinline__ void merge_splits(const float* outs, const float* lses, int splits, unsigned char* memory,
@@ -546,15 +531,13 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
     __threadfence();
     const float *cpu_out = nullptr, *cpu_lse = nullptr;
 #if CPU
-    // Everything is handed over by now, and the clock is started.
-    asm volatile("griddepcontrol.wait;" ::: "memory");
     Clock& clock = a.clocks[a.layer];
     if (threadIdx.x == 0) atomicMax(&clock.attended, nanoseconds());
     if (by_cpu > 0) {
         cpu_out = a.cpu_out + static_cast<long long>(pair) * GROUP * DIM;
         cpu_lse = a.cpu_lse + pair * GROUP;
-        if (threadIdx.x == 0) wait_for_cpu(a);
-        __syncthreads();
+        // What handed over ends when the CPU has answered.
+        asm volatile("griddepcontrol.wait;" ::: "memory");
     }
     if (threadIdx.x == 0) atomicMax(&clock.answered, nanoseconds());
 #endif

@@ -105,14 +105,14 @@ class _Arguments(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in ("num_hits", "num_selected", "page_table", "step", "missed_at")
         ),
-        *((name, ctypes.c_void_p) for name in ("cpu_out", "cpu_lse", "bell", "costs", "cuts", "clocks")),
+        *((name, ctypes.c_void_p) for name in ("cpu_out", "cpu_lse", "costs", "cuts", "clocks")),
         *(
             (f"stride_{name}", ctypes.c_longlong)
             for name in ("qb", "qh", "ob", "oh", "fh", "ff", "hn", "hh", "th", "list")
         ),
         ("scale", ctypes.c_float),
         *((name, ctypes.c_int) for name in ("heads", "width", "room")),
-        *((name, ctypes.c_int) for name in ("loaders", "layer", "layers")),
+        *((name, ctypes.c_int) for name in ("loaders", "layer")),
     ]
 
 
@@ -223,10 +223,8 @@ def attend_selected(
         arguments.staged, arguments.room = staged.data_ptr(), staged.shape[1]
     if cpu is not None and cuts is not None:
         arguments.cpu_out, arguments.cpu_lse = cpu.out.data_ptr(), cpu.lse.data_ptr()
-        arguments.bell, arguments.costs = cpu.bell.data_ptr(), cpu.costs.data_ptr()
-        arguments.cuts, arguments.step = cuts.data_ptr(), cpu.step.data_ptr()
-        arguments.clocks = cpu.clocks.data_ptr()
-        arguments.layer, arguments.layers = layer, cpu.layers
+        arguments.costs, arguments.cuts = cpu.costs.data_ptr(), cuts.data_ptr()
+        arguments.clocks, arguments.layer = cpu.clocks.data_ptr(), layer
     modes = (False, host is not None, cpu is not None)
     _launch(dim, page_size, group, q.dtype, modes, workspace, pairs, arguments)
 

@@ -1,23 +1,33 @@
-// hand_over: queries and the CPU's part of the missed pages into memory that it sees, and a ring once they are there.
+// hand_over: the CPU's part of a layer's missed pages into memory that it sees, a ring, and the wait for its answer.
 //
-// One block. It begins once the kernel that makes the selection has ended, and lets the one that attends begin beside it.
-// A fence behind writes to the host's memory takes more than a microsecond and fences take turns, so there is one only.
-// Lines of that memory are written as a whole, for the others would have to be read first.
+// send_queries goes first, beside the kernels that make the selection: it needs nothing of it. hand_over is one block. It
+// begins once the selection is there, lets the kernel that attends begin beside it, and ends when the CPU has answered,
+// so that the other waits for its end and nothing but one thread asks over the bus. A fence behind writes to the host's
+// memory takes more than a microsecond and fences take turns, so there is one only. Lines of that memory are written as a
+// whole, for the others would have to be read first.
 //
-// Macros: DIM, GROUP (query heads per KV head), WARPS, ARGUMENTS_BYTES (what the launching side passes).
+// Macros: DIM, GROUP (query heads per KV head), WARPS, ARGUMENTS_BYTES and QUERIES_BYTES (what the launching side passes).
 
 #include "division.cuh"
 
 namespace {
 
-struct Arguments {
+constexpr u64 kPatience = 60'000'000'000ull;  // nanoseconds that the CPU may take
+
+struct Queries {
     const unsigned short* q;  // [B, Hq, D], two bytes an element
+    unsigned short* cpu_q;    // [X, Hq, D], in memory that the CPU sees
+    long long stride_qb, stride_qh;
+    int heads;
+};
+static_assert(sizeof(Queries) == QUERIES_BYTES, "hand_over.py declares other arguments");
+
+struct Arguments {
     const int* misses;        // [B, H, S] pages
     const int* valid;         // [B, H, S] tokens
     const int* num_hits;      // [B, H]
     const int* num_selected;  // [B, H]
     // In memory that the CPU sees:
-    unsigned short* cpu_q;    // [X, Hq, D]
     int* cpu_pages;           // [X, H, cpu_width]
     int* cpu_valid;           // [X, H, cpu_width]
     int* cpu_counts;          // [X, H]
@@ -27,7 +37,6 @@ struct Arguments {
     const float* costs;       // see division.cuh
     Clock* clocks;            // of every layer
     const int* step;          // scalar
-    long long stride_qb, stride_qh;
     int lists, heads, width, cpu_width, layer, layers;
 };
 static_assert(sizeof(Arguments) == ARGUMENTS_BYTES, "hand_over.py declares other arguments");
@@ -49,25 +58,39 @@ __device__ __forceinline__ void restart(Clock& clock, u64 now, const Division& d
     clock.rung = clock.attended = clock.answered = clock.ended = now;
 }
 
+// Wait until the CPU has attended what it was handed. A CPU that never answers ends the program.
+__device__ __forceinline__ void wait_for_cpu(const u32* bell, u32 ring) {
+    const u64 begin = nanoseconds();
+    for (u32 answered;;) {
+        asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(answered) : "l"(bell + kAnswered) : "memory");
+        if (answered == ring) return;
+        if (nanoseconds() - begin > kPatience) __trap();
+    }
+}
+
 }  // namespace
 
+// One block per request.
+extern "C" __global__ void __launch_bounds__(32 * WARPS) send_queries(const __grid_constant__ Queries a) {
+    const int vectors = a.heads * GROUP * DIM / 8;
+    uint4* const target = reinterpret_cast<uint4*>(a.cpu_q) + static_cast<long long>(blockIdx.x) * vectors;
+    for (int i = threadIdx.x; i < vectors; i += 32 * WARPS)
+        target[i] = *reinterpret_cast<const uint4*>(a.q + blockIdx.x * a.stride_qb + 8 * i / DIM * a.stride_qh +
+                                                    8 * i % DIM);
+}
+
 extern "C" __global__ void __launch_bounds__(32 * WARPS) hand_over(const __grid_constant__ Arguments a) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const u32 ring = ring_number(*a.step, a.layer, a.layers);  // older than the selection
     asm volatile("griddepcontrol.wait;" ::: "memory");
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
     const u64 now = nanoseconds();
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const Division division = divide(a.num_hits, a.num_selected, a.costs, a.lists);
     if (threadIdx.x == 32 * WARPS - 1) restart(a.clocks[a.layer], now, division);
     if (division.total == 0) return;
 
-    constexpr int kVectors = GROUP * DIM / 8;
     for (int pair = warp; pair < a.lists; pair += WARPS) {
         const int end = a.num_selected[pair], count = division.of(end - a.num_hits[pair]);
-        if (count == 0) continue;
-        const unsigned short* const q = a.q + pair / a.heads * a.stride_qb + pair % a.heads * GROUP * a.stride_qh;
-        uint4* const target = reinterpret_cast<uint4*>(a.cpu_q) + static_cast<long long>(pair) * kVectors;
-        for (int i = lane; i < kVectors; i += 32)
-            target[i] = *reinterpret_cast<const uint4*>(q + 8 * i / DIM * a.stride_qh + 8 * i % DIM);
         const long long from = static_cast<long long>(pair) * a.width + end - count;
         const long long to = static_cast<long long>(pair) * a.cpu_width;
         for (int i = lane; i < whole_lines(count); i += 32) {
@@ -80,8 +103,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) hand_over(const __grid_
     if (warp == WARPS - 1) a.cpu_batch[lane] = a.lists / a.heads;
     __syncthreads();
     if (threadIdx.x != 0) return;
-    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(a.bell + kRung),
-                 "r"(ring_number(*a.step, a.layer, a.layers))
-                 : "memory");
+    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(a.bell + kRung), "r"(ring) : "memory");
     a.clocks[a.layer].rung = nanoseconds();
+    wait_for_cpu(a.bell, ring);
 }

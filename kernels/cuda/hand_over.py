@@ -1,4 +1,4 @@
-"""hand_over: the CPU's part of a layer's misses into memory that it sees, and a ring once it is there."""
+"""hand_over: queries and the CPU's part of a layer's misses into memory that it sees, a ring, and its answer."""
 
 from __future__ import annotations
 
@@ -11,39 +11,50 @@ from rheo_kernels.cuda.share import CpuShare
 from rheo_kernels.triton import Selected
 
 WARPS = 32
-SHARED = ("q", "pages", "valid", "counts", "batch")
+SHARED = ("pages", "valid", "counts", "batch")
+
+
+class Queries(ctypes.Structure):
+    """The parameter of ``send_queries``; the source says what each field is."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("q", "cpu_q")),
+        *((name, ctypes.c_longlong) for name in ("stride_qb", "stride_qh")),
+        ("heads", ctypes.c_int),
+    )
 
 
 class Arguments(ctypes.Structure):
-    """The kernel's parameter; the source says what each field is."""
+    """The parameter of ``hand_over``; the source says what each field is."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("q", "misses", "valid", "num_hits", "num_selected")),
+        *((name, ctypes.c_void_p) for name in ("misses", "valid", "num_hits", "num_selected")),
         *((f"cpu_{name}", ctypes.c_void_p) for name in SHARED),
         *((name, ctypes.c_void_p) for name in ("bell", "costs", "clocks", "step")),
-        *((name, ctypes.c_longlong) for name in ("stride_qb", "stride_qh")),
         *((name, ctypes.c_int) for name in ("lists", "heads", "width", "cpu_width", "layer", "layers")),
     )
 
 
 def defines(dim: int, group: int) -> dict[str, int]:
     """The source's macros."""
-    return {"DIM": dim, "GROUP": group, "WARPS": WARPS, "ARGUMENTS_BYTES": ctypes.sizeof(Arguments)}
+    return {
+        "DIM": dim,
+        "GROUP": group,
+        "WARPS": WARPS,
+        "ARGUMENTS_BYTES": ctypes.sizeof(Arguments),
+        "QUERIES_BYTES": ctypes.sizeof(Queries),
+    }
 
 
-def hand_over(q: torch.Tensor, selected: Selected, share: CpuShare, layer: int) -> None:
-    """Hand the last misses of every list over, as many as the CPU's share is, and ring.
+def send_queries(q: torch.Tensor, share: CpuShare) -> None:
+    """Copy a layer's queries to where the CPU reads them, some time before `hand_over`.
 
     Parameters
     ----------
     q
         Queries, ``[B, Hq, D]``, contiguous in ``D``, two bytes an element, rows aligned to 16 bytes.
-    selected
-        The selection, made by the kernel in front of this one in the stream.
     share
         Where to.
-    layer
-        The doorbell's task.
 
     Raises
     ------
@@ -52,15 +63,39 @@ def hand_over(q: torch.Tensor, selected: Selected, share: CpuShare, layer: int) 
 
     Notes
     -----
-    Posted writes over PCIe, ``2 Hq D`` bytes a request and 8 a miss, in whole lines of 128, and a fence that waits for
-    them: bound by latency. Does next to nothing where the CPU gets no miss.
+    Posted writes over PCIe, ``2 Hq D`` bytes a request: bound by latency.
     """
     batch, queries, dim = q.shape
     if q.data_ptr() % 16 or q.stride(0) % 8 or q.stride(1) % 8:
         raise ValueError(f"q has strides {q.stride()}; allowed: rows aligned to 16 bytes.")
+    heads = share.pages.shape[1]
+    arguments = Queries(q.data_ptr(), share.q.data_ptr(), q.stride(0), q.stride(1), heads)
+    kernel = compile_kernel("hand_over.cu", "send_queries", defines(dim, queries // heads))
+    kernel.launch((batch, 1, 1), 32 * WARPS, 0, arguments)
+
+
+def hand_over(q: torch.Tensor, selected: Selected, share: CpuShare, layer: int) -> None:
+    """Hand the last misses of every list over, as many as the CPU's share is, ring, and wait for the answer.
+
+    Parameters
+    ----------
+    q
+        Queries, ``[B, Hq, D]``, which `send_queries` sent.
+    selected
+        The selection, made by the kernel in front of this one in the stream.
+    share
+        Where to.
+    layer
+        The doorbell's task.
+
+    Notes
+    -----
+    Posted writes over PCIe, 8 bytes a miss in whole lines of 128, and a fence that waits for them: bound by latency.
+    The kernel behind it may begin meanwhile. Does next to nothing where the CPU gets no miss.
+    """
+    batch, queries, dim = q.shape
     heads, width = selected.misses.shape[1:]
     arguments = Arguments(
-        q=q.data_ptr(),
         misses=selected.misses.data_ptr(),
         valid=selected.valid.data_ptr(),
         num_hits=selected.num_hits.data_ptr(),
@@ -70,8 +105,6 @@ def hand_over(q: torch.Tensor, selected: Selected, share: CpuShare, layer: int) 
         costs=share.costs.data_ptr(),
         clocks=share.clocks.data_ptr(),
         step=share.step.data_ptr(),
-        stride_qb=q.stride(0),
-        stride_qh=q.stride(1),
         lists=batch * heads,
         heads=heads,
         width=width,

@@ -189,7 +189,7 @@ class CudaAttention(Attention[Any]):
         from rheo_kernels.cuda import attend, hand_over, select_resolve
 
         self.kernels = attend
-        self.hand_over = hand_over.hand_over
+        self.send_queries, self.hand_over = hand_over.send_queries, hand_over.hand_over
         self.select_resolve = select_resolve.select_resolve
 
     def workspace(self, batch: int, width: int) -> Any:
@@ -203,7 +203,7 @@ class CudaAttention(Attention[Any]):
     def selected(
         self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float, out: torch.Tensor
     ) -> None:
-        """See `Attention.selected`; the CPU takes part if there is a ``step.service``."""
+        """See `Attention.selected`; the CPU takes part if there is a ``step.service``, which has the queries then."""
         assert step.selected is not None and step.cuts is not None
         share = None if step.service is None else step.service.prepare(layer, scale)
         selected, cuts = step.selected[layer], step.cuts[layer]
@@ -221,7 +221,10 @@ class CudaAttention(Attention[Any]):
         share: CpuShare | None,
         cuts: torch.Tensor,
     ) -> None:
-        """`selected`, of any selection; see `rheo_kernels.cuda.attend.attend_selected`."""
+        """`selected`, of any selection; see `rheo_kernels.cuda.attend.attend_selected`.
+
+        With a ``share``, the queries have been sent.
+        """
         if share is not None:
             self.hand_over(q, selected, share, layer)
         self.kernels.attend_selected(

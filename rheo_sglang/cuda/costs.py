@@ -62,6 +62,7 @@ class Trial:
         def attend() -> None:
             attention.attend(0, selected, q, 1.0, workspace, out, None, share, cuts)
 
+        attention.send_queries(q, share)
         self._select(0, 0)
         attend()
         torch.cuda.synchronize(device)

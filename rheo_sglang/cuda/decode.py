@@ -38,10 +38,11 @@ class CudaDecode:
     `prepare` runs before every step, outside the graph; it may look at what the host knows (lengths), never at what
     the GPU computed. A call of the object runs one layer: fixed shapes, no allocation, no synchronisation.
 
-    Side streams append the new token while pages are scored (the tail page is selected whatever its score), and update
-    importance, admit misses and fill frames behind the layers' work; the next layer's scores wait for them, since both
-    use the same buffers. A frame that the step reads is pinned in it, and a frame that is filled is not read before the
-    next step, which the last layer waits for: what is filled is never read, and what is read is never filled.
+    Side streams append the new token and send queries to the CPU while pages are scored (the tail page is selected
+    whatever its score), and update importance, admit misses and fill frames behind the layers' work; the next layer's
+    scores wait for them, since both use the same buffers. A frame that the step reads is pinned in it, and a frame that
+    is filled is not read before the next step, which the last layer waits for: what is filled is never read, and what
+    is read is never filled.
 
     Parameters
     ----------
@@ -277,6 +278,8 @@ class CudaDecode:
                 table.metadata[layer],
                 page_size,
             )
+            if not step.variant.dense:
+                self.misses.send(layer, step, q, scale)
         if not step.variant.dense:
             self._sparse(layer, step, q, scale, out)
             return

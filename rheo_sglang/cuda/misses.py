@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rheo_kernels.triton import fill, fill_from_host, merge
-from rheo_sglang.cuda.attention import Attention, TritonAttention
+from rheo_sglang.cuda.attention import Attention, CudaAttention, TritonAttention
 from rheo_sglang.cuda.buffers import StepBuffers
 from rheo_sglang.cuda.residency import CudaResidency
 from rheo_sglang.cuda.streams import SideStream
@@ -32,6 +32,11 @@ class MissPath(ABC):
         self.table = residency.table
         self.attention = attention
         self.behind = behind
+
+    @abstractmethod
+    def send(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
+        """Send ahead what needs no selection, on the current stream; the selection waits for it."""
+        ...
 
     @abstractmethod
     def start(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
@@ -63,6 +68,9 @@ class MissPath(ABC):
 class Fetch(MissPath):
     """The kernel that attends the hits reads the misses from host memory, and keeps them for their frames."""
 
+    def send(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
+        """Nothing goes ahead."""
+
     def start(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
         """See `MissPath.start`."""
         assert step.selected is not None and step.staged is not None
@@ -93,6 +101,9 @@ class Split(MissPath):
         super().__init__(residency, attention, behind)
         device = residency.frames.device
         self.missing, self.loading = SideStream(device), SideStream(device)
+
+    def send(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
+        """Nothing goes ahead."""
 
     def start(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
         """See `MissPath.start`."""
@@ -126,6 +137,11 @@ class Both(MissPath):
     def __init__(self, residency: CudaResidency, attention: Attention[Any], behind: SideStream) -> None:
         super().__init__(residency, attention, behind)
         self.loading = SideStream(residency.frames.device)
+
+    def send(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
+        """Send the queries to where the CPU reads them."""
+        assert isinstance(self.attention, CudaAttention) and step.service is not None
+        self.attention.send_queries(q, step.service.prepare(layer, scale))
 
     def start(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
         """See `MissPath.start`."""

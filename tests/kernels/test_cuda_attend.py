@@ -192,7 +192,7 @@ def test_the_cpu_s_part_and_the_gpu_s_make_exact_attention(
     shape: Shape, costs: tuple[float, ...], rng: torch.Generator
 ) -> None:
     from rheo_kernels.cuda.attend import Workspace, attend_selected
-    from rheo_kernels.cuda.hand_over import hand_over
+    from rheo_kernels.cuda.hand_over import hand_over, send_queries
     from rheo_sglang.split.cpu_attention import CpuAttention
     from rheo_sglang.split.service import CpuService
 
@@ -213,6 +213,7 @@ def test_the_cpu_s_part_and_the_gpu_s_make_exact_attention(
         expected, _ = problem.exact()
         out = torch.full_like(problem.q, torch.nan)
         staged = torch.zeros((3 * shape.heads, 7, 2, shape.block), dtype=shape.dtype, device="cuda")
+        send_queries(problem.q, share)
         hand_over(problem.q, selected, share, 0)
         attend_selected(
             problem.q,
