@@ -260,6 +260,7 @@ def serve(case: EngineCase, switch: Path, kept: Path) -> None:
                 if rate is not None:
                     found[label]["hit_rate"] = rate
                 print(label, found[label], flush=True)
+                kept.write_text(json.dumps(found))
             if (context, batch) in case.profiled:
                 found[f"{context}_bs{batch}_profile"] = run(profile(engine, context, batch))
             switch.unlink(missing_ok=True)
@@ -279,8 +280,10 @@ def chosen_case(name: str, contexts: list[str], batches: list[int]) -> EngineCas
     return replace(case, config=config, groups=groups)
 
 
-def run_engine(name: str, case: EngineCase, folder: Path, arguments: list[str]) -> dict[str, Any]:
-    """Run one engine in a process of its own; if it ends early, what it found until then."""
+def run_engine(
+    name: str, case: EngineCase, folder: Path, arguments: list[str]
+) -> tuple[dict[str, Any], bool]:
+    """Run one engine in a process of its own: what it found, until it ended early if it did, and whether to go on."""
     found, switch = folder / f"{name}.json", folder / "switch"
     environment = {**os.environ, "RHEO_CONFIG": json.dumps(case.config or {})}
     if case.synthetic:
@@ -291,10 +294,14 @@ def run_engine(name: str, case: EngineCase, folder: Path, arguments: list[str]) 
             {"result": str(RESULTS / "locality_smollm2.json"), "page_size": PAGE_SIZE, "switch": str(switch)}
         )
     command = [sys.executable, __file__, "--engine", name, "--found", str(found), "--switch", str(switch)]
-    status = subprocess.run([*command, *arguments], env=environment).returncode
-    if status != 0:
-        print(f"{name}: ended with status {status}", flush=True)
-    return dict(json.loads(found.read_text())) if found.exists() else {}
+    going_on = True
+    try:
+        status = subprocess.run([*command, *arguments], env=environment).returncode
+        if status != 0:
+            print(f"{name}: ended with status {status}", flush=True)
+    except KeyboardInterrupt:
+        going_on = False
+    return (dict(json.loads(found.read_text())) if found.exists() else {}), going_on
 
 
 def ratios(metrics: dict[str, Any]) -> dict[str, float]:
@@ -355,9 +362,11 @@ def main() -> None:
             if not case.groups:
                 continue
             choice = ["--contexts", *arguments.contexts, "--batches", *map(str, arguments.batches)]
-            metrics[name] = run_engine(name, case, Path(folder), choice)
+            metrics[name], going_on = run_engine(name, case, Path(folder), choice)
             document = result_document("tpot_gpu", {**ratios(metrics), **metrics}, gpu_in_words())
             arguments.out.write_text(json.dumps(document, indent=1) + "\n")
+            if not going_on:
+                break
     print(json.dumps(ratios(metrics), indent=1), flush=True)
 
 

@@ -51,7 +51,7 @@ for step in "$@"; do
         install && bash scripts/sanitize_kernels.sh 2>&1 | tee "$out/sanitize.log" | tail -20 || status=1
         ;;
     misses)
-        install && python3 scripts/bench_miss_path.py --out "$out/miss_path.json" 2>&1 | tee "$out/misses.log" |
+        install && python3 scripts/bench_miss_path.py --out "$out/split_gpu.json" 2>&1 | tee "$out/misses.log" |
             tail -30 || status=1
         ;;
     exact)

@@ -169,7 +169,7 @@ def main() -> None:
     speed = load("tpot_gpu")
     if speed is not None:
         sections.append(speed_sections.tpot(speed, table, provenance))
-    misses = load("miss_path")
+    misses = load("split_gpu")
     if misses is not None:
         sections.append(speed_sections.miss_path(misses, table, provenance, PLOTS))
     (DOCS / "results.md").write_text("\n\n".join(sections) + "\n")

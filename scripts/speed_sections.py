@@ -9,8 +9,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 CONTEXTS = {"128k": "128K", "32k": "32K", "2k": "2K"}
-ENGINES = {"fa3": "SGLang fa3", "resident": "rheo, whole KV resident"}
+ENGINES = {
+    "fa3": "SGLang fa3",
+    "resident": "rheo, whole KV resident, 8 % selected",
+    "10pct": "rheo, frames for 10 %, 8 % selected",
+    "10pct-select4": "rheo, frames for 10 %, 4 % selected",
+}
 MISS_MODES = ("fetch", "split", "auto")
+WAYS = {"raw": "auto, random scores"}
 PARTS = {
     "attend": ("attend", "_merge", "_attend"),
     "select": ("select_resolve", "hand_over"),
@@ -40,13 +46,13 @@ def tpot_rows(metrics: dict[str, Any]) -> list[list[Any]]:
                 continue
             context, batch, *scores = label.split("_")
             baseline = dense.get(f"{context}_{batch}", {}).get("tpot_ms")
-            name = ENGINES.get(engine, f"rheo, frames for 10 %, {engine.rsplit('-', 1)[-1]}")
+            name = ENGINES[engine.replace(f"-{batch}", "")]
             cold = cases.get(f"{context}_{batch}_cold", {}).get("ttft_s")
             rows.append(
                 [
                     CONTEXTS[context],
                     int(batch.removeprefix("bs")),
-                    name + (f", {scores[0]} scores" if scores else ""),
+                    name + (f", {WAYS.get(scores[0], scores[0])}" if scores else ""),
                     f"{case['tpot_ms']:.2f}",
                     f"{case['tpot_ms'] / baseline:.2f}" if baseline else "",
                     f"{case['hit_rate']:.3f}" if case.get("hit_rate") else "",
@@ -82,10 +88,11 @@ def tpot(result: dict[str, Any], table: Any, provenance: Any) -> str:
         [
             "## Time per output token",
             f"{metrics['shape']}'s shape, {metrics['weights']}, random prompts; all engines in one run, one after the "
-            "other. Gaps between tokens, median. rheo selects 8 % of the pages. With frames for 10 % of the KV, *raw* "
-            "is what random weights give, whose selection hardly repeats, and *fitted* replaces page scores by a "
-            "process whose locality is that of SmolLM2 ([locality.md](benchmarks/locality.md)). Time to first token is "
-            "that of the prompt's first run; fa3's at 128K includes what it compiles.",
+            "other. Gaps between tokens, median. With frames for 10 % of the KV, page scores come from a process "
+            "whose locality is that of SmolLM2 ([locality.md](benchmarks/locality.md)), except for *random scores*, "
+            "which are what random weights give: their selection hardly repeats. *fetch*, *split* and *auto* say where "
+            "misses are attended. Time to first token is that of the prompt's first run; fa3's at 128K includes what "
+            "it compiles.",
             table(
                 ["context", "batch", "engine", "ms", "of fa3", "hit rate", "first token, s"],
                 tpot_rows(metrics),
