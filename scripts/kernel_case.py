@@ -80,6 +80,7 @@ class DecodeCase:
         room = batch * width
         self.candidates = zeros(HEADS, room)
         self.worth = zeros(HEADS, room, dtype=torch.float32)
+        self.num_candidates = zeros(HEADS)
         self.frame_values = zeros(HEADS, frames, dtype=torch.float32)
         self.admitted = kernels.Admitted.allocate(HEADS, room, "cuda")
         self._make_resident()
@@ -204,6 +205,7 @@ class DecodeCase:
             1.0,
             self.candidates,
             self.worth,
+            self.num_candidates,
         )
 
     def value_frames(self, layer: int) -> None:
@@ -212,6 +214,7 @@ class DecodeCase:
             self.importance[layer],
             self.unsaved,
             self.accessed,
+            wanted=self.num_candidates,
             out=self.frame_values,
         )
 
@@ -229,6 +232,7 @@ class DecodeCase:
             self.scratch_table,
             self.scratch_page_of,
             self.frame_values,
+            self.num_candidates,
             self.admitted,
         )
 
@@ -238,7 +242,6 @@ class DecodeCase:
         pages, listed = pairs * self.columns, pairs * self.width
         hits = float(self.selected.num_hits.sum())
         misses = float((self.selected.num_selected - self.selected.num_hits).sum())
-        room = self.candidates.shape[1]
         score_bytes = pages * (4 * DIM + 4) + listing
         select_bytes = pages * 4 + listed * 28
         rank_bytes = pages * 12 + listing
@@ -261,12 +264,12 @@ class DecodeCase:
         parts = self.hits.splits + self.misses.splits
         self.misses.lse.fill_(-torch.inf)
         yield "merge", layers(self.merge), parts * pairs * GROUP * (DIM + 1) * 4
-        yield "gather_misses", layers(self.gather_misses), misses * 16 + HEADS * room * 8
+        yield "gather_misses", layers(self.gather_misses), misses * 16
         yield "value_frames", layers(self.value_frames), HEADS * self.num_frames * 15
         self.select_resolve(0)
         self.gather_misses(0)
         self.value_frames(0)
-        yield "admit", layers(self.admit), HEADS * (room * 8 + self.num_frames * 4) + misses * 36
+        yield "admit", layers(self.admit), HEADS * self.num_frames * 4 + misses * 44
 
     def transfers(self, host: torch.Tensor) -> Iterator[tuple[str, Callable[[], object], float, str]]:
         """Name, call, bytes over PCIe and the copy to compare with, of every kernel that moves pages.

@@ -19,7 +19,7 @@ MOST_COUNTED = 2**16 - 1
 
 
 class Admitted(NamedTuple):
-    """Pages that received a frame, per row of the page table; columns from ``counts`` on are -1."""
+    """Pages that received a frame, per row of the page table; columns from ``counts`` on mean nothing."""
 
     pages: torch.Tensor
     """``[R, C]``, int32."""
@@ -41,6 +41,7 @@ def admit(
     page_table: torch.Tensor,
     page_of: torch.Tensor,
     frame_values: torch.Tensor,
+    num_candidates: torch.Tensor | None = None,
     out: Admitted | None = None,
 ) -> Admitted:
     """Give candidates frames and publish them in the page table, keeping the most valuable pages resident.
@@ -62,6 +63,9 @@ def admit(
         Page in each frame, ``[R, F]``, int32, -1 = free; updated.
     frame_values
         What each frame's page is worth, ``[R, F]``, float32: ``-inf`` if free, ``inf`` if pinned.
+    num_candidates
+        Columns that hold candidates, the first ones, ``[R]``, int32; all by default. Where there are none, the frames'
+        values are not looked at.
     out
         Result buffers of ``C`` columns, contiguous.
 
@@ -98,6 +102,7 @@ def admit(
         page_table,
         page_of,
         frame_values,
+        num_candidates,
         *out,
         columns,
         num_frames,
@@ -108,6 +113,7 @@ def admit(
         frame_values.stride(0),
         BLOCK_C=block_c,
         BLOCK_F=block_f,
+        COUNTED=num_candidates is not None,
         num_warps=warps,
     )
     return out
@@ -120,6 +126,7 @@ def _admit(
     page_table,
     page_of,
     frame_values,
+    num_candidates,
     out_pages,
     out_frames,
     out_counts,
@@ -132,11 +139,14 @@ def _admit(
     stride_fr,
     BLOCK_C: tl.constexpr,
     BLOCK_F: tl.constexpr,
+    COUNTED: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     table = page_table + row * stride_tr
     column = tl.arange(0, BLOCK_C)
     offered = column < columns
+    if COUNTED:
+        offered = column < tl.load(num_candidates + row)
     page = tl.load(candidates + row * stride_cr + column, mask=offered, other=-1)
     worth = tl.load(candidate_values + row * stride_vr + column, mask=offered, other=float("-inf"))
     eligible = (page > 0) & (worth > float("-inf"))
@@ -174,9 +184,6 @@ def _admit(
         tl.store(table + displaced, tl.full([BLOCK_C], -1, tl.int32), mask=settled & (displaced >= 0))
         tl.store(page_of + row * stride_pr + target, page, mask=settled)
         tl.store(table + page, target, mask=settled)
-    none = tl.full([BLOCK_C], -1, tl.int32)
-    tl.store(pages_out + column, none, mask=offered & (column >= admitted))
-    tl.store(frames_out + column, none, mask=offered & (column >= admitted))
     tl.store(out_counts + row, admitted)
 
 

@@ -30,6 +30,7 @@ def value_frames(
     unsaved: torch.Tensor,
     accessed: torch.Tensor | None = None,
     fade: Fade | None = None,
+    wanted: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Value every frame by the page in it. A row is one KV head of one of ``L`` layers, ``R = L * H``.
@@ -46,6 +47,9 @@ def value_frames(
         Accessed bits, ``[R, F]``, int8: frames that this step reads, pinned as well; cleared.
     fade
         Fades the worth of idle pages; none fades by default.
+    wanted
+        How many frames of each row are wanted, ``[R]``, int32: rows of which none is are not valued. By default, all
+        rows are.
     out
         Result buffer, ``[R, F]``, float32, contiguous.
 
@@ -56,7 +60,7 @@ def value_frames(
 
     Notes
     -----
-    Moves about 18 bytes per frame.
+    Moves about 18 bytes per frame, 1 in rows of which none is wanted.
     """
     rows, num_frames = page_of.shape
     if out is None:
@@ -69,6 +73,7 @@ def value_frames(
         accessed,
         step,
         listed_at,
+        wanted,
         out,
         math.log2(factor),
         num_frames,
@@ -80,6 +85,7 @@ def value_frames(
         BLOCK_F=FRAMES_PER_PROGRAM,
         ACCESSED=accessed is not None,
         FADE=fade is not None,
+        WANTED=wanted is not None,
         num_warps=4,
     )
     return out
@@ -93,6 +99,7 @@ def _value_frames(
     accessed,
     step,
     listed_at,
+    wanted,
     out,
     log_factor,
     num_frames,
@@ -104,10 +111,18 @@ def _value_frames(
     BLOCK_F: tl.constexpr,
     ACCESSED: tl.constexpr,
     FADE: tl.constexpr,
+    WANTED: tl.constexpr,
 ):
     frame = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)
     row = tl.program_id(1).to(tl.int64)
     exists = frame < num_frames
+    if WANTED:
+        unwanted = tl.load(wanted + row) == 0
+        if unwanted:
+            if ACCESSED:
+                nothing = tl.zeros([BLOCK_F], tl.int8)
+                tl.store(accessed + row * stride_ar + frame, nothing, mask=exists)
+            return
     page = tl.load(page_of + row * stride_pr + frame, mask=exists, other=-1)
     occupied = page >= 0
     value = tl.load(worth + row * stride_wr + page, mask=occupied, other=0.0)
@@ -131,6 +146,7 @@ def gather_misses(
     boost: float,
     candidates: torch.Tensor,
     candidate_values: torch.Tensor,
+    num_candidates: torch.Tensor,
     most: int | None = None,
 ) -> None:
     """List one step's misses per KV head as candidates for `admit`, all requests together.
@@ -147,7 +163,9 @@ def gather_misses(
         Added to the value of every candidate, as they were selected.
     candidates, candidate_values
         Written, ``[H, C]``, int32 and float32, contiguous. Misses beyond ``C`` per head are left out, those
-        of the last requests first; unused columns become -1 and ``-inf``.
+        of the last requests first; unused columns are not touched.
+    num_candidates
+        Written, ``[H]``, int32.
     most
         Misses of each request that are listed, the first ones; all by default.
     """
@@ -159,6 +177,7 @@ def gather_misses(
         worth,
         candidates,
         candidate_values,
+        num_candidates,
         boost,
         batch,
         width,
@@ -179,6 +198,7 @@ def _gather_misses(
     worth,
     candidates,
     candidate_values,
+    num_candidates,
     boost,
     batch,
     width,
@@ -210,13 +230,4 @@ def _gather_misses(
         tl.store(candidates + target + column, page, mask=taken)
         tl.store(candidate_values + target + column, value, mask=taken)
     if request == batch - 1:
-        for start in range(before + count, columns, BLOCK):
-            column = start + i
-            tl.store(
-                candidates + head * columns + column, tl.full([BLOCK], -1, tl.int32), mask=column < columns
-            )
-            tl.store(
-                candidate_values + head * columns + column,
-                tl.full([BLOCK], float("-inf"), tl.float32),
-                mask=column < columns,
-            )
+        tl.store(num_candidates + head, tl.minimum(before + count, columns))

@@ -41,8 +41,8 @@ class StepBuffers:
         CPU: then loading them goes on behind the layers that follow.
     cuts
         Of every layer, the first column that the CPU attends, ``[B, H]``, int32, if misses are shared.
-    candidates, worth
-        Misses offered frames, ``[H, C]``, int32 and float32.
+    candidates, worth, num_candidates
+        Misses offered frames, ``[H, C]``, int32 and float32, and how many, ``[H]``, int32.
     admitted
         Pages that got one, for every layer.
     staged
@@ -62,6 +62,7 @@ class StepBuffers:
     cuts: list[torch.Tensor] | None = None
     candidates: torch.Tensor | None = None
     worth: torch.Tensor | None = None
+    num_candidates: torch.Tensor | None = None
     admitted: list[Admitted] | None = None
     staged: torch.Tensor | None = None
     cpu: CpuAttention | None = None
@@ -118,6 +119,7 @@ class DecodeBuffers:
         room = min(batch * width, self.frames, MOST_CANDIDATES)
         self.candidates = torch.zeros(kv * room, dtype=torch.int32, device=device)
         self.worth = torch.zeros(kv * room, dtype=torch.float32, device=device)
+        self.num_candidates = torch.zeros(kv, dtype=torch.int32, device=device)
         self.admitted = torch.zeros((2, layers, kv * room), dtype=torch.int32, device=device)
         self.admitted_counts = torch.zeros((layers, kv), dtype=torch.int32, device=device)
         self.staged: torch.Tensor | None = None
@@ -156,6 +158,7 @@ class DecodeBuffers:
         views.scores = self.scores[:batch, :, :columns]
         views.candidates = self.candidates[: kv * room].view(kv, room)
         views.worth = self.worth[: kv * room].view(kv, room)
+        views.num_candidates = self.num_candidates
         views.admitted = [
             Admitted(pages[: kv * room].view(kv, room), frames[: kv * room].view(kv, room), counts)
             for pages, frames, counts in zip(*self.admitted, self.admitted_counts, strict=True)

@@ -70,7 +70,7 @@ class CudaResidency:
         """
         table = self.table
         assert step.selected is not None and step.candidates is not None
-        assert step.worth is not None and step.admitted is not None
+        assert step.worth is not None and step.num_candidates is not None and step.admitted is not None
         worth, selected = table.policy.worth[layer], step.selected[layer]
         gather_misses(
             selected.misses,
@@ -80,15 +80,17 @@ class CudaResidency:
             SELECTED,
             step.candidates,
             step.worth,
+            step.num_candidates,
             most,
         )
-        values = self._value_frames(layer, self.accessed[layer])
+        values = self._value_frames(layer, self.accessed[layer], step.num_candidates)
         return admit(
             step.candidates,
             step.worth,
             table.frame_of[layer],
             table.page_of[layer],
             values,
+            step.num_candidates,
             step.admitted[layer],
         )
 
@@ -130,7 +132,9 @@ class CudaResidency:
         save(self.frames, self.host, self.table.frame_of, pages)
         self.table.unsaved.index_fill_(1, pages.long(), False)
 
-    def _value_frames(self, layer: int, accessed: torch.Tensor | None = None) -> torch.Tensor:
+    def _value_frames(
+        self, layer: int, accessed: torch.Tensor | None = None, wanted: torch.Tensor | None = None
+    ) -> torch.Tensor:
         table = self.table
         return value_frames(
             table.page_of[layer],
@@ -138,5 +142,6 @@ class CudaResidency:
             table.unsaved[layer : layer + 1],
             accessed,
             self.fade,
+            wanted,
             self.frame_values[layer],
         )

@@ -15,24 +15,27 @@ def check_admission(
     table: torch.Tensor,
     page_of: torch.Tensor,
     frame_values: torch.Tensor,
+    num_candidates: torch.Tensor | None = None,
 ) -> None:
     """Who is admitted, who is displaced, and that page table and frames stay each other's inverse."""
     from rheo_kernels import triton as kernels
 
     old_page_of = page_of.clone()
     expected_table, expected_page_of = table.clone(), page_of.clone()
-    theirs = reference.admit(candidates.long(), values, expected_table, expected_page_of, frame_values)
-    mine = kernels.admit(candidates, values, table, page_of, frame_values)
+    offered = candidates.long()
+    if num_candidates is not None:
+        column = torch.arange(candidates.shape[1], device=candidates.device)
+        offered = offered.masked_fill(column >= num_candidates[:, None], -1)
+    theirs = reference.admit(offered, values, expected_table, expected_page_of, frame_values)
+    mine = kernels.admit(candidates, values, table, page_of, frame_values, num_candidates)
     for row in range(table.shape[0]):
         count = int(mine.counts[row])
         pages, frames = mine.pages[row, :count].long(), mine.frames[row, :count].long()
-        assert mine.pages[row, count:].eq(-1).all()
-        assert mine.frames[row, count:].eq(-1).all()
         reference_pages = theirs.pages[theirs.heads == row]
         reference_frames = theirs.frames[theirs.heads == row]
         assert count == reference_pages.numel()
         assert len(set(frames.tolist())) == count
-        worth = dict(zip(candidates[row].tolist(), values[row].tolist(), strict=True))
+        worth = dict(zip(offered[row].tolist(), values[row].tolist(), strict=True))
         assert sorted(worth[p] for p in pages.tolist()) == sorted(worth[p] for p in reference_pages.tolist())
         cost = frame_values[row].masked_fill(old_page_of[row] < 0, -torch.inf)
         assert sorted(cost[frames].tolist()) == sorted(cost[reference_frames].tolist())
@@ -61,6 +64,19 @@ def test_admit_equals_reference(
     check_admission(candidates, values, table, page_of, frame_values)
 
 
+def test_admit_looks_at_as_many_candidates_as_there_are(rng: torch.Generator) -> None:
+    rows, total, frames, width = 4, 200, 40, 30
+    table, page_of = residency(rows, total, frames, rng)
+    candidates = integers(1, total, (rows, width), rng)
+    page_worth = torch.rand((rows, total), generator=rng, device=rng.device) + 1.0
+    frame_values = (page_worth.gather(1, page_of.clamp(min=0).long()) - 1.0).masked_fill(
+        page_of < 0, -torch.inf
+    )
+    num_candidates = to_device([0, 1, 17, width], rng)
+    values = page_worth.gather(1, candidates.long())
+    check_admission(candidates, values, table, page_of, frame_values, num_candidates)
+
+
 def test_admit_without_candidates_changes_nothing(rng: torch.Generator) -> None:
     from rheo_kernels import triton as kernels
 
@@ -71,7 +87,6 @@ def test_admit_without_candidates_changes_nothing(rng: torch.Generator) -> None:
     worth = torch.full((2, 3), torch.inf, device=rng.device)
     done = kernels.admit(candidates, worth, table, page_of, torch.zeros((2, 10), device=rng.device))
     assert done.counts.eq(0).all()
-    assert done.pages.eq(-1).all()
     assert torch.equal(table, before[0])
     assert torch.equal(page_of, before[1])
 
@@ -110,6 +125,21 @@ def test_value_frames_equals_its_definition(layers: int, steps: int, rng: torch.
     assert accessed.eq(0).all()
 
 
+def test_rows_of_which_no_frame_is_wanted_are_not_valued(rng: torch.Generator) -> None:
+    from rheo_kernels import triton as kernels
+
+    _, page_of = residency(3, 90, 50, rng)
+    worth = torch.rand((3, 90), generator=rng, device=rng.device)
+    unsaved = torch.zeros((1, 90), dtype=torch.bool, device=rng.device)
+    accessed = integers(0, 2, (3, 50), rng).to(torch.int8)
+    expected = kernels.value_frames(page_of, worth, unsaved, accessed.clone())
+    out = torch.full_like(expected, torch.nan)
+    kernels.value_frames(page_of, worth, unsaved, accessed, wanted=to_device([2, 0, 1], rng), out=out)
+    assert torch.equal(out[[0, 2]], expected[[0, 2]])
+    assert out[1].isnan().all()
+    assert accessed.eq(0).all()
+
+
 @pytest.mark.parametrize("room", [200, 23])
 def test_gather_misses_lists_every_request_in_order(room: int, rng: torch.Generator) -> None:
     from rheo_kernels import triton as kernels
@@ -121,16 +151,18 @@ def test_gather_misses_lists_every_request_in_order(room: int, rng: torch.Genera
     worth = torch.rand((heads, 100), generator=rng, device=rng.device)
     candidates = torch.full((heads, room), -7, dtype=torch.int32, device=rng.device)
     values = torch.full((heads, room), torch.nan, device=rng.device)
-    kernels.gather_misses(misses, num_hits, num_selected, worth, 1.0, candidates, values)
+    counts = torch.full((heads,), -7, dtype=torch.int32, device=rng.device)
+    kernels.gather_misses(misses, num_hits, num_selected, worth, 1.0, candidates, values, counts)
     for head in range(heads):
         listed = [
             int(misses[b, head, column])
             for b in range(batch)
             for column in range(int(num_hits[b, head]), int(num_selected[b, head]))
         ][:room]
-        assert candidates[head].tolist() == listed + [-1] * (room - len(listed))
-        expected = worth[head, candidates[head].clamp(min=0).long()] + 1.0
-        assert torch.equal(values[head], expected.masked_fill(candidates[head] < 0, -torch.inf))
+        count = int(counts[head])
+        assert candidates[head].tolist() == listed + [-7] * (room - len(listed))
+        assert count == len(listed)
+        assert torch.equal(values[head, :count], worth[head, candidates[head, :count].long()] + 1.0)
 
 
 @pytest.mark.gpu
