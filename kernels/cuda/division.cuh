@@ -15,6 +15,7 @@ constexpr int kRung = 0, kAnswered = 16;  // words of a doorbell
 struct Division {
     int share;       // of 256 misses of a list, those that the CPU attends
     int total;       // misses that it attends in all lists
+    int missed;      // misses of all lists
     float expected;  // microseconds until hits and misses are attended, 0 without misses
 
     __device__ __forceinline__ int of(int missed) const { return missed * share >> 8; }
@@ -58,7 +59,7 @@ __device__ __forceinline__ Division divide(const int* num_hits, const int* num_s
     }
     hit = __reduce_add_sync(kAll, hit);
     missed = __reduce_add_sync(kAll, missed);
-    Division division{0, 0, 0.f};
+    Division division{0, 0, missed, 0.f};
     if (missed == 0) return division;
     const float hits = fminf(costs[0], costs[2]) + hit * costs[5], slower = costs[4];
     const float begin_fetch = costs[0], fetch = missed * costs[1];

@@ -12,6 +12,7 @@
 
 namespace {
 
+constexpr float kBusShare = 0.9f;              // of the bus's time, what loads may take
 constexpr u64 kPatience = 60'000'000'000ull;  // nanoseconds that the CPU may take
 
 struct Queries {
@@ -36,6 +37,7 @@ struct Arguments {
     // On the device:
     const float* costs;       // see division.cuh
     Clock* clocks;            // of every layer
+    int* rules;               // [layers, 2]: the CPU's share of 256 misses, and how many of 65536 of them to load
     const int* step;          // scalar
     int lists, heads, width, cpu_width, layer, layers;
 };
@@ -56,6 +58,23 @@ __device__ __forceinline__ void restart(Clock& clock, u64 now, const Division& d
     clock.began = division.expected > 0 ? now : 0;
     clock.expected = static_cast<u64>(1000 * division.expected);
     clock.rung = clock.attended = clock.answered = clock.ended = now;
+}
+
+// Microseconds from one layer to the next, as far as this step or, in its first layer, the one before tells; 0 if unknown.
+__device__ __forceinline__ float period(const Clock* clocks, int layer, int layers, u64 now) {
+    const u64 first = clocks[0].began, last = layer ? now : clocks[layers - 1].began;
+    const int between = layer ? layer : layers - 1;
+    return first && last > first && between ? (last - first) / 1000.f / between : 0.f;
+}
+
+// Which misses the next step may admit here: all that are fetched, and of the CPU's, which have to be loaded once more,
+// as many as the bus has time for in a layer.
+__device__ __forceinline__ void limit_loads(int* rules, const Division& division, float layer_time, float fetch_page) {
+    const int fetched = division.missed - division.total;
+    float loaded = 1;
+    if (division.total > 0 && layer_time > 0) loaded = (kBusShare * layer_time / fetch_page - fetched) / division.total;
+    rules[0] = division.share;
+    rules[1] = static_cast<int>(65536 * fminf(fmaxf(loaded, 0.f), 1.f));
 }
 
 // Wait until the CPU has attended what it was handed. A CPU that never answers ends the program.
@@ -81,12 +100,15 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) send_queries(const __gr
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS) hand_over(const __grid_constant__ Arguments a) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const u32 ring = ring_number(*a.step, a.layer, a.layers);  // older than the selection
     asm volatile("griddepcontrol.wait;" ::: "memory");
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    const u32 ring = ring_number(*a.step, a.layer, a.layers);
     const u64 now = nanoseconds();
     const Division division = divide(a.num_hits, a.num_selected, a.costs, a.lists);
-    if (threadIdx.x == 32 * WARPS - 1) restart(a.clocks[a.layer], now, division);
+    if (threadIdx.x == 32 * WARPS - 1) {
+        limit_loads(a.rules + 2 * a.layer, division, period(a.clocks, a.layer, a.layers, now), a.costs[1]);
+        restart(a.clocks[a.layer], now, division);
+    }
     if (division.total == 0) return;
 
     for (int pair = warp; pair < a.lists; pair += WARPS) {

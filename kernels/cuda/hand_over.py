@@ -30,7 +30,7 @@ class Arguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("misses", "valid", "num_hits", "num_selected")),
         *((f"cpu_{name}", ctypes.c_void_p) for name in SHARED),
-        *((name, ctypes.c_void_p) for name in ("bell", "costs", "clocks", "step")),
+        *((name, ctypes.c_void_p) for name in ("bell", "costs", "clocks", "rules", "step")),
         *((name, ctypes.c_int) for name in ("lists", "heads", "width", "cpu_width", "layer", "layers")),
     )
 
@@ -104,6 +104,7 @@ def hand_over(q: torch.Tensor, selected: Selected, share: CpuShare, layer: int) 
         bell=share.bell.data_ptr(),
         costs=share.costs.data_ptr(),
         clocks=share.clocks.data_ptr(),
+        rules=share.rules.data_ptr(),
         step=share.step.data_ptr(),
         lists=batch * heads,
         heads=heads,

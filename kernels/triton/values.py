@@ -148,6 +148,8 @@ def gather_misses(
     candidate_values: torch.Tensor,
     num_candidates: torch.Tensor,
     most: int | None = None,
+    rules: torch.Tensor | None = None,
+    step: torch.Tensor | None = None,
 ) -> None:
     """List one step's misses per KV head as candidates for `admit`, all requests together.
 
@@ -168,6 +170,11 @@ def gather_misses(
         Written, ``[H]``, int32.
     most
         Misses of each request that are listed, the first ones; all by default.
+    rules
+        Which ones to list where loading takes time that there may not be, ``[2]``, int32: of every list's last
+        ``rules[0] / 256``, only ``rules[1] / 65536``, drawn anew in every step; the columns of the others become -1.
+    step
+        Number of the step, scalar, int32, if there are rules.
     """
     batch, heads, width = misses.shape
     _gather_misses[(batch, heads)](
@@ -178,6 +185,8 @@ def gather_misses(
         candidates,
         candidate_values,
         num_candidates,
+        rules,
+        step,
         boost,
         batch,
         width,
@@ -186,6 +195,7 @@ def gather_misses(
         worth.stride(0),
         BLOCK_B=triton.next_power_of_2(batch),
         BLOCK=min(triton.next_power_of_2(width), MISSES_PER_PASS),
+        RULED=rules is not None,
         num_warps=4,
     )
 
@@ -199,6 +209,8 @@ def _gather_misses(
     candidates,
     candidate_values,
     num_candidates,
+    rules,
+    step,
     boost,
     batch,
     width,
@@ -207,6 +219,7 @@ def _gather_misses(
     stride_wh,
     BLOCK_B: tl.constexpr,
     BLOCK: tl.constexpr,
+    RULED: tl.constexpr,
 ):
     request = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
@@ -227,6 +240,10 @@ def _gather_misses(
         taken = (column < count) & (before + column < columns)
         page = tl.load(source + column, mask=taken, other=0)
         value = tl.load(worth + head * stride_wh + page, mask=taken, other=0.0) + boost
+        if RULED:
+            free = count - (count * tl.load(rules) >> 8)
+            drawn = (tl.randint(tl.load(step), page) >> 16 & 0xFFFF) < tl.load(rules + 1)
+            page = tl.where((column < free) | drawn, page, -1)
         tl.store(candidates + target + column, page, mask=taken)
         tl.store(candidate_values + target + column, value, mask=taken)
     if request == batch - 1:

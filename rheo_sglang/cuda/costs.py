@@ -29,6 +29,16 @@ ALL_FETCHED = Costs(0.0, 1.0, NEVER, 1.0, 1.0, 0.0)
 HALF_AND_HALF = Costs(0.0, 1.0, 0.0, 1.0, 0.5, 0.0)
 
 
+def only_cpu(costs: Costs) -> Costs:
+    """Costs by which the CPU attends all misses."""
+    return costs._replace(fetch_begin=NEVER)
+
+
+def only_fetch(costs: Costs) -> Costs:
+    """Costs by which all misses are fetched."""
+    return costs._replace(cpu_begin=NEVER)
+
+
 class Trial:
     """One layer's attention over a number of hits and misses of every KV head, for one request, as a CUDA graph.
 
@@ -51,6 +61,7 @@ class Trial:
         self.share = share = share._replace(
             step=torch.full((), FIRST_STEP, dtype=torch.int32, device=device),
             clocks=torch.zeros_like(share.clocks),
+            rules=torch.zeros_like(share.rules),
             costs=torch.tensor(ALL_FETCHED, dtype=torch.float32, device=device),
         )
         cuts = torch.zeros((1, heads.kv_heads), dtype=torch.int32, device=device)

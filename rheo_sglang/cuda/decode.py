@@ -18,7 +18,7 @@ from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.cuda.attention import CudaAttention, make_attention
 from rheo_sglang.cuda.buffers import DecodeBuffers, StepBuffers
-from rheo_sglang.cuda.costs import ALL_ON_CPU, measure_costs
+from rheo_sglang.cuda.costs import ALL_ON_CPU, measure_costs, only_cpu
 from rheo_sglang.cuda.heads import HeadShape
 from rheo_sglang.cuda.misses import Both, Fetch, MissPath, Split
 from rheo_sglang.cuda.residency import CudaResidency
@@ -147,14 +147,15 @@ class CudaDecode:
         return self._buffers[-1]
 
     def _serve(self, cpu: CpuAttention) -> CpuService:
-        """Have the CPU answer rings; what decides its share of the misses is measured the first time."""
+        """Have the CPU answer rings; what decides its share of the misses, and loads, is measured the first time."""
         assert isinstance(self.attention, CudaAttention)
         costs = self.costs
         if costs is None:
             costs = self.costs = torch.tensor(ALL_ON_CPU, dtype=torch.float32, device=self.frames.device)
         service = CpuService(cpu, len(self.frames), self.table.step, costs)
-        if self.config.miss_mode == "auto" and not self._buffers:
-            costs.copy_(torch.tensor(measure_costs(self.attention, service, self.heads)))
+        if not self._buffers:
+            measured = measure_costs(self.attention, service, self.heads)
+            costs.copy_(torch.tensor(only_cpu(measured) if self.config.miss_mode == "split" else measured))
         return service
 
     def miss_report(self) -> dict[str, float] | None:

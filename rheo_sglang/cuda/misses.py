@@ -131,7 +131,8 @@ class Split(MissPath):
 class Both(MissPath):
     """The attention kernel fetches a part of the misses and has the CPU attend the rest, until both are done.
 
-    Fetched pages go into their frames from where they were kept; the others are loaded behind the layers that follow.
+    Fetched pages go into their frames from where they were kept; the others are loaded behind the layers that follow,
+    as many as the bus has time for.
     """
 
     def __init__(self, residency: CudaResidency, attention: Attention[Any], behind: SideStream) -> None:
@@ -145,10 +146,10 @@ class Both(MissPath):
 
     def start(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
         """See `MissPath.start`."""
-        assert step.selected is not None
+        assert step.selected is not None and step.service is not None
         with self.behind.fork():
             self.table.policy.touch(layer, step.selected[layer].pages)
-            self.residency.admit_missed(layer, step)
+            self.residency.admit_missed(layer, step, rules=step.service.rules[layer])
 
     def finish(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float, out: torch.Tensor) -> None:
         """See `MissPath.finish`; the last layer also waits for what the others load."""

@@ -54,7 +54,9 @@ class CudaResidency:
         if filled:
             load(self.host, self.frames, admitted.pages, admitted.frames, admitted.counts)
 
-    def admit_missed(self, layer: int, step: StepBuffers, most: int | None = None) -> Admitted:
+    def admit_missed(
+        self, layer: int, step: StepBuffers, most: int | None = None, rules: torch.Tensor | None = None
+    ) -> Admitted:
         """Give a step's missed pages frames that it does not read itself, the least valuable ones first.
 
         Their frames hold the previous pages' data until they are filled; nothing reads them before the next step.
@@ -67,6 +69,8 @@ class CudaResidency:
             Its selection.
         most
             Misses of each request that are considered, the first ones; all by default.
+        rules
+            Which of them are, see `gather_misses`; all by default.
         """
         table = self.table
         assert step.selected is not None and step.candidates is not None
@@ -82,6 +86,8 @@ class CudaResidency:
             step.worth,
             step.num_candidates,
             most,
+            rules,
+            table.step,
         )
         values = self._value_frames(layer, self.accessed[layer], step.num_candidates)
         return admit(

@@ -11,6 +11,9 @@ from rheo_kernels.cpu.doorbell import WORDS
 from rheo_kernels.cuda.share import CLOCK, CLOCK_SUMS, CpuShare
 from rheo_sglang.split.cpu_attention import CpuAttention
 
+ALL = 65536
+"""In `CpuShare.rules`: every miss may be loaded."""
+
 
 class MissTotals(NamedTuple):
     """Sums over layers of decode steps that had misses; times in nanoseconds."""
@@ -74,18 +77,18 @@ class CpuService:
 
     Attributes
     ----------
-    clocks
-        See `CpuShare.clocks`.
+    clocks, rules
+        See `CpuShare`.
     """
 
     def __init__(self, attention: CpuAttention, layers: int, step: torch.Tensor, costs: torch.Tensor) -> None:
         self.attention = attention
         self.bell = Doorbell(torch.zeros(WORDS, dtype=torch.int32, pin_memory=True), layers)
         self.clocks = torch.zeros((layers, len(CLOCK)), dtype=torch.int64, device=step.device)
-        self._shares = [
-            CpuShare(*handed, attention.out, attention.lse, self.bell.words, costs, self.clocks, step, layers)
-            for handed in attention.handed
-        ]
+        self.rules = torch.tensor([[0, ALL]] * layers, dtype=torch.int32, device=step.device)
+        results = attention.out, attention.lse
+        state = self.bell.words, costs, self.clocks, self.rules, step, layers
+        self._shares = [CpuShare(*handed, *results, *state) for handed in attention.handed]
         self._scales: dict[int, float] = {}
 
     def prepare(self, layer: int, scale: float) -> CpuShare:

@@ -29,7 +29,8 @@ def register() -> None:
 
     from locality.kernel import locality_scores
     from locality.process import Locality
-    from rheo_sglang.cuda.costs import ALL_FETCHED, ALL_ON_CPU
+    from rheo_kernels.cuda.share import Costs
+    from rheo_sglang.cuda.costs import only_cpu, only_fetch
     from rheo_sglang.cuda.decode import CudaDecode
 
     settings = json.loads(os.environ[ENVIRONMENT])
@@ -37,7 +38,7 @@ def register() -> None:
     metrics = json.loads(Path(settings["result"]).read_text())["metrics"]
     locality = Locality.from_json(metrics[f"page{settings['page_size']}"]["parameters"])
     prepare, score = CudaDecode.prepare, CudaDecode._score
-    ways = {"fetch": torch.tensor(ALL_FETCHED), "split": torch.tensor(ALL_ON_CPU)}
+    ways: dict[str, torch.Tensor] = {}
     written = 0
     active: dict[int, torch.Tensor] = {}
     seeds: dict[int, torch.Tensor] = {}
@@ -46,8 +47,10 @@ def register() -> None:
         nonlocal written
         variant = prepare(self, *args, **kwargs)
         synthetic = switch.exists()
-        if self.costs is not None and "auto" not in ways:
-            ways["auto"] = self.costs.cpu()
+        if self.costs is not None and not ways:
+            costs = Costs(*self.costs.tolist())
+            named = {"auto": costs, "fetch": only_fetch(costs), "split": only_cpu(costs)}
+            ways.update({name: torch.tensor(values) for name, values in named.items()})
         if synthetic and self.costs is not None and switch.stat().st_mtime_ns != written:
             written = switch.stat().st_mtime_ns
             self.costs.copy_(ways[switch.read_text()])

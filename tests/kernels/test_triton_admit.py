@@ -165,6 +165,43 @@ def test_gather_misses_lists_every_request_in_order(room: int, rng: torch.Genera
         assert torch.equal(values[head, :count], worth[head, candidates[head, :count].long()] + 1.0)
 
 
+@pytest.mark.parametrize(("share", "loaded"), [(0, 0), (256, 0), (128, 0), (256, 65536), (192, 32768)])
+def test_gather_misses_lists_what_is_fetched_and_a_share_of_the_rest(
+    share: int, loaded: int, rng: torch.Generator
+) -> None:
+    from rheo_kernels import triton as kernels
+
+    batch, heads, width, hits = 3, 2, 400, 7
+    misses = torch.randperm(5000, generator=rng, device=rng.device)[: batch * heads * width]
+    misses = misses.view(batch, heads, width).to(torch.int32) + 1
+    num_hits = torch.full((batch, heads), hits, dtype=torch.int32, device=rng.device)
+    num_selected = torch.full_like(num_hits, width)
+    worth = torch.rand((heads, 5001), generator=rng, device=rng.device)
+    rules = to_device([share, loaded], rng)
+    missed = width - hits
+    fetched = missed - (missed * share >> 8)
+    draws = []
+    for number in (1, 2):
+        candidates = torch.full((heads, batch * missed), -7, dtype=torch.int32, device=rng.device)
+        values = torch.full(candidates.shape, torch.nan, device=rng.device)
+        counts = torch.zeros(heads, dtype=torch.int32, device=rng.device)
+        step = torch.tensor(number, dtype=torch.int32, device=rng.device)
+        kernels.gather_misses(
+            misses, num_hits, num_selected, worth, 1.0, candidates, values, counts, None, rules, step
+        )
+        assert counts.eq(batch * missed).all()
+        listed = misses[:, :, hits:].transpose(0, 1)
+        actual = candidates.view(heads, batch, missed)
+        assert torch.equal(actual[:, :, :fetched], listed[:, :, :fetched])
+        rest = actual[:, :, fetched:]
+        kept = rest == listed[:, :, fetched:]
+        assert (kept | (rest == -1)).all()
+        expected = kept.numel() * loaded / 65536
+        assert abs(int(kept.sum()) - expected) <= 6 * (expected * (1 - loaded / 65536)) ** 0.5
+        draws.append(kept)
+    assert torch.equal(*draws) == (loaded in (0, 65536))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize(
