@@ -230,10 +230,14 @@ def main() -> int:
     if arguments.out is None:
         parser.error("--out is needed: the JSON file to write")
     try:
-        result = ResultFile("long_context_gpu", arguments.out, gpu_in_words(), arguments.onto)
+        result = ResultFile("prefill_gpu", arguments.out, gpu_in_words(), arguments.onto)
     except ValueError as error:
         parser.error(str(error))
-    result.metrics |= {"weights": "random, bfloat16", "shape": "Qwen2.5-7B-1M", "config": CONFIG}
+    result.metrics |= {
+        "weights": "random, bfloat16",
+        "long_context_shape": "Qwen2.5-7B-1M",
+        "long_context_config": CONFIG,
+    }
     failed = 0
     for part in arguments.parts:
         print(f"== {part}", flush=True)

@@ -1,6 +1,6 @@
 """Time the kernels of prefill at the Qwen3-8B shape, and one layer of a prefill pass, against this run's copies.
 
-    python scripts/bench_prefill_kernels.py --out docs/benchmarks/results/prefill_gpu.json
+    python scripts/bench_prefill_kernels.py --out docs/benchmarks/results/transfers_gpu.json
 
 Bandwidths of ``write`` and ``stage`` are fractions of the pinned-memory copy in the same direction. A layer of
 a pass writes, stages, attends and seeds; beside it stands dense attention of the same chunk alone.
@@ -22,6 +22,8 @@ from bench_kernels import copy_gbps, time_us
 from tqdm import tqdm
 
 from rheo_kernels import triton as kernels
+from rheo_kernels.triton.stage import STAGERS
+from rheo_kernels.triton.write import WRITERS
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.cuda.residency import CudaResidency
 from rheo_sglang.page_table import PageTable
@@ -193,12 +195,14 @@ def main() -> None:
         metrics |= pass_metrics(name, context)
         torch.cuda.empty_cache()
     metrics |= stage_metrics(metrics["pinned_h2d_gbps"])
+    metrics["gather_frac_16kb"] = metrics[f"stage_pinned_frac_16kib_{PAGE_COUNTS[-1]}pages_programs{STAGERS}"]
+    metrics["save_frac_16kb"] = metrics[f"write_pinned_frac_page{PAGE}_programs{WRITERS}"]
     result = {
-        "name": arguments.out.stem,
+        "name": "transfers_gpu",
         "date": datetime.date.today().isoformat(),
         "machine": f"one {torch.cuda.get_device_name()}, PCIe 5, 16 CPU cores",
         "versions": {"torch": torch.__version__, "triton": triton.__version__},
-        "command": "python scripts/bench_prefill_kernels.py --out docs/benchmarks/results/prefill_gpu.json",
+        "command": "python scripts/bench_prefill_kernels.py --out docs/benchmarks/results/transfers_gpu.json",
         "shape": f"Qwen3-8B: {HEADS * GROUP} query and {HEADS} KV heads of {DIM}, bfloat16; chunks of {CHUNK} tokens",
         "metrics": {key: round(value, 4) for key, value in metrics.items()},
     }

@@ -211,11 +211,11 @@ def main() -> int:
     if arguments.out is None:
         parser.error("--out is needed: the JSON file to write")
     try:
-        result = ResultFile("ttft_gpu", arguments.out, gpu_in_words(), arguments.onto)
+        result = ResultFile("prefill_gpu", arguments.out, gpu_in_words(), arguments.onto)
     except ValueError as error:
         parser.error(str(error))
     metrics = result.metrics
-    metrics |= {"weights": "random, bfloat16", "shape": "Qwen3-8B", "frame_pool_tokens": LONGEST // 10}
+    metrics |= {"weights": "random, bfloat16", "ttft_shape": "Qwen3-8B", "frame_pool_tokens": LONGEST // 10}
     failed = 0
     choice = ["--cases", *arguments.cases, "--lengths", *arguments.lengths]
     with tempfile.TemporaryDirectory() as folder:

@@ -5,10 +5,10 @@
 #   bench     kernel benchmark                 prefill   prefill kernel benchmark
 #   cpu       CPU attention                    misses    fetching misses, attending them on the CPU, both
 #   server    rheo against SGLang's triton     exact     greedy tokens of SmolLM2 against fa3
-#   tpot      time per output token            ttft      time to first token
-#   long      512K-token prefill, and decode behind 1M tokens
+#   fuzz      prefill of SmolLM2 against fa3   tpot      time per output token
+#   ttft      time to first token              long      512K-token prefill, and decode behind 1M tokens
 #
-# Arguments go in TESTS, BENCH_ARGUMENTS, EXACT_ARGUMENTS, TPOT_ARGUMENTS, TTFT_ARGUMENTS and LONG_ARGUMENTS.
+# Arguments go in TESTS, BENCH_ARGUMENTS, EXACT_ARGUMENTS, FUZZ_ARGUMENTS, TPOT_ARGUMENTS, TTFT_ARGUMENTS and LONG_ARGUMENTS.
 #
 # Results are written to $OUT (default: .gpu/out). A bundle of SGLang for machines without a network is unpacked onto
 # PYTHONPATH if there is one: .gpu/site.tar.xz, and .gpu/fa3.zst for FlashAttention-3, whole or in parts made by `split`.
@@ -58,13 +58,18 @@ for step in "$@"; do
         install && python3 scripts/check_gpu_exactness.py --out "$out/exactness_gpu.json" ${EXACT_ARGUMENTS:-} 2>&1 |
             tee "$out/exact.log" | grep -vE "Prefill batch|Decode batch" | tail -30 || status=1
         ;;
+    fuzz)
+        # shellcheck disable=SC2086
+        install && python3 scripts/fuzz_prefill.py --out "$out/fuzz_prefill_gpu.json" ${FUZZ_ARGUMENTS:-} 2>&1 |
+            tee "$out/fuzz.log" | grep -E "^(dense|chunks)|Error" || status=1
+        ;;
     bench)
         # shellcheck disable=SC2086
         install && python3 scripts/bench_kernels.py --out "$out/kernels_gpu.json" ${BENCH_ARGUMENTS:-} 2>&1 |
             tee "$out/bench.log" || status=1
         ;;
     prefill)
-        install && python3 scripts/bench_prefill_kernels.py --out "$out/prefill_kernels.json" 2>&1 |
+        install && python3 scripts/bench_prefill_kernels.py --out "$out/transfers_gpu.json" 2>&1 |
             tee "$out/prefill.log" | tail -40 || status=1
         ;;
     server)
@@ -83,19 +88,19 @@ for step in "$@"; do
         ;;
     ttft)
         # shellcheck disable=SC2086
-        install && python3 scripts/bench_ttft.py --out "$out/ttft_gpu.json" ${TTFT_ARGUMENTS:-} 2>&1 |
+        install && python3 scripts/bench_ttft.py --out "$out/prefill_gpu.json" ${TTFT_ARGUMENTS:-} 2>&1 |
             tee "$out/ttft.log" | grep --line-buffered -E "^(==|started|fa3|rheo|hicache|[a-z]+ prefix|\{|\}| \"|.*Error)" ||
             status=1
         ;;
     long)
         # shellcheck disable=SC2086
-        install && python3 scripts/bench_long_context.py --out "$out/long_context_gpu.json" ${LONG_ARGUMENTS:-} 2>&1 |
+        install && python3 scripts/bench_long_context.py --out "$out/prefill_gpu.json" ${LONG_ARGUMENTS:-} 2>&1 |
             tee "$out/long.log" | grep --line-buffered -E \
             "^(==|started|prefill|decode|long prompt|device memory|raw|settle|fitted|\{|\}| \"|.*(Error|rheo:|Prefill batch))" ||
             status=1
         ;;
     *)
-        echo "gpu_run.sh: step '$step' is not known; allowed: tests, sanitize, bench, prefill, cpu, misses, server, exact, tpot, ttft, long" >&2
+        echo "gpu_run.sh: step '$step' is not known; allowed: tests, sanitize, bench, prefill, cpu, misses, server, exact, fuzz, tpot, ttft, long" >&2
         status=2
         ;;
     esac
