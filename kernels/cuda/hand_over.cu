@@ -67,8 +67,8 @@ __device__ __forceinline__ float period(const Clock* clocks, int layer, int laye
     return first && last > first && between ? (last - first) / 1000.f / between : 0.f;
 }
 
-// Which misses the next step may admit here: all that are fetched, and of the CPU's, which have to be loaded once more,
-// as many as the bus has time for in a layer.
+// Which misses may be admitted in this layer: all that are fetched, and of the CPU's, which have to be loaded once more,
+// as many as the bus has time for in a layer. Admission reads this beside us: it may still find the last step's.
 __device__ __forceinline__ void limit_loads(int* rules, const Division& division, float layer_time, float fetch_page) {
     const int fetched = division.missed - division.total;
     float loaded = 1;

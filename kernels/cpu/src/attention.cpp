@@ -118,14 +118,17 @@ int64_t Attention::count_pages(int rows) {
         offsets[row] = total;
         const Columns columns = columns_of(problem_, row);
         int listed = 0, missing = 0;
-        if (problem_.packed) listed = std::max(columns.last - columns.first, 0);
-        const int32_t* index = index_of(problem_, row);
-        const int32_t* valid = valid_of(problem_, row);
-        for (int column = columns.first; !problem_.packed && column < columns.last; ++column) {
-            const bool attended = (index[column] >= 0) & (valid[column] > 0);
-            const bool exists = index[column] < num_blocks;
-            listed += attended & exists;
-            missing += attended & !exists;
+        if (problem_.packed) {
+            listed = std::max(columns.last - columns.first, 0);
+        } else {
+            const int32_t* index = index_of(problem_, row);
+            const int32_t* valid = valid_of(problem_, row);
+            for (int column = columns.first; column < columns.last; ++column) {
+                const bool attended = (index[column] >= 0) & (valid[column] > 0);
+                const bool exists = index[column] < num_blocks;
+                listed += attended & exists;
+                missing += attended & !exists;
+            }
         }
         total += listed;
         missing_blocks_ += missing;
