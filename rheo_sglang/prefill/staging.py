@@ -17,6 +17,10 @@ HALVES = 2
 GROWTH_STEPS = 4
 """Sizes of a half between two powers of two: it is at most a quarter larger than it has to be."""
 LEAST_TOKENS = 4096
+FEW_TOKENS = 1024
+"""New tokens of a pass up to which there is little to compute: staging sets the pace, and may have the GPU."""
+STAGERS_ALONE = 128
+"""Programs that stage then; pages that come from frames are read as fast as there are programs."""
 MIB = 1 << 20
 
 
@@ -73,7 +77,7 @@ class Staging:
         self.stream.join()
         self._reserve(batch.staged_tokens)
         for layer in range(min(HALVES, self.layers)):
-            self._stage(layer, batch.prefix, batch.staged_tokens)
+            self._stage(layer, batch, batch.prefix)
 
     def take(
         self, layer: int, k: torch.Tensor, v: torch.Tensor, batch: PrefillBatch
@@ -107,17 +111,19 @@ class Staging:
     def give_back(self, layer: int, batch: PrefillBatch) -> None:
         """Let the half of a layer that has been attended be overwritten."""
         if batch.prefix is not None and layer + HALVES < self.layers:
-            self._stage(layer + HALVES, batch.prefix, batch.staged_tokens)
+            self._stage(layer + HALVES, batch, batch.prefix)
 
-    def _stage(self, layer: int, prefix: StagedPages, tokens: int) -> None:
+    def _stage(self, layer: int, batch: PrefillBatch, prefix: StagedPages) -> None:
+        alone = self.frames.is_cuda and len(batch.chunk_rows) <= FEW_TOKENS
         with self.stream.fork():
             self.kernels.stage(
                 self.host[layer],
                 self.frames[layer],
                 self.table.frame_of[layer],
                 *prefix,
-                *self._half(layer, tokens),
+                *self._half(layer, batch.staged_tokens),
                 self.page_size,
+                **({"programs": STAGERS_ALONE} if alone else {}),
             )
         self.staged[layer % HALVES] = self.stream.mark()
 
