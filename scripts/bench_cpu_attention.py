@@ -11,10 +11,7 @@ prefetching the next page, whichever is faster. GB/s are medians of the bytes of
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +20,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from measurement import machine_in_words
+from measurement import keep_result, result_document
 
 from rheo_kernels import reference
 from rheo_kernels.cpu import CPU_ISA, Task, _native, attend, available_isas, default_threads, fastest_isa
@@ -245,17 +242,11 @@ def main() -> None:
         os.environ[CPU_ISA] = fastest
     metrics |= all_cores(pool, threads, arguments.seconds)
     print({key: round(value, 3) for key, value in metrics.items() if "all_cores" in key}, flush=True)
-    result = {
-        "name": "cpu_attention",
-        "date": datetime.date.today().isoformat(),
-        "machine": arguments.machine or machine_in_words(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "command": "python scripts/bench_cpu_attention.py --out docs/benchmarks/results/cpu_attention.json",
-        "shape": f"8 KV heads of 128, page 32, bfloat16; {size:.1f} GiB of host pages; {threads} threads; {fastest}",
-        "metrics": {key: float(f"{value:.5g}") for key, value in metrics.items()},
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    shape = (
+        f"8 KV heads of 128, page 32, bfloat16; {size:.1f} GiB of host pages; {threads} threads; {fastest}"
+    )
+    rounded = {key: float(f"{value:.5g}") for key, value in metrics.items()}
+    keep_result(arguments.out, result_document("cpu_attention", rounded, arguments.machine, shape))
 
 
 if __name__ == "__main__":

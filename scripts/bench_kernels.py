@@ -10,16 +10,14 @@ for ``load`` and ``save`` of the pinned-memory copy.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-import triton
 from kernel_case import DIM, DTYPE, HEADS, PAGE, DecodeCase
+from measurement import gpu_in_words, keep_result, result_document
 
 CONTEXTS = {"8k": 8192, "32k": 32768, "128k": 131072}
 REPLAYS = 15
@@ -148,17 +146,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     metrics = measure(arguments.batches, arguments.contexts)
-    result = {
-        "name": "kernels_gpu",
-        "date": datetime.date.today().isoformat(),
-        "machine": f"one {torch.cuda.get_device_name()}, PCIe 5, 16 CPU cores",
-        "versions": {"torch": torch.__version__, "triton": triton.__version__},
-        "command": "python scripts/bench_kernels.py --out docs/benchmarks/results/kernels_gpu.json",
-        "shape": "Qwen3-8B: 32 query and 8 KV heads of 128, page 32, bfloat16; budget 10 %, hit rate 0.9",
-        "metrics": {key: round(value, 4) for key, value in metrics.items()},
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    shape = "Qwen3-8B: 32 query and 8 KV heads of 128, page 32, bfloat16; budget 10 %, hit rate 0.9"
+    rounded = {key: round(value, 4) for key, value in metrics.items()}
+    keep_result(arguments.out, result_document("kernels_gpu", rounded, gpu_in_words(), shape))
 
 
 if __name__ == "__main__":

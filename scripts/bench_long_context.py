@@ -31,7 +31,9 @@ from engine_benchmark import (
     engine_arguments,
     flush,
     keep,
+    open_result,
     random_prompt,
+    result_parser,
     run_kept,
 )
 from kv_memory import memory_figures, pool_sizes
@@ -39,7 +41,7 @@ from local_prefill import ENVIRONMENT as LOCAL
 from local_prefill import install as install_local_prefill
 from locality.plugin import ENVIRONMENT as SCORES
 from locality.plugin import install as install_locality
-from measurement import RESULTS, gpu_in_words
+from measurement import RESULTS
 from qwen25_1m_shape import CONFIG as MODEL
 from qwen25_1m_shape import KV, make_shape
 
@@ -206,13 +208,7 @@ def goals(metrics: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> int:
     """Run the parts and write the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument(
-        "--onto", type=Path, help="earlier result of such a GPU, whose other figures are kept"
-    )
+    parser = result_parser(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--tokens", type=prompt_tokens, default=512 * 1024, help="prompt of the part prefill")
     parser.add_argument(
@@ -227,12 +223,7 @@ def main() -> int:
     if arguments.part:
         serve(arguments.part, arguments.tokens, arguments.prefill, arguments.folder)
         return 0
-    if arguments.out is None:
-        parser.error("--out is needed: the JSON file to write")
-    try:
-        result = ResultFile("prefill_gpu", arguments.out, gpu_in_words(), arguments.onto)
-    except ValueError as error:
-        parser.error(str(error))
+    result = open_result(parser, arguments, "prefill_gpu")
     result.metrics |= {
         "weights": "random, bfloat16",
         "long_context_shape": "Qwen2.5-7B-1M",

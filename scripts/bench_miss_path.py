@@ -11,7 +11,6 @@ division of ``auto`` rests on what the same kernel was measured to take at the s
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import statistics
@@ -19,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import triton
-from measurement import gpu_in_words
+from measurement import gpu_in_words, keep_result, result_document
 
 from rheo_kernels.cpu import CPU_ISA, fastest_isa
 from rheo_kernels.cuda.share import Costs
@@ -183,17 +181,11 @@ def main() -> None:
             metrics[f"auto_vs_better_{tag}"] = metrics[f"auto_us_{tag}"] / better
             print(tag, {k: round(v, 2) for k, v in metrics.items() if k.endswith(tag)}, flush=True)
     metrics |= goals(metrics, json.loads(arguments.tpot.read_text()) if arguments.tpot else None)
-    result = {
-        "name": "split_gpu",
-        "date": datetime.date.today().isoformat(),
-        "machine": gpu_in_words(),
-        "versions": {"torch": torch.__version__, "triton": triton.__version__},
-        "command": "python scripts/bench_miss_path.py --out docs/benchmarks/results/split_gpu.json",
-        "shape": f"32 query and 8 KV heads of 128, page 32, bfloat16; {WIDTH} pages selected; {threads} CPU threads",
-        "metrics": {key: round(value, 4) for key, value in metrics.items()},
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    shape = (
+        f"32 query and 8 KV heads of 128, page 32, bfloat16; {WIDTH} pages selected; {threads} CPU threads"
+    )
+    rounded = {key: round(value, 4) for key, value in metrics.items()}
+    keep_result(arguments.out, result_document("split_gpu", rounded, gpu_in_words(), shape))
 
 
 if __name__ == "__main__":

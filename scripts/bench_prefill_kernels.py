@@ -9,16 +9,14 @@ a pass writes, stages, attends and seeds; beside it stands dense attention of th
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-import triton
 from bench_kernels import copy_gbps, time_us
+from measurement import gpu_in_words, keep_result, result_document
 from tqdm import tqdm
 
 from rheo_kernels import triton as kernels
@@ -197,17 +195,11 @@ def main() -> None:
     metrics |= stage_metrics(metrics["pinned_h2d_gbps"])
     metrics["gather_frac_16kb"] = metrics[f"stage_pinned_frac_16kib_{PAGE_COUNTS[-1]}pages_programs{STAGERS}"]
     metrics["save_frac_16kb"] = metrics[f"write_pinned_frac_page{PAGE}_programs{WRITERS}"]
-    result = {
-        "name": "transfers_gpu",
-        "date": datetime.date.today().isoformat(),
-        "machine": f"one {torch.cuda.get_device_name()}, PCIe 5, 16 CPU cores",
-        "versions": {"torch": torch.__version__, "triton": triton.__version__},
-        "command": "python scripts/bench_prefill_kernels.py --out docs/benchmarks/results/transfers_gpu.json",
-        "shape": f"Qwen3-8B: {HEADS * GROUP} query and {HEADS} KV heads of {DIM}, bfloat16; chunks of {CHUNK} tokens",
-        "metrics": {key: round(value, 4) for key, value in metrics.items()},
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    shape = (
+        f"Qwen3-8B: {HEADS * GROUP} query and {HEADS} KV heads of {DIM}, bfloat16; chunks of {CHUNK} tokens"
+    )
+    rounded = {key: round(value, 4) for key, value in metrics.items()}
+    keep_result(arguments.out, result_document("transfers_gpu", rounded, gpu_in_words(), shape))
     for key, value in metrics.items():
         print(f"{key}: {value:.3f}")
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from locality.plugin import ENVIRONMENT, install
-from measurement import RESULTS, gpu_in_words, result_document
+from measurement import RESULTS, gpu_in_words, keep_result, result_document
 from qwen3_shape import CONFIG, make_shape
 
 PAGE_SIZE = 32
@@ -364,7 +364,7 @@ def main() -> None:
             choice = ["--contexts", *arguments.contexts, "--batches", *map(str, arguments.batches)]
             metrics[name], going_on = run_engine(name, case, Path(folder), choice)
             document = result_document("tpot_gpu", {**ratios(metrics), **metrics}, gpu_in_words())
-            arguments.out.write_text(json.dumps(document, indent=1) + "\n")
+            keep_result(arguments.out, document)
             if not going_on:
                 break
     print(json.dumps(ratios(metrics), indent=1), flush=True)

@@ -26,15 +26,15 @@ from typing import Any
 from bench_tpot import CONTEXTS, MARGIN, PAGE_SIZE, SELECTED
 from engine_benchmark import (
     Answer,
-    ResultFile,
     answer,
     engine_arguments,
     flush,
     keep,
+    open_result,
     random_prompt,
+    result_parser,
     run_kept,
 )
-from measurement import gpu_in_words
 from qwen3_shape import make_shape
 
 LENGTHS = {"8k": 8192, "32k": CONTEXTS["32k"], "128k": CONTEXTS["128k"]}
@@ -192,13 +192,7 @@ def ratios(metrics: dict[str, Any]) -> dict[str, float]:
 
 def main() -> int:
     """Run the engines and write the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument(
-        "--onto", type=Path, help="earlier result of such a GPU, whose other figures are kept"
-    )
+    parser = result_parser(__doc__)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--lengths", nargs="+", choices=LENGTHS, default=list(LENGTHS))
@@ -208,12 +202,7 @@ def main() -> int:
     if arguments.engine:
         serve(arguments.engine, arguments.cases, arguments.lengths, arguments.kept)
         return 0
-    if arguments.out is None:
-        parser.error("--out is needed: the JSON file to write")
-    try:
-        result = ResultFile("prefill_gpu", arguments.out, gpu_in_words(), arguments.onto)
-    except ValueError as error:
-        parser.error(str(error))
+    result = open_result(parser, arguments, "prefill_gpu")
     metrics = result.metrics
     metrics |= {"weights": "random, bfloat16", "ttft_shape": "Qwen3-8B", "frame_pool_tokens": LONGEST // 10}
     failed = 0

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measurement import MODEL, gpu_in_words, result_document, text_prompts
+from measurement import MODEL, gpu_in_words, keep_result, result_document, text_prompts
 
 LENGTHS = [200, 500, 900, 1400, 2000, 2700, 3400, 4000]
 NEW_TOKENS = 48
@@ -135,9 +135,8 @@ def main() -> int:
         "frame_pool_tokens": FRAME_TOKENS,
         "cases": cases,
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     document = result_document("exactness_gpu", metrics, gpu_in_words())
-    arguments.out.write_text(json.dumps(document, indent=1) + "\n")
+    keep_result(arguments.out, document)
     return int(any(case["answers_that_differ"] > case["of_them_ties"] for case in cases.values()))
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from checkpoints import MODELS
 from make_tiny_models import TINY_MODELS, make
-from measurement import gpu_in_words, result_document
+from measurement import gpu_in_words, keep_result, result_document
 
 LENGTHS = (40, 700, 1500, 3000)
 NEW_TOKENS = 40
@@ -111,7 +111,7 @@ def main() -> int:
         "new_tokens": NEW_TOKENS,
     }
     document = result_document("server_gpu", setting | report, gpu_in_words())
-    (arguments.out / "server_gpu.json").write_text(json.dumps(document, indent=1) + "\n")
+    keep_result(arguments.out / "server_gpu.json", document)
     return int(any(report[name]["differing_tokens"] for name in report if name != "rheo budget 20 %"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import statistics
@@ -14,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from measurement import result_document
+from measurement import gpu_in_words, keep_result, result_document
 
 CHUNK_TOKENS = 8192
 LEAST_TOKEN, TOKENS = 1000, 100000
@@ -223,7 +224,29 @@ class ResultFile:
         """Write all metrics, with ``keys`` first."""
         document = result_document(self.name, {**keys, **self.metrics, **keys}, self.machine)
         document["command"] = "; ".join([*self.commands, document["command"]])
-        self.path.write_text(json.dumps(document, indent=1) + "\n")
+        keep_result(self.path, document)
+
+
+def result_parser(description: str | None) -> argparse.ArgumentParser:
+    """A benchmark's parser with the options that say where its result goes."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument(
+        "--onto", type=Path, help="earlier result of such a GPU, whose other figures are kept"
+    )
+    return parser
+
+
+def open_result(parser: argparse.ArgumentParser, arguments: argparse.Namespace, name: str) -> ResultFile:
+    """The result that `result_parser`'s options name; ends the program with one sentence if they do not fit."""
+    if arguments.out is None:
+        parser.error("--out is needed: the JSON file to write")
+    try:
+        return ResultFile(name, arguments.out, gpu_in_words(), arguments.onto)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def gpu_of(machine: str) -> str:

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from check_gpu_exactness import TIE, TOP, differences
 from engine_benchmark import flush
-from measurement import MODEL, gpu_in_words, machine_in_words, result_document, text_prompts
+from measurement import MODEL, gpu_in_words, keep_result, machine_in_words, result_document, text_prompts
 from sglang_server import CPU_ENVIRONMENT
 
 GPU = torch.cuda.is_available()
@@ -220,8 +220,7 @@ def main() -> int:
     name = "fuzz_prefill_gpu" if GPU else "fuzz_prefill_cpu"
     document = result_document(name, metrics, gpu_in_words() if GPU else machine_in_words())
     if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(document, indent=1) + "\n")
+        keep_result(arguments.out, document)
     return int(failed)
 
 

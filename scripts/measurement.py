@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -14,6 +15,8 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "docs" / "benchmarks" / "results"
+RESULT_OPTIONS = ("--out", "--onto", "--tpot")
+"""Options of measurements that name result files."""
 MODEL = REPOSITORY / ".models" / "smollm2-135m-instruct"
 
 
@@ -60,29 +63,52 @@ def gpu_in_words() -> str:
     return f"one {torch.cuda.get_device_name()}, {machine_in_words().removesuffix(', no GPU')}"
 
 
-def result_document(name: str, metrics: dict[str, Any], machine: str | None = None) -> dict[str, Any]:
-    """A result as it is kept in ``docs/benchmarks/results``."""
-    versions = {
-        package: importlib.metadata.version(package) for package in ("rheo-sglang", "sglang", "torch")
-    }
+def result_document(
+    name: str, metrics: dict[str, Any], machine: str | None = None, shape: str | None = None
+) -> dict[str, Any]:
+    """A result as it is kept in ``docs/benchmarks/results``.
+
+    Parameters
+    ----------
+    name
+        Of the result, which is its file's.
+    metrics
+        What was measured.
+    machine
+        In words; this one without its GPU by default.
+    shape
+        What was measured on, in words, if that is not among the metrics.
+    """
+    versions = {}
+    for package in ("rheo-sglang", "sglang", "torch", "triton"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
     versions["python"] = platform.python_version()
     script = Path(sys.argv[0]).resolve().relative_to(REPOSITORY)
     arguments = list(sys.argv[1:])
-    if "--out" in arguments[:-1]:
-        arguments[arguments.index("--out") + 1] = f"docs/benchmarks/results/{name}.json"
+    for i, option in enumerate(arguments[:-1]):
+        if option in RESULT_OPTIONS:
+            file = f"{name}.json" if option == "--out" else Path(arguments[i + 1]).name
+            arguments[i + 1] = f"docs/benchmarks/results/{file}"
     return {
         "name": name,
         "date": datetime.date.today().isoformat(),
         "machine": machine or machine_in_words(),
         "versions": versions,
         "command": shlex.join(["python", str(script), *arguments]),
+        **({} if shape is None else {"shape": shape}),
         "metrics": metrics,
     }
 
 
+def keep_result(path: Path, document: dict[str, Any]) -> None:
+    """Write a result into a file, whose folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n")
+
+
 def write_result(name: str, metrics: dict[str, Any], machine: str | None = None) -> Path:
     """Write ``docs/benchmarks/results/NAME.json`` and return its path."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(result_document(name, metrics, machine), indent=1) + "\n")
+    keep_result(path, result_document(name, metrics, machine))
     return path

@@ -6,7 +6,8 @@
 // memory takes more than a microsecond and fences take turns, so there is one only. Lines of that memory are written as a
 // whole, for the others would have to be read first.
 //
-// Macros: DIM, GROUP (query heads per KV head), WARPS, ARGUMENTS_BYTES and QUERIES_BYTES (what the launching side passes).
+// Macros: DIM, GROUP (query heads per KV head), WARPS, ARGUMENTS_BYTES and QUERIES_BYTES (what the launching side passes),
+// CLOCK_BYTES (a row of the clocks there).
 
 #include "division.cuh"
 
@@ -42,6 +43,8 @@ struct Arguments {
     int lists, heads, width, cpu_width, layer, layers;
 };
 static_assert(sizeof(Arguments) == ARGUMENTS_BYTES, "hand_over.py declares other arguments");
+
+static_assert(sizeof(Clock) == CLOCK_BYTES, "share.py declares other columns");
 
 __device__ __forceinline__ int whole_lines(int words) { return (words + 31) / 32 * 32; }
 

@@ -7,7 +7,7 @@ import ctypes
 import torch
 
 from rheo_kernels.cuda.compile import compile_kernel
-from rheo_kernels.cuda.share import CpuShare
+from rheo_kernels.cuda.share import CLOCK, CpuShare
 from rheo_kernels.triton import Selected
 
 WARPS = 32
@@ -43,6 +43,7 @@ def defines(dim: int, group: int) -> dict[str, int]:
         "WARPS": WARPS,
         "ARGUMENTS_BYTES": ctypes.sizeof(Arguments),
         "QUERIES_BYTES": ctypes.sizeof(Queries),
+        "CLOCK_BYTES": 8 * len(CLOCK),
     }
 
 

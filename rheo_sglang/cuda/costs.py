@@ -34,11 +34,6 @@ def only_cpu(costs: Costs) -> Costs:
     return costs._replace(fetch_begin=NEVER)
 
 
-def only_fetch(costs: Costs) -> Costs:
-    """Costs by which all misses are fetched."""
-    return costs._replace(cpu_begin=NEVER)
-
-
 class Trial:
     """One layer's attention over a number of hits and misses of every KV head, for one request, as a CUDA graph.
 

@@ -30,7 +30,7 @@ def register() -> None:
     from locality.kernel import locality_scores
     from locality.process import Locality
     from rheo_kernels.cuda.share import Costs
-    from rheo_sglang.cuda.costs import only_cpu, only_fetch
+    from rheo_sglang.cuda.costs import NEVER, only_cpu
     from rheo_sglang.cuda.decode import CudaDecode
 
     settings = json.loads(os.environ[ENVIRONMENT])
@@ -49,7 +49,7 @@ def register() -> None:
         synthetic = switch.exists()
         if self.costs is not None and not ways:
             costs = Costs(*self.costs.tolist())
-            named = {"auto": costs, "fetch": only_fetch(costs), "split": only_cpu(costs)}
+            named = {"auto": costs, "fetch": costs._replace(cpu_begin=NEVER), "split": only_cpu(costs)}
             ways.update({name: torch.tensor(values) for name, values in named.items()})
         if synthetic and self.costs is not None and switch.stat().st_mtime_ns != written:
             written = switch.stat().st_mtime_ns
