@@ -24,6 +24,7 @@ from measurement import keep_result, result_document
 
 from rheo_kernels import reference
 from rheo_kernels.cpu import CPU_ISA, Task, _native, attend, available_isas, default_threads, fastest_isa
+from rheo_kernels.reference.handed import count_words, page_words
 from rheo_sglang.pools.blocks import host_pool
 
 HEADS, DIM, PAGE, BATCH = 8, 128, 32, 4
@@ -87,15 +88,16 @@ class Attended:
     def __init__(self, pool: HostPool, group: int, pages: int, threads: int) -> None:
         self.pool, self.pages = pool, pages
         width = pages // (BATCH * HEADS)
-        self.lists = torch.empty(BATCH, HEADS, width, dtype=torch.int32)
-        valid = torch.full_like(self.lists, PAGE)
+        self.entries = torch.empty(BATCH, HEADS, width, dtype=torch.int64)
+        self.counts = count_words(torch.full((BATCH, HEADS), width))
         q = torch.randn(BATCH, HEADS * group, DIM).bfloat16()
         out, lse = torch.empty(q.shape), torch.empty(q.shape[:2])
         batch = torch.tensor([BATCH], dtype=torch.int32)
-        self.task = Task(q, pool.blocks, self.lists, valid, SCALE, PAGE, out, lse, batch, threads=threads)
+        self.task = Task(q, pool.blocks, self.entries, self.counts, SCALE, PAGE, out, lse, batch, threads)
 
     def prepare(self) -> Callable[[], object]:
-        self.lists.copy_(self.pool.index(self.pages))
+        index = self.pool.index(self.pages)
+        self.entries.copy_(page_words(index, torch.full_like(index, PAGE)))
         return self.task
 
 
@@ -152,7 +154,7 @@ def small_calls(pool: HostPool, threads: int) -> dict[str, float]:
         for _ in range(3 * LAYERS):
             task = attended.prepare()
             if pages == 0:
-                attended.lists.fill_(-1)
+                attended.counts.zero_()
             resume = time.perf_counter() + LAYER_GAP
             while time.perf_counter() < resume:
                 pass

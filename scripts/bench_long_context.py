@@ -120,7 +120,7 @@ def serve(part: str, tokens: int, dense: bool, folder: Path) -> None:
     """Start an engine, run one part, and stop it; what was found so far is kept after every step."""
     import sglang
 
-    kept, local, scores = (folder / name for name in ("found.json", "local", "scores"))
+    kept, local = folder / "found.json", folder / "local"
     idle = psutil.virtual_memory().used
     start = time.monotonic()
     model = make_shape(Path(tempfile.mkdtemp()) / "qwen2.5-7b-1m-shape")
@@ -146,12 +146,9 @@ def serve(part: str, tokens: int, dense: bool, folder: Path) -> None:
         keep(found, kept)
         print(f"{part} {json.dumps(found)}", flush=True)
         if part == "decode":
-            for label in ("raw", "fitted"):
-                if label == "fitted":
-                    scores.touch()
-                decode_figures(engine, ids, "settle")
-                found[label] = decode_figures(engine, ids, label)
-                keep(found, kept)
+            decode_figures(engine, ids, "settle")
+            found["fitted"] = decode_figures(engine, ids, "fitted")
+            keep(found, kept)
             print("decode ends", flush=True)
     finally:
         engine.shutdown()
@@ -199,10 +196,9 @@ def goals(metrics: dict[str, Any]) -> dict[str, Any]:
         if name == "decode" and isinstance(part, dict):
             keys[f"kv_hbm_gib_{tokens}"] = part["peak_kv_hbm_gib"]
             keys[f"attention_of_prefill_{tokens}"] = part["attention_of_prefill"]
-            for scores, suffix in (("fitted", ""), ("raw", "_raw")):
-                if scores in part:
-                    keys[f"tpot_ms_{tokens}{suffix}"] = part[scores]["tpot_ms"]
-                    keys["max_context_served"] = max(keys.get("max_context_served", 0), part["prompt_tokens"])
+            if "fitted" in part:
+                keys[f"tpot_ms_{tokens}"] = part["fitted"]["tpot_ms"]
+                keys["max_context_served"] = max(keys.get("max_context_served", 0), part["prompt_tokens"])
     return keys
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rheo_kernels.cpu import _native
-from rheo_kernels.cpu.problem import check_shapes, describe, is_packed
+from rheo_kernels.cpu.problem import check_lists, check_shapes, describe, is_packed
 from rheo_kernels.cpu.settings import checked_threads, forced_isa
 
 
@@ -63,13 +63,14 @@ def attend(
     if blocks.device.type != "cpu":
         raise ValueError(f"blocks are on {blocks.device}; allowed: cpu.")
     q, index, valid = (operand.cpu() for operand in (q, index, valid))
-    check_shapes(q, blocks, index, valid, page_size)
+    check_shapes(q, blocks, page_size)
+    check_lists(q.shape[0], blocks.shape[0], index, valid)
     q, index, valid = (
         operand if operand.stride(-1) == 1 else operand.contiguous() for operand in (q, index, valid)
     )
     batch = torch.tensor([q.shape[0]], dtype=torch.int32)
     result, result_lse = writable(out, q.shape), writable(lse, q.shape[:2])
-    problem = describe(q, blocks, index, valid, scale, page_size, result, result_lse, batch)
+    problem = describe(q, blocks, (index, valid), scale, page_size, result, result_lse, batch)
     missing = _native.attend(problem, checked_threads(threads), forced_isa())
     if missing:
         raise IndexError(

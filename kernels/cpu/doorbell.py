@@ -8,18 +8,19 @@ from rheo_kernels.cpu import _native
 from rheo_kernels.cpu.problem import check_buffer
 from rheo_kernels.cpu.task import Task
 
-RUNG, ANSWERED = _native.doorbell_positions
-"""Positions in `Doorbell.words`: the number of the latest ring, and the number last answered."""
+RUNG, REQUESTS, ANSWERED = _native.doorbell_positions
+"""Positions in `Doorbell.words`: the number of the latest ring, for how many requests, and the number last answered."""
 WORDS = _native.doorbell_words
 
 
 class Doorbell:
     """A thread that waits for rings and runs the task that each one asks for.
 
-    Whoever rings writes operands and then a new number ``n`` to ``words[RUNG]``, which asks for task
-    ``(n - 1) % tasks``; results may be read once ``words[ANSWERED]`` is that number. A ring may follow only when the
-    one before it was answered. The thread keeps a core busy while rings are less than 20 ms apart, and next to nothing
-    of it after a second of silence.
+    Whoever rings writes a new number ``n`` to ``words[RUNG]`` and at once the requests to ``words[REQUESTS]``, which
+    asks for task ``(n - 1) % tasks``; queries are there by then, and its lists come in words with the tag ``n``, see
+    `rheo_kernels.reference.handed`. Results may be read once ``words[ANSWERED]`` is that number. A ring may follow only
+    when the one before it was answered. The thread keeps a core busy while rings are less than 20 ms apart, and next to
+    nothing of it after a second of silence.
 
     Parameters
     ----------

@@ -76,7 +76,7 @@ def fastest_isa(blocks: torch.Tensor, group: int, page_size: int, threads: int |
     valid = torch.full_like(index, page_size)
     out, lse = torch.zeros(q.shape), torch.zeros(q.shape[:2])
     batch = torch.ones(1, dtype=torch.int32)
-    problem = describe(q, blocks, index, valid, 1.0, page_size, out, lse, batch)
+    problem = describe(q, blocks, (index, valid), 1.0, page_size, out, lse, batch)
     tasks = {isa: _native.Task(problem, checked_threads(threads), isa) for isa in isas}
     times: dict[str, list[float]] = {isa: [] for isa in isas}
     for _ in range(TIMED_RUNS):
@@ -125,7 +125,7 @@ def _problem(dtype: torch.dtype) -> tuple[_native.Problem, tuple[torch.Tensor, .
     valid = torch.full_like(index, PAGE_SIZE - 1)
     out, lse = torch.zeros((1, HEADS * GROUP, DIM)), torch.zeros((1, HEADS * GROUP))
     batch = torch.ones(1, dtype=torch.int32)
-    problem = describe(q, blocks, index, valid, DIM**-0.5, PAGE_SIZE, out, lse, batch)
+    problem = describe(q, blocks, (index, valid), DIM**-0.5, PAGE_SIZE, out, lse, batch)
     return problem, (out, q, blocks, index, valid, lse, batch)
 
 

@@ -15,15 +15,13 @@ PAGE_SIZES = (16, 32, 64)
 DIM_MULTIPLE = 16
 
 
-def check_shapes(
-    q: torch.Tensor, blocks: torch.Tensor, index: torch.Tensor, valid: torch.Tensor, page_size: int
-) -> None:
+def check_shapes(q: torch.Tensor, blocks: torch.Tensor, page_size: int) -> None:
     """Raise ValueError, in one sentence, for the first operand that the kernels do not take."""
     if page_size not in PAGE_SIZES:
         raise ValueError(f"page_size is {page_size}; allowed: 16, 32, 64.")
     if q.dim() != 3 or blocks.dim() != 4:
         raise ValueError(f"q and blocks have {q.dim()} and {blocks.dim()} dimensions; allowed: 3 and 4.")
-    batch, num_queries, dim = q.shape
+    _, num_queries, dim = q.shape
     heads = blocks.shape[0]
     if dim == 0 or dim % DIM_MULTIPLE:
         raise ValueError(f"The head size is {dim}; allowed: multiples of {DIM_MULTIPLE}.")
@@ -37,6 +35,10 @@ def check_shapes(
         raise ValueError(f"q is {q.dtype}; allowed: {blocks.dtype} as the blocks, or float32.")
     if blocks.stride()[2:] != (dim * page_size, 1):
         raise ValueError(f"blocks have strides {blocks.stride()}; allowed: contiguous [2, D * P].")
+
+
+def check_lists(batch: int, heads: int, index: torch.Tensor, valid: torch.Tensor) -> None:
+    """Raise ValueError, in one sentence, for page lists that the kernels do not take."""
     for name, lists in (("index", index), ("valid", valid)):
         if lists.dtype != torch.int32:
             raise ValueError(f"{name} is {lists.dtype}; allowed: int32.")
@@ -63,18 +65,22 @@ def is_packed(buffer: torch.Tensor) -> bool:
 def describe(
     q: torch.Tensor,
     blocks: torch.Tensor,
-    index: torch.Tensor,
-    valid: torch.Tensor,
+    lists: tuple[torch.Tensor, torch.Tensor],
     scale: float,
     page_size: int,
     out: torch.Tensor,
     lse: torch.Tensor,
     batch: torch.Tensor,
-    first: torch.Tensor | None = None,
-    last: torch.Tensor | None = None,
-    packed: bool = False,
+    handed: bool = False,
 ) -> _native.Problem:
-    """The extension's description of checked operands. It holds addresses: the tensors must outlive it."""
+    """The extension's description of checked operands. It holds addresses: the tensors must outlive it.
+
+    ``lists`` are index and valid, or, if ``handed``, the words of `rheo_kernels.reference.handed` for pages and counts.
+    """
+    names = ("entries", "counts") if handed else ("index", "valid")
+    addresses = {"entries": 0, "counts": 0, "index": 0, "valid": 0}
+    addresses |= {name: one.data_ptr() for name, one in zip(names, lists, strict=True)}
+    (index_strides, valid_strides) = ((0, 0), (0, 0)) if handed else (one.stride()[:2] for one in lists)
     return _native.problem(
         heads=blocks.shape[0],
         group=q.shape[1] // blocks.shape[0],
@@ -90,16 +96,12 @@ def describe(
         block_head_stride=blocks.stride(0),
         block_stride=blocks.stride(1),
         num_blocks=blocks.shape[1],
-        index=index.data_ptr(),
-        index_request_stride=index.stride(0),
-        index_head_stride=index.stride(1),
-        valid=valid.data_ptr(),
-        valid_request_stride=valid.stride(0),
-        valid_head_stride=valid.stride(1),
-        columns=index.shape[2],
-        first=0 if first is None else first.data_ptr(),
-        last=0 if last is None else last.data_ptr(),
-        packed=packed,
+        **addresses,
+        index_request_stride=index_strides[0],
+        index_head_stride=index_strides[1],
+        valid_request_stride=valid_strides[0],
+        valid_head_stride=valid_strides[1],
+        columns=lists[0].shape[2],
         out=out.data_ptr(),
         lse=lse.data_ptr(),
         batch=batch.data_ptr(),

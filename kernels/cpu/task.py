@@ -10,12 +10,13 @@ from rheo_kernels.cpu.settings import checked_threads, forced_isa
 
 
 class Task:
-    """Attention over per-head lists of host pages, callable without Python and without the GIL.
+    """Attention over per-head lists of host pages that were handed over, without Python and without the GIL.
 
     `function` is the address of a C function ``void (void *)`` that takes `address`, as ``cudaLaunchHostFunc``
-    wants it. A call reads the batch size, queries, lists and column ranges from memory, allocates nothing, and
-    writes the first ``batch`` rows of ``out`` and ``lse``: ``(0, -inf)`` where nothing is listed. Calls of one
-    task must not overlap; calls of different tasks may, and take turns.
+    wants it. A call reads the batch size, queries and lists from memory, allocates nothing, and writes the first
+    ``batch`` rows of ``out`` and ``lse``: ``(0, -inf)`` where nothing is listed. Calls of one task must not overlap;
+    calls of different tasks may, and take turns. Words bear the tag 0 when a call begins; where a `Doorbell` runs the
+    task, they bear the ring's number and may come later.
 
     Parameters
     ----------
@@ -23,8 +24,10 @@ class Task:
         Queries, ``[B, Hq, D]`` with ``B`` the largest batch; the last dimension contiguous.
     blocks
         Page blocks ``[H, X, 2, D * P]``, any strides over ``H`` and ``X``.
-    index, valid
-        Blocks to attend and their tokens, ``[B, H, S]``, int32, the last dimension contiguous.
+    entries
+        Words for the pages to attend, ``[B, H, S]``, int64, contiguous; see `rheo_kernels.reference.handed`.
+    counts
+        Words for the number of each list's pages, ``[B, H]``, int64, contiguous.
     scale
         Softmax scale.
     page_size
@@ -33,11 +36,6 @@ class Task:
         Results, ``[B, Hq, D]`` and ``[B, Hq]``, float32, contiguous.
     batch
         Requests of the call, ``[1]``, int32; read at every call, values beyond ``B`` count as ``B``.
-    first, last
-        Columns to look at, ``[B, H]``, int32: only those in ``[first, last)``; all of them if None.
-    packed
-        Whether every column in ``[first, last)`` is a page, with tokens. Lists are not looked through beforehand then;
-        a column that is none is left out all the same.
     threads
         Threads to use, the caller among them; None for `default_threads`.
 
@@ -51,20 +49,20 @@ class Task:
         self,
         q: torch.Tensor,
         blocks: torch.Tensor,
-        index: torch.Tensor,
-        valid: torch.Tensor,
+        entries: torch.Tensor,
+        counts: torch.Tensor,
         scale: float,
         page_size: int,
         out: torch.Tensor,
         lse: torch.Tensor,
         batch: torch.Tensor,
-        first: torch.Tensor | None = None,
-        last: torch.Tensor | None = None,
-        packed: bool = False,
         threads: int | None = None,
     ) -> None:
-        check_shapes(q, blocks, index, valid, page_size)
-        for name, operand in (("q", q), ("blocks", blocks), ("index", index), ("valid", valid)):
+        check_shapes(q, blocks, page_size)
+        lists = q.shape[0], blocks.shape[0]
+        check_buffer("entries", entries, (*lists, entries.shape[-1]), torch.int64)
+        check_buffer("counts", counts, lists, torch.int64)
+        for name, operand in (("q", q), ("blocks", blocks)):
             if operand.device.type != "cpu" or operand.stride(-1) != 1:
                 raise ValueError(
                     f"{name} is on {operand.device.type} with strides {operand.stride()}; "
@@ -73,11 +71,8 @@ class Task:
         check_buffer("out", out, tuple(q.shape), torch.float32)
         check_buffer("lse", lse, tuple(q.shape[:2]), torch.float32)
         check_buffer("batch", batch, (1,), torch.int32)
-        for name, columns in (("first", first), ("last", last)):
-            if columns is not None:
-                check_buffer(name, columns, tuple(index.shape[:2]), torch.int32)
-        self._operands = (q, blocks, index, valid, out, lse, batch, first, last)
-        problem = describe(q, blocks, index, valid, scale, page_size, out, lse, batch, first, last, packed)
+        self._operands = (q, blocks, entries, counts, out, lse, batch)
+        problem = describe(q, blocks, (entries, counts), scale, page_size, out, lse, batch, handed=True)
         self._task = _native.Task(problem, checked_threads(threads), forced_isa())
 
     def __call__(self) -> None:

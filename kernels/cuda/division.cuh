@@ -10,7 +10,7 @@ typedef unsigned long long u64;
 namespace {
 
 constexpr u32 kAll = 0xffffffffu;
-constexpr int kRung = 0, kAnswered = 16;  // words of a doorbell
+constexpr int kRung = 0, kAnswered = 16;  // words of a doorbell, the first of a line each
 
 struct Division {
     int share;       // of 256 misses of a list, those that the CPU attends

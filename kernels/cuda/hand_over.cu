@@ -1,13 +1,14 @@
-// hand_over: the CPU's part of a layer's missed pages into memory that it sees, a ring, and the wait for its answer.
+// hand_over: a ring for the CPU, its part of a layer's missed pages into memory that it sees, and the wait for its answer.
 //
 // send_queries goes first, beside the kernels that make the selection: it needs nothing of it. hand_over is one block. It
 // begins once the selection is there, lets the kernel that attends begin beside it, and ends when the CPU has answered,
-// so that the other waits for its end and nothing but one thread asks over the bus. A fence behind writes to the host's
-// memory takes more than a microsecond and fences take turns, so there is one only. Lines of that memory are written as a
-// whole, for the others would have to be read first.
+// so that the other waits for its end and nothing but one thread asks over the bus. Pages go in words that bear the
+// ring's number, see reference/handed.py, so that nothing has to be waited for: a fence behind writes to the host's memory ends
+// when all that is being read over the bus has come. Lines of that memory are written as a whole, for the others would
+// have to be read first.
 //
-// Macros: DIM, GROUP (query heads per KV head), WARPS, ARGUMENTS_BYTES and QUERIES_BYTES (what the launching side passes),
-// CLOCK_BYTES (a row of the clocks there).
+// Macros: DIM, GROUP (query heads per KV head), WARPS, LINE_WORDS, TAG_SHIFT and TOKEN_BITS (of words), ARGUMENTS_BYTES
+// and QUERIES_BYTES (what the launching side passes), CLOCK_BYTES (a row of the clocks there).
 
 #include "division.cuh"
 
@@ -30,10 +31,8 @@ struct Arguments {
     const int* num_hits;      // [B, H]
     const int* num_selected;  // [B, H]
     // In memory that the CPU sees:
-    int* cpu_pages;           // [X, H, cpu_width]
-    int* cpu_valid;           // [X, H, cpu_width]
-    int* cpu_counts;          // [X, H]
-    int* cpu_batch;           // scalar; the rest of its line is written as well
+    u64* cpu_entries;         // [X, H, cpu_width] words
+    u64* cpu_counts;          // [X, H] words
     u32* bell;                // see kernels/cpu/src/doorbell.hpp
     // On the device:
     const float* costs;       // see division.cuh
@@ -46,7 +45,12 @@ static_assert(sizeof(Arguments) == ARGUMENTS_BYTES, "hand_over.py declares other
 
 static_assert(sizeof(Clock) == CLOCK_BYTES, "share.py declares other columns");
 
-__device__ __forceinline__ int whole_lines(int words) { return (words + 31) / 32 * 32; }
+__device__ __forceinline__ int whole_lines(int words) { return (words + LINE_WORDS - 1) / LINE_WORDS * LINE_WORDS; }
+
+// Write a word to the host's memory, where it arrives as a whole.
+__device__ __forceinline__ void send(u64* to, u32 value, u32 tag) {
+    asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(to), "l"(static_cast<u64>(tag) << TAG_SHIFT | value) : "memory");
+}
 
 // Add the last step's times of a layer to its sums, and begin this step's.
 __device__ __forceinline__ void restart(Clock& clock, u64 now, const Division& division) {
@@ -99,6 +103,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) send_queries(const __gr
     for (int i = threadIdx.x; i < vectors; i += 32 * WARPS)
         target[i] = *reinterpret_cast<const uint4*>(a.q + blockIdx.x * a.stride_qb + 8 * i / DIM * a.stride_qh +
                                                     8 * i % DIM);
+    // They are to be there before any word is.
+    __syncthreads();
+    if (threadIdx.x == 0) __threadfence_system();
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS) hand_over(const __grid_constant__ Arguments a) {
@@ -114,21 +121,21 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) hand_over(const __grid_
     }
     if (division.total == 0) return;
 
+    // The ring first, whose number is below the requests as a tag would be above: the CPU waits for words anyway.
+    if (warp == WARPS - 1 && lane < kAnswered / 2)
+        send(reinterpret_cast<u64*>(a.bell + kRung) + lane, ring, a.lists / a.heads);
+    for (int i = threadIdx.x; i < whole_lines(a.lists); i += 32 * WARPS)
+        send(a.cpu_counts + i, i < a.lists ? division.of(a.num_selected[i] - a.num_hits[i]) : 0, ring);
     for (int pair = warp; pair < a.lists; pair += WARPS) {
         const int end = a.num_selected[pair], count = division.of(end - a.num_hits[pair]);
         const long long from = static_cast<long long>(pair) * a.width + end - count;
-        const long long to = static_cast<long long>(pair) * a.cpu_width;
+        u64* const to = a.cpu_entries + static_cast<long long>(pair) * a.cpu_width;
         for (int i = lane; i < whole_lines(count); i += 32) {
-            a.cpu_pages[to + i] = i < count ? a.misses[from + i] : 0;
-            a.cpu_valid[to + i] = i < count ? a.valid[from + i] : 0;
+            const u32 page = i < count ? a.misses[from + i] : 0, tokens = i < count ? a.valid[from + i] : 1;
+            send(to + i, page << TOKEN_BITS | (tokens - 1), ring);
         }
     }
-    for (int i = threadIdx.x; i < whole_lines(a.lists); i += 32 * WARPS)
-        a.cpu_counts[i] = i < a.lists ? division.of(a.num_selected[i] - a.num_hits[i]) : 0;
-    if (warp == WARPS - 1) a.cpu_batch[lane] = a.lists / a.heads;
-    __syncthreads();
     if (threadIdx.x != 0) return;
-    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(a.bell + kRung), "r"(ring) : "memory");
     a.clocks[a.layer].rung = nanoseconds();
     wait_for_cpu(a.bell, ring);
 }

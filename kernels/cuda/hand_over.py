@@ -8,10 +8,11 @@ import torch
 
 from rheo_kernels.cuda.compile import compile_kernel
 from rheo_kernels.cuda.share import CLOCK, CpuShare
+from rheo_kernels.reference.handed import LINE, TAG_SHIFT, TOKEN_BITS
 from rheo_kernels.triton import Selected
 
 WARPS = 32
-SHARED = ("pages", "valid", "counts", "batch")
+SHARED = ("entries", "counts")
 
 
 class Queries(ctypes.Structure):
@@ -41,6 +42,9 @@ def defines(dim: int, group: int) -> dict[str, int]:
         "DIM": dim,
         "GROUP": group,
         "WARPS": WARPS,
+        "LINE_WORDS": LINE,
+        "TAG_SHIFT": TAG_SHIFT,
+        "TOKEN_BITS": TOKEN_BITS,
         "ARGUMENTS_BYTES": ctypes.sizeof(Arguments),
         "QUERIES_BYTES": ctypes.sizeof(Queries),
         "CLOCK_BYTES": 8 * len(CLOCK),
@@ -64,12 +68,12 @@ def send_queries(q: torch.Tensor, share: CpuShare) -> None:
 
     Notes
     -----
-    Posted writes over PCIe, ``2 Hq D`` bytes a request: bound by latency.
+    Posted writes over PCIe, ``2 Hq D`` bytes a request, and a fence that waits until they are there: bound by latency.
     """
     batch, queries, dim = q.shape
     if q.data_ptr() % 16 or q.stride(0) % 8 or q.stride(1) % 8:
         raise ValueError(f"q has strides {q.stride()}; allowed: rows aligned to 16 bytes.")
-    heads = share.pages.shape[1]
+    heads = share.entries.shape[1]
     arguments = Queries(q.data_ptr(), share.q.data_ptr(), q.stride(0), q.stride(1), heads)
     kernel = compile_kernel("hand_over.cu", "send_queries", defines(dim, queries // heads))
     kernel.launch((batch, 1, 1), 32 * WARPS, 0, arguments)
@@ -91,8 +95,8 @@ def hand_over(q: torch.Tensor, selected: Selected, share: CpuShare, layer: int) 
 
     Notes
     -----
-    Posted writes over PCIe, 8 bytes a miss in whole lines of 128, and a fence that waits for them: bound by latency.
-    The kernel behind it may begin meanwhile. Does next to nothing where the CPU gets no miss.
+    Posted writes over PCIe, 8 bytes a miss in whole lines of 128: bound by latency. The kernel behind it may begin
+    meanwhile. Does next to nothing where the CPU gets no miss.
     """
     batch, queries, dim = q.shape
     heads, width = selected.misses.shape[1:]
@@ -110,7 +114,7 @@ def hand_over(q: torch.Tensor, selected: Selected, share: CpuShare, layer: int) 
         lists=batch * heads,
         heads=heads,
         width=width,
-        cpu_width=share.pages.shape[2],
+        cpu_width=share.entries.shape[2],
         layer=layer,
         layers=share.layers,
     )

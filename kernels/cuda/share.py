@@ -32,20 +32,17 @@ CLOCK = ("began", "expected", "rung", "attended", "answered", "ended", *CLOCK_SU
 class CpuShare(NamedTuple):
     """Where a layer's misses are handed over to the CPU, and what it made of them is found.
 
-    The first eight are in memory that both sides see, the first five aligned to 128 bytes and with room up to the next
+    The first six are in memory that both sides see, the first three aligned to 128 bytes and with room up to the next
     128; rows beyond the launch's are not touched.
     """
 
     q: torch.Tensor
     """``[X, Hq, D]``, dtype of the queries."""
-    pages: torch.Tensor
-    """``[X, H, Y]``, int32, ``Y`` a multiple of 32."""
-    valid: torch.Tensor
-    """``[X, H, Y]``, int32."""
+    entries: torch.Tensor
+    """Words for pages, tagged with the ring's number, ``[X, H, Y]``, int64, ``Y`` a multiple of a line; see
+    `rheo_kernels.reference.handed`."""
     counts: torch.Tensor
-    """Pages of each list, ``[X, H]``, int32."""
-    batch: torch.Tensor
-    """Requests, ``[1]``, int32."""
+    """Words for the number of each list's pages, ``[X, H]``, int64."""
     out: torch.Tensor
     """``[X, Hq, D]``, float32."""
     lse: torch.Tensor

@@ -6,6 +6,10 @@ import torch
 import triton
 import triton.language as tl
 
+from rheo_kernels.reference.handed import TOKEN_BITS
+
+_TOKEN_BITS: tl.constexpr = tl.constexpr(TOKEN_BITS)
+
 
 def hand_over(
     q: torch.Tensor,
@@ -14,8 +18,7 @@ def hand_over(
     first: torch.Tensor,
     last: torch.Tensor,
     host_q: torch.Tensor,
-    host_pages: torch.Tensor,
-    host_valid: torch.Tensor,
+    host_entries: torch.Tensor,
     host_counts: torch.Tensor,
     host_batch: torch.Tensor,
 ) -> None:
@@ -31,10 +34,10 @@ def hand_over(
         Columns that hold them, ``[B, H]``, int32, contiguous.
     host_q
         ``[X, Hq, D]``, dtype of ``q``, contiguous, ``X >= B``; written, as are all below. Pinned.
-    host_pages, host_valid
-        ``[X, H, Y]``, int32, contiguous, ``Y >= S``.
+    host_entries
+        Words for pages, tagged 0, ``[X, H, Y]``, int64, contiguous, ``Y >= S``; see `rheo_kernels.reference.handed`.
     host_counts
-        ``[X, H]``, int32, contiguous.
+        Words for the number of pages, tagged 0, ``[X, H]``, int64, contiguous.
     host_batch
         ``[1]``, int32: becomes ``B``.
 
@@ -52,14 +55,13 @@ def hand_over(
         first,
         last,
         host_q,
-        host_pages,
-        host_valid,
+        host_entries,
         host_counts,
         host_batch,
         width,
         q.stride(0),
         q.stride(1),
-        host_pages.stride(1),
+        host_entries.stride(1),
         GROUP=group,
         BLOCK_G=triton.next_power_of_2(group),
         DIM=dim,
@@ -77,14 +79,13 @@ def _hand_over(
     first,
     last,
     host_q,
-    host_pages,
-    host_valid,
+    host_entries,
     host_counts,
     host_batch,
     width,
     stride_qb,
     stride_qh,
-    stride_ph,
+    stride_eh,
     GROUP: tl.constexpr,
     BLOCK_G: tl.constexpr,
     DIM: tl.constexpr,
@@ -97,7 +98,7 @@ def _hand_over(
     pair = request * heads + head
     begin = tl.load(first + pair)
     count = tl.load(last + pair) - begin
-    tl.store(host_counts + pair, count)
+    tl.store(host_counts + pair, count.to(tl.int64))
     if pair == 0:
         tl.store(host_batch, tl.num_programs(0))
     if count > 0:
@@ -111,9 +112,7 @@ def _hand_over(
         for start in range(0, count, BLOCK):
             listed = start + i < count
             column = pair * width + begin + start + i
-            tl.store(
-                host_pages + pair * stride_ph + start + i, tl.load(misses + column, mask=listed), mask=listed
-            )
-            tl.store(
-                host_valid + pair * stride_ph + start + i, tl.load(valid + column, mask=listed), mask=listed
-            )
+            pages = tl.load(misses + column, mask=listed).to(tl.int64)
+            tokens = tl.load(valid + column, mask=listed)
+            words = (pages << _TOKEN_BITS) + (tokens - 1)
+            tl.store(host_entries + pair * stride_eh + start + i, words, mask=listed)

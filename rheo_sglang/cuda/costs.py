@@ -37,6 +37,8 @@ def only_cpu(costs: Costs) -> Costs:
 class Trial:
     """One layer's attention over a number of hits and misses of every KV head, for one request, as a CUDA graph.
 
+    Frames are not in the GPU's cache when it begins, as they are not after the layer before.
+
     Parameters
     ----------
     attention
@@ -64,8 +66,12 @@ class Trial:
         queries = (1, heads.kv_heads * heads.group, heads.dim)
         q = torch.randn(queries, device=device).to(attention.frames.dtype)
         out = torch.empty_like(q)
+        cache = torch.cuda.get_device_properties(device).L2_cache_size
+        others = attention.frames.flatten()[-cache:]
+        swept = torch.empty_like(others)
 
         def attend() -> None:
+            swept.copy_(others)
             attention.attend(0, selected, q, 1.0, workspace, out, None, share, cuts)
 
         attention.send_queries(q, share)

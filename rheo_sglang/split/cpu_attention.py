@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from rheo_kernels.cpu import Task, default_threads
+from rheo_kernels.reference.handed import LINE
 from rheo_kernels.triton import Selected, hand_over
 from rheo_sglang.split.host_function import launch_host_function
 
@@ -24,13 +25,10 @@ def default_cpu_threads() -> int:
     return max(default_threads() // ranks - SPARE_CORES, 1)
 
 
-LINE = 32
-"""int32 in what a GPU writes at once. A line that is written in part has to be read first, one after the other."""
-
-
 class HandedOver(NamedTuple):
-    """What the GPU writes and the CPU reads of one layer, ``X`` requests at most; aligned to lines, with room for whole
-    ones.
+    """What the GPU writes and the CPU reads of one layer, ``X`` requests at most.
+
+    Words of `rheo_kernels.reference.handed` lie aligned to lines, with room for whole ones.
 
     Every layer has its own, for lines that the CPU read last are in its caches, from where each has to be fetched
     before it can be written.
@@ -38,14 +36,10 @@ class HandedOver(NamedTuple):
 
     q: torch.Tensor
     """Queries, ``[X, Hq, D]``, dtype of the host pages."""
-    pages: torch.Tensor
-    """Missed pages, ``[X, H, Y]``, int32, ``Y`` a multiple of `LINE`."""
-    valid: torch.Tensor
-    """Their tokens, ``[X, H, Y]``, int32."""
+    entries: torch.Tensor
+    """Words for missed pages, ``[X, H, Y]``, int64, ``Y`` a multiple of `LINE`."""
     counts: torch.Tensor
-    """Pages of each list, ``[X, H]``, int32."""
-    batch: torch.Tensor
-    """Requests, ``[1]``, int32."""
+    """Words for the number of each list's pages, ``[X, H]``, int64."""
 
     @classmethod
     def allocate(
@@ -54,15 +48,13 @@ class HandedOver(NamedTuple):
         """Zeroed buffers for lists of up to ``width`` pages."""
         lists, room = batch * heads, -(-width // LINE) * LINE
 
-        def buffer(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        def buffer(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, pin_memory=pinned)
 
         return cls(
             buffer(batch, heads * group, dim, dtype=dtype),
             buffer(batch, heads, room),
-            buffer(batch, heads, room),
             buffer(-(-lists // LINE) * LINE)[:lists].view(batch, heads),
-            buffer(LINE)[:1],
         )
 
 
@@ -112,6 +104,7 @@ class CpuAttention:
         self.handed = [
             HandedOver.allocate(batch, heads, group, dim, width, host.dtype, pinned) for _ in range(layers)
         ]
+        self.batch = torch.zeros(1, dtype=torch.int32, pin_memory=pinned)
         self.out = torch.zeros((batch, queries, dim), dtype=torch.float32, pin_memory=pinned)
         self.lse = torch.zeros((batch, queries), dtype=torch.float32, pin_memory=pinned)
         self.host = host
@@ -150,6 +143,7 @@ class CpuAttention:
             first,
             last,
             *self.handed[layer],
+            self.batch,
         )
         task = self.task(layer, scale)
         if self.on_stream:
@@ -164,15 +158,13 @@ class CpuAttention:
             self._tasks[key] = task = Task(
                 handed.q,
                 self.host[layer].transpose(0, 1),
-                handed.pages,
-                handed.valid,
+                handed.entries,
+                handed.counts,
                 scale,
                 self.page_size,
                 self.out,
                 self.lse,
-                handed.batch,
-                last=handed.counts,
-                packed=True,
+                self.batch,
                 threads=self.threads,
             )
             if len(self._tasks) == 1:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 ENVIRONMENT = "RHEO_BENCH_LOCALITY"
-"""JSON: ``result`` (the fitted parameters' file), ``page_size``, and ``switch``, a file: scores are synthetic while it
-exists, and it says where misses are attended (fetch, split or auto)."""
+"""JSON: ``result`` (the fitted parameters' file), ``page_size``, and ``switch``, a file that says where misses are
+attended (fetch, split or auto)."""
 ENTRY_POINT = "[sglang.srt.plugins]\nrheo-bench-locality = locality.plugin:register\n"
 
 
@@ -22,9 +22,14 @@ def install(folder: Path) -> None:
 
 
 def register() -> None:
-    """Wrap the decode path's scoring, where the environment asks for it."""
+    """Wrap the decode path's scoring, where the environment asks for it.
+
+    The model's pages are scored as ever, into a buffer that nobody reads; the synthetic scores are made beside that.
+    """
     if ENVIRONMENT not in os.environ:
         return
+    from dataclasses import replace
+
     import torch
 
     from locality.kernel import locality_scores
@@ -40,32 +45,32 @@ def register() -> None:
     prepare, score = CudaDecode.prepare, CudaDecode._score
     ways: dict[str, torch.Tensor] = {}
     written = 0
-    active: dict[int, torch.Tensor] = {}
     seeds: dict[int, torch.Tensor] = {}
+    unread: dict[torch.Size, torch.Tensor] = {}
 
     def prepare_and_switch(self: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal written
         variant = prepare(self, *args, **kwargs)
-        synthetic = switch.exists()
         if self.costs is not None and not ways:
             costs = Costs(*self.costs.tolist())
             named = {"auto": costs, "fetch": costs._replace(cpu_begin=NEVER), "split": only_cpu(costs)}
             ways.update({name: torch.tensor(values) for name, values in named.items()})
-        if synthetic and self.costs is not None and switch.stat().st_mtime_ns != written:
+        if self.costs is not None and switch.exists() and switch.stat().st_mtime_ns != written:
             written = switch.stat().st_mtime_ns
             self.costs.copy_(ways[switch.read_text()])
-        pages = self.step.batch.num_pages
-        count = pages.shape[0]
-        if count not in active:
-            active[count] = torch.zeros_like(pages)
-            seeds[count] = torch.arange(count, dtype=torch.int32, device=pages.device)
-        active[count].copy_(pages).mul_(int(synthetic))
+        if not variant.dense:
+            scores = self.step.scores
+            seeds.setdefault(len(scores), torch.arange(len(scores), dtype=torch.int32, device=scores.device))
+            if scores.shape not in unread:
+                unread[scores.shape] = torch.empty_like(scores)
         return variant
 
-    def score_and_replace(self: Any, layer: int, step: Any, *args: Any) -> None:
-        score(self, layer, step, *args)
-        count = step.batch.num_pages.shape[0]
-        locality_scores(step.scores, active[count], self.table.step, layer, seeds[count], locality)
+    def score_twice(self: Any, layer: int, step: Any, *args: Any) -> None:
+        scores, pages = step.scores, step.batch.num_pages
+        with self.appending.fork():
+            locality_scores(scores, pages, self.table.step, layer, seeds[len(scores)], locality)
+        score(self, layer, replace(step, scores=unread[scores.shape]), *args)
+        self.appending.join()
 
     setattr(CudaDecode, "prepare", prepare_and_switch)  # noqa: B010 - the types are those of any call
-    setattr(CudaDecode, "_score", score_and_replace)  # noqa: B010
+    setattr(CudaDecode, "_score", score_twice)  # noqa: B010

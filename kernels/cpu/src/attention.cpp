@@ -1,6 +1,8 @@
 #include "attention.hpp"
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -14,14 +16,21 @@ namespace {
 // Shorter runs balance better, but each may leave two partials to merge.
 constexpr int64_t kPagesPerRun = 4;
 
-struct Columns {
-    int first, last;
-};
+// Words come within microseconds of the ring; if not, whoever was to write them is gone.
+constexpr std::chrono::seconds kPatience{1};
+constexpr int kSpinsPerLook = 1024;
+constexpr uint32_t kNone = std::numeric_limits<uint32_t>::max();  // no pool has a page of that number
 
-Columns columns_of(const Problem& problem, int row) {
-    const int first = problem.first ? problem.first[row] : 0;
-    const int last = problem.last ? problem.last[row] : problem.columns;
-    return {std::max(first, 0), std::min(last, problem.columns)};
+// The value of a word that bears the tag, once it does; if that takes too long, the one given.
+uint32_t await(const uint64_t& word, uint32_t tag, uint32_t otherwise) {
+    const auto look = [&] { return std::atomic_ref(const_cast<uint64_t&>(word)).load(std::memory_order_acquire); };
+    uint64_t now = look();
+    if (now >> kTagShift == tag) [[likely]]
+        return static_cast<uint32_t>(now);
+    const auto begin = std::chrono::steady_clock::now();
+    for (int spins = 1; now >> kTagShift != tag; now = look(), ++spins)
+        if (spins % kSpinsPerLook == 0 && std::chrono::steady_clock::now() - begin > kPatience) return otherwise;
+    return static_cast<uint32_t>(now);
 }
 
 const int32_t* row_of(const int32_t* array, int64_t request_stride, int64_t head_stride, int heads, int row) {
@@ -45,27 +54,22 @@ const int32_t* valid_of(const Problem& p, int row) {
 // Walks the listed pages of all rows in order.
 class Attention::Cursor {
   public:
-    Cursor(const Problem& problem, int row, int64_t skip) : problem_(problem) {
+    Cursor(const Attention& attention, int row, int64_t skip)
+        : problem_(attention.problem_), offsets_(attention.workspace_.offsets()), tag_(attention.tag_) {
         enter(row);
-        if (problem.packed)
+        if (problem_.entries)
             column_ += static_cast<int>(skip);
         else
             while (skip-- > 0) next();
     }
 
-    // The next listed page; there must be one. Without tokens if it does not exist, which only packed lists say.
+    // The next listed page; there must be one. Without tokens if it does not exist, which only entries say.
     Listed next() {
         for (;;) {
-            for (; column_ < columns_.last; ++column_) {
-                const bool exists = is_page(problem_, index_[column_], valid_[column_]);
-                if (!exists && !problem_.packed) continue;
-                if (!exists) return ++column_, Listed{problem_.blocks, 0};
-                const int64_t element = problem_.block_head_stride * (row_ % problem_.shape.heads) +
-                                        problem_.block_stride * index_[column_];
-                const int valid = std::min(valid_[column_], problem_.shape.page_size);
+            while (column_ < last_) {
+                const Listed page = problem_.entries ? entry(column_) : column(column_);
                 ++column_;
-                return {problem_.blocks + element * static_cast<int64_t>(element_size(problem_.shape.kv)),
-                        valid};
+                if (page.valid > 0 || problem_.entries) return page;
             }
             enter(row_ + 1);
         }
@@ -74,18 +78,39 @@ class Attention::Cursor {
   private:
     void enter(int row) {
         row_ = row;
-        columns_ = columns_of(problem_, row);
-        column_ = columns_.first;
-        index_ = index_of(problem_, row);
-        valid_ = valid_of(problem_, row);
+        column_ = 0;
+        if (problem_.entries) {
+            entries_ = problem_.entries + static_cast<int64_t>(row) * problem_.columns;
+            last_ = static_cast<int>(offsets_[row + 1] - offsets_[row]);
+        } else {
+            index_ = index_of(problem_, row);
+            valid_ = valid_of(problem_, row);
+            last_ = problem_.columns;
+        }
+    }
+
+    Listed column(int at) const { return listed(index_[at], valid_[at]); }
+
+    Listed entry(int at) const {
+        const uint32_t value = await(entries_[at], tag_, kNone);
+        return listed(static_cast<int32_t>(value >> kTokenBits), static_cast<int>(value % (1u << kTokenBits)) + 1);
+    }
+
+    Listed listed(int32_t index, int valid) const {
+        if (!is_page(problem_, index, valid)) return {problem_.blocks, 0};
+        const int64_t element =
+            problem_.block_head_stride * (row_ % problem_.shape.heads) + problem_.block_stride * index;
+        return {problem_.blocks + element * static_cast<int64_t>(element_size(problem_.shape.kv)),
+                std::min(valid, problem_.shape.page_size)};
     }
 
     const Problem& problem_;
+    const int64_t* offsets_;
+    uint32_t tag_;
     int row_;
-    Columns columns_;
-    int column_;
-    const int32_t* index_;
-    const int32_t* valid_;
+    int column_, last_;
+    const uint64_t* entries_ = nullptr;
+    const int32_t *index_ = nullptr, *valid_ = nullptr;
 };
 
 Attention::Attention(const Problem& problem, Workspace& workspace, int threads, std::optional<Isa> limit)
@@ -97,8 +122,9 @@ Attention::Attention(const Problem& problem, Workspace& workspace, int threads, 
     Pool::instance().reserve(threads);
 }
 
-void Attention::run() noexcept {
-    rows_ = std::clamp(*problem_.batch, 0, problem_.max_batch) * problem_.shape.heads;
+void Attention::run(int batch, uint32_t tag) noexcept {
+    tag_ = tag;
+    rows_ = std::clamp(batch, 0, problem_.max_batch) * problem_.shape.heads;
     total_ = count_pages(rows_);
     if (total_ == 0) return;
     const int64_t most = std::min<int64_t>(total_, static_cast<int64_t>(workspace_.max_runs()));
@@ -116,14 +142,14 @@ int64_t Attention::count_pages(int rows) {
     int64_t total = 0;
     for (int row = 0; row < rows; ++row) {
         offsets[row] = total;
-        const Columns columns = columns_of(problem_, row);
         int listed = 0, missing = 0;
-        if (problem_.packed) {
-            listed = std::max(columns.last - columns.first, 0);
+        if (problem_.entries) {
+            listed = static_cast<int>(
+                std::min(await(problem_.counts[row], tag_, 0), static_cast<uint32_t>(problem_.columns)));
         } else {
             const int32_t* index = index_of(problem_, row);
             const int32_t* valid = valid_of(problem_, row);
-            for (int column = columns.first; column < columns.last; ++column) {
+            for (int column = 0; column < problem_.columns; ++column) {
                 const bool attended = (index[column] >= 0) & (valid[column] > 0);
                 const bool exists = index[column] < num_blocks;
                 listed += attended & exists;
@@ -151,7 +177,7 @@ void Attention::process(int participant, int run) {
     int64_t position = begin_of(run);
     const int64_t begin = position, end = begin_of(run + 1);
     int row = static_cast<int>(std::upper_bound(offsets, offsets + rows_ + 1, position) - offsets) - 1;
-    Cursor cursor(problem_, row, position - offsets[row]);
+    Cursor cursor(*this, row, position - offsets[row]);
     Listed page = cursor.next();
 
     if (choice_.kernel->begin) choice_.kernel->begin(shape);

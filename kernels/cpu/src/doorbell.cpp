@@ -26,6 +26,7 @@ Doorbell::Doorbell(uint32_t* words, int tasks)
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     const uint32_t seen = std::atomic_ref(words_[kRung]).load(std::memory_order_acquire);
+    static_assert(kRung % 2 == 0 && kRequests == kRung + 1, "they are read as one");
     thread_ = std::thread([this, seen] { serve(seen); });
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
@@ -42,16 +43,18 @@ void Doorbell::serve(uint32_t seen) {
     pthread_setaffinity_np(pthread_self(), sizeof mask, &mask);
     pthread_setname_np(pthread_self(), "rheo-doorbell");
 
-    std::atomic_ref<uint32_t> rung(words_[kRung]), answered(words_[kAnswered]);
+    std::atomic_ref<uint64_t> rung(*reinterpret_cast<uint64_t*>(words_ + kRung));
+    std::atomic_ref<uint32_t> answered(words_[kAnswered]);
     auto heard = std::chrono::steady_clock::now();
     bool napping = false;
     for (int spins = 1; !closing_.load(std::memory_order_relaxed); ++spins) {
-        const uint32_t now = rung.load(std::memory_order_acquire);
+        const uint64_t ring = rung.load(std::memory_order_acquire);
+        const auto now = static_cast<uint32_t>(ring);
         if (now != seen) {
             seen = now;
             const auto begin = std::chrono::steady_clock::now();
             Attention* const attention = tasks_[(now - 1) % count_].load(std::memory_order_acquire);
-            if (attention) attention->run();
+            if (attention) attention->run(static_cast<int>(ring >> 32), now);
             answered.store(now, std::memory_order_release);
             heard = std::chrono::steady_clock::now();
             napping = false;

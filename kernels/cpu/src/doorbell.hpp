@@ -10,18 +10,20 @@
 
 namespace rheo {
 
-// A GPU rings by writing a new number to memory that both sides see, and goes on once it reads that number back. Ring n
-// asks for task (n - 1) modulo the number of tasks. Either side only ever writes its own word, so no atomic operation
+// A GPU rings by writing a new number, and with it for how many requests, to memory that both sides see, and goes on
+// once it reads that number back. Ring n asks for task (n - 1) modulo the number of tasks; what that attends may come
+// after the ring, in words that bear the tag n. Either side only ever writes its own words, so no atomic operation
 // crosses the bus.
 //
 // The thread spins while rings follow each other as the layers of decode steps do, and looks every now and then when
 // they have not for a while.
 class Doorbell {
   public:
-    // Positions of the words, a cache line each.
-    static constexpr int kRung = 0, kAnswered = 16, kWords = 32;
+    // Positions of the words, a cache line for either side: the ring and, above it in one double word, the requests;
+    // and the answer.
+    static constexpr int kRung = 0, kRequests = 1, kAnswered = 16, kWords = 32;
 
-    // `words` stay valid until the doorbell is closed.
+    // `words`, aligned to double words, stay valid until the doorbell is closed.
     Doorbell(uint32_t* words, int tasks);
     ~Doorbell() { close(); }
 

@@ -37,7 +37,7 @@ Problem make_problem(int heads, int group, int dim, int page_size, Dtype kv, Dty
                      uintptr_t blocks, int64_t block_head_stride, int64_t block_stride, int64_t num_blocks,
                      uintptr_t index, int64_t index_request_stride, int64_t index_head_stride,
                      uintptr_t valid, int64_t valid_request_stride, int64_t valid_head_stride, int columns,
-                     uintptr_t first, uintptr_t last, bool packed, uintptr_t out, uintptr_t lse,
+                     uintptr_t entries, uintptr_t counts, uintptr_t out, uintptr_t lse,
                      uintptr_t batch, int max_batch) {
     return {
         .shape = {heads, group, dim, page_size, kv, query_dtype, scale},
@@ -55,9 +55,8 @@ Problem make_problem(int heads, int group, int dim, int page_size, Dtype kv, Dty
         .valid_request_stride = valid_request_stride,
         .valid_head_stride = valid_head_stride,
         .columns = columns,
-        .first = pointer<const int32_t>(first),
-        .last = pointer<const int32_t>(last),
-        .packed = packed,
+        .entries = pointer<const uint64_t>(entries),
+        .counts = pointer<const uint64_t>(counts),
         .out = pointer<float>(out),
         .lse = pointer<float>(lse),
         .batch = pointer<const int32_t>(batch),
@@ -112,7 +111,9 @@ NB_MODULE(_native, m) {
           "query_dtype"_a, "scale"_a, "query"_a, "query_request_stride"_a, "query_head_stride"_a, "blocks"_a,
           "block_head_stride"_a, "block_stride"_a, "num_blocks"_a, "index"_a, "index_request_stride"_a,
           "index_head_stride"_a, "valid"_a, "valid_request_stride"_a, "valid_head_stride"_a, "columns"_a,
-          "first"_a, "last"_a, "packed"_a, "out"_a, "lse"_a, "batch"_a, "max_batch"_a);
+          "entries"_a, "counts"_a, "out"_a, "lse"_a, "batch"_a, "max_batch"_a);
+    m.attr("tag_shift") = kTagShift;
+    m.attr("token_bits") = kTokenBits;
 
     nb::class_<Task>(m, "Task")
         .def(nb::init<const Problem&, int, const std::optional<std::string>&>(), "problem"_a, "threads"_a,
@@ -134,7 +135,7 @@ NB_MODULE(_native, m) {
         .def_prop_ro("rings", &Doorbell::rings)
         .def_prop_ro("busy_ns", &Doorbell::busy_ns);
     m.attr("doorbell_words") = Doorbell::kWords;
-    m.attr("doorbell_positions") = std::vector<int>{Doorbell::kRung, Doorbell::kAnswered};
+    m.attr("doorbell_positions") = std::vector<int>{Doorbell::kRung, Doorbell::kRequests, Doorbell::kAnswered};
     m.attr("task_function") = reinterpret_cast<uintptr_t>(&rheo_cpu_run_task);
 
     m.def("attend", &attend, "problem"_a, "threads"_a, "isa"_a.none(), without_gil());

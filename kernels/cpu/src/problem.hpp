@@ -8,6 +8,12 @@
 
 namespace rheo {
 
+// A word that a GPU hands over: a value, and above it the tag of the call that it belongs to. Words are written and read
+// as a whole, so that whoever knows the tag needs nothing else to tell whether a word has come.
+inline constexpr int kTagShift = 32;
+// A page that it hands over: the page's number above its tokens less one.
+inline constexpr int kTokenBits = 6;
+
 // Strides count elements; the innermost dimension of every array is contiguous.
 struct Problem {
     Shape shape;
@@ -21,12 +27,11 @@ struct Problem {
     const int32_t* valid;  // [B, H, S]: tokens of it to attend
     int64_t valid_request_stride, valid_head_stride;
     int columns;           // S
-    const int32_t* first;  // [B, H], contiguous, or null: columns before it are not looked at
-    const int32_t* last;   // [B, H], contiguous, or null: columns from it on are not looked at
-    bool packed;           // every column from first to last is a page
+    const uint64_t* entries;  // [B, H, S], contiguous, or null: words in the place of index and valid
+    const uint64_t* counts;   // [B, H], contiguous, if there are entries: words that say how many of each row are pages
     float* out;            // [B, Hq, D], contiguous
     float* lse;            // [B, Hq], contiguous
-    const int32_t* batch;  // read at every call
+    const int32_t* batch;  // read at every call that does not say how many
     int max_batch;         // requests beyond it are left out
 
     int64_t row_elements() const { return static_cast<int64_t>(shape.group) * shape.dim; }
