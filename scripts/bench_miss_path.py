@@ -134,6 +134,7 @@ class Layers:
             found["answered_us"] = clocks.answered / clocks.layers / 1e3
         if clocks.rings:
             found["cpu_part_us"] = clocks.cpu / clocks.rings / 1e3
+            found["late_cpu_threads"] = clocks.late / clocks.rings
         return found
 
 

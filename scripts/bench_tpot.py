@@ -130,13 +130,17 @@ def hit_rate(engine: Any, prefix: str) -> float | None:
     return statistics.fmean(rates) if rates else None
 
 
+PER_CPU_PART = ("cpu_part_us", "late_cpu_threads")
+"""What is reported per layer that the CPU took a part of; the rest is per layer with misses."""
+
+
 def misses(engine: Any) -> dict[str, float]:
-    """What misses took so far, over all layers (us)."""
+    """What misses took so far (us), and threads that came late to them, over all layers."""
     state = engine.get_server_info()["internal_states"][0].get("rheo") or {}
     means = state.get("misses") or {}
     counts = {name: value for name, value in means.items() if name.startswith("layers")}
     times = {
-        name: value * counts["layers_with_a_cpu_part" if name == "cpu_part_us" else "layers_with_misses"]
+        name: value * counts["layers_with_a_cpu_part" if name in PER_CPU_PART else "layers_with_misses"]
         for name, value in means.items()
         if name not in counts
     }
@@ -151,9 +155,9 @@ def misses_between(before: dict[str, float], after: dict[str, float], tpot_ms: f
         return {}
     by_cpu = spent["layers_with_a_cpu_part"]
     found = {
-        name: value / max(by_cpu if name == "cpu_part_us" else layers, 1)
+        name: value / max(by_cpu if name in PER_CPU_PART else layers, 1)
         for name, value in spent.items()
-        if name.endswith("_us")
+        if not name.startswith("layers")
     }
     return {
         **found,

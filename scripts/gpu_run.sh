@@ -21,13 +21,26 @@ mkdir -p "$out" "$unpacked"
 
 if [ ! -d "$unpacked/site" ] && ls .gpu/site.tar.xz* >/dev/null 2>&1; then
     mkdir -p "$unpacked/site"
-    cat .gpu/site.tar.xz* | tar -xJ -C "$unpacked/site"
+    if ! cat .gpu/site.tar.xz* | tar -xJ -C "$unpacked/site"; then
+        rm -rf "$unpacked/site"
+        echo "gpu_run.sh: .gpu/site.tar.xz* is not whole; carry every part of it" >&2
+        exit 1
+    fi
 fi
 export PYTHONPATH=$unpacked/site
 if [ ! -f "$unpacked/site/sgl_kernel/flash_ops.abi3.so" ] && ls .gpu/fa3.zst* >/dev/null 2>&1; then
     cat .gpu/fa3.zst* >"$unpacked/fa3.zst"
-    python3 -c "import sys, zstandard; zstandard.ZstdDecompressor(max_window_size=2**31).copy_stream(
-        open(sys.argv[1], 'rb'), open(sys.argv[2], 'wb'))" "$unpacked/fa3.zst" "$unpacked/site/sgl_kernel/flash_ops.abi3.so"
+    library=$unpacked/site/sgl_kernel/flash_ops.abi3.so
+    if ! python3 -c "import sys, zstandard
+with open(sys.argv[1], 'rb') as source, open(sys.argv[2], 'wb') as target:
+    size = zstandard.frame_content_size(source.read(64))
+    source.seek(0)
+    sys.exit(zstandard.ZstdDecompressor(max_window_size=2**31).copy_stream(source, target)[1] != size)
+" "$unpacked/fa3.zst" "$library"; then
+        rm -f "$library"
+        echo "gpu_run.sh: .gpu/fa3.zst* is not whole; carry every part of it" >&2
+        exit 1
+    fi
 fi
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1 TQDM_DISABLE=1
 

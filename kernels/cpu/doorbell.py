@@ -47,6 +47,11 @@ class Doorbell:
         return self._bell.rings
 
     @property
+    def late(self) -> int:
+        """Threads that came too late for the first pages that were theirs, over all rings so far."""
+        return self._bell.late
+
+    @property
     def busy_seconds(self) -> float:
         """Seconds that tasks took so far."""
         return self._bell.busy_ns / 1e9

@@ -47,9 +47,10 @@ static_assert(sizeof(Clock) == CLOCK_BYTES, "share.py declares other columns");
 
 __device__ __forceinline__ int whole_lines(int words) { return (words + LINE_WORDS - 1) / LINE_WORDS * LINE_WORDS; }
 
-// Write a word to the host's memory, where it arrives as a whole.
-__device__ __forceinline__ void send(u64* to, u32 value, u32 tag) {
-    asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(to), "l"(static_cast<u64>(tag) << TAG_SHIFT | value) : "memory");
+// Write two words to the host's memory, where each arrives as a whole.
+__device__ __forceinline__ void send(u64* to, u32 left, u32 right, u32 tag) {
+    const u64 above = static_cast<u64>(tag) << TAG_SHIFT;
+    asm volatile("st.relaxed.sys.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(above | left), "l"(above | right) : "memory");
 }
 
 // Add the last step's times of a layer to its sums, and begin this step's.
@@ -121,20 +122,24 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) hand_over(const __grid_
     }
     if (division.total == 0) return;
 
-    // The ring first, whose number is below the requests as a tag would be above: the CPU waits for words anyway.
-    if (warp == WARPS - 1 && lane < kAnswered / 2)
-        send(reinterpret_cast<u64*>(a.bell + kRung) + lane, ring, a.lists / a.heads);
-    for (int i = threadIdx.x; i < whole_lines(a.lists); i += 32 * WARPS)
-        send(a.cpu_counts + i, i < a.lists ? division.of(a.num_selected[i] - a.num_hits[i]) : 0, ring);
+    // The ring first, the CPU waits for words anyway: the requests above its number, as often as they fill the line.
+    if (warp == 0 && lane < kAnswered / 4)
+        send(reinterpret_cast<u64*>(a.bell + kRung) + 2 * lane, ring, ring, a.lists / a.heads);
+    const auto handed = [&](int pair) {
+        return pair < a.lists ? division.of(a.num_selected[pair] - a.num_hits[pair]) : 0;
+    };
+    for (int i = 2 * threadIdx.x; i < whole_lines(a.lists); i += 64 * WARPS)
+        send(a.cpu_counts + i, handed(i), handed(i + 1), ring);
     for (int pair = warp; pair < a.lists; pair += WARPS) {
-        const int end = a.num_selected[pair], count = division.of(end - a.num_hits[pair]);
-        const long long from = static_cast<long long>(pair) * a.width + end - count;
-        u64* const to = a.cpu_entries + static_cast<long long>(pair) * a.cpu_width;
-        for (int i = lane; i < whole_lines(count); i += 32) {
-            const u32 page = i < count ? a.misses[from + i] : 0, tokens = i < count ? a.valid[from + i] : 1;
-            send(to + i, page << TOKEN_BITS | (tokens - 1), ring);
-        }
+        const int count = handed(pair);
+        const long long from = static_cast<long long>(pair) * a.width + a.num_selected[pair] - count;
+        const auto entry = [&](int i) {
+            return i < count ? static_cast<u32>(a.misses[from + i]) << TOKEN_BITS | (a.valid[from + i] - 1) : 0u;
+        };
+        for (int i = 2 * lane; i < whole_lines(count); i += 64)
+            send(a.cpu_entries + static_cast<long long>(pair) * a.cpu_width + i, entry(i), entry(i + 1), ring);
     }
+    __syncthreads();
     if (threadIdx.x != 0) return;
     a.clocks[a.layer].rung = nanoseconds();
     wait_for_cpu(a.bell, ring);

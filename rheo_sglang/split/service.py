@@ -32,6 +32,8 @@ class MissTotals(NamedTuple):
     """What all of it took, the merge included."""
     rings: float
     """Layers that the CPU took a part of."""
+    late: float
+    """CPU threads that came too late for the first pages that were theirs, so that another took them."""
     cpu: float
     """What its part took, from ring to answer."""
 
@@ -56,6 +58,7 @@ def miss_report(services: list[CpuService]) -> dict[str, float]:
         "took_us": round(totals.took / layers / 1e3, 2),
         "gpu_part_us": round(totals.attended / layers / 1e3, 2),
         "cpu_part_us": round(totals.cpu / rings / 1e3, 2),
+        "late_cpu_threads": round(totals.late / rings, 2),
         "gpu_waited_for_cpu_us": round(waited / layers / 1e3, 2),
         "both_worked_us": round((totals.cpu - waited) / layers / 1e3, 2),
     }
@@ -109,4 +112,4 @@ class CpuService:
     def totals(self) -> MissTotals:
         """What misses took so far, the latest step apart. Waits for the device."""
         sums = self.clocks[:, -len(CLOCK_SUMS) :].sum(0).tolist()
-        return MissTotals._make((*sums, self.bell.rings, 1e9 * self.bell.busy_seconds))
+        return MissTotals._make((*sums, self.bell.rings, self.bell.late, 1e9 * self.bell.busy_seconds))

@@ -39,6 +39,7 @@ def test_every_ring_runs_its_task_on_what_memory_holds_then() -> None:
         assert_attended(one.case, (one.out, one.lse))
     bell.close()
     assert bell.rings == 8
+    assert 0 <= bell.late <= 8
     assert 0 < bell.busy_seconds < 20
 
 

@@ -122,18 +122,18 @@ Attention::Attention(const Problem& problem, Workspace& workspace, int threads, 
     Pool::instance().reserve(threads);
 }
 
-void Attention::run(int batch, uint32_t tag) noexcept {
+int Attention::run(int batch, uint32_t tag) noexcept {
     tag_ = tag;
     rows_ = std::clamp(batch, 0, problem_.max_batch) * problem_.shape.heads;
     total_ = count_pages(rows_);
-    if (total_ == 0) return;
+    if (total_ == 0) return 0;
     const int64_t most = std::min<int64_t>(total_, static_cast<int64_t>(workspace_.max_runs()));
     runs_ =
         static_cast<int>(std::clamp<int64_t>(total_ / kPagesPerRun, std::min<int64_t>(threads_, most), most));
     const auto body = [](void* self, int participant, int run) {
         static_cast<Attention*>(self)->process(participant, run);
     };
-    Pool::instance().run(threads_, runs_, body, this);
+    return Pool::instance().run(threads_, runs_, body, this);
 }
 
 int64_t Attention::count_pages(int rows) {

@@ -18,11 +18,11 @@ class Attention {
     // Threads beyond what the problem can use cost nothing. The workspace must outlive the object.
     Attention(const Problem&, Workspace&, int threads, std::optional<Isa> limit);
 
-    // Attends for this many requests, whose words bear this tag. Does not allocate, throw, or touch Python. One call at
-    // a time.
-    void run(int batch, uint32_t tag) noexcept;
+    // Attends for this many requests, whose words bear this tag, and says how many threads came late. Does not allocate,
+    // throw, or touch Python. One call at a time.
+    int run(int batch, uint32_t tag) noexcept;
     // The same for as many as memory says, whose words, if there are any, bear 0.
-    void run() noexcept { run(*problem_.batch, 0); }
+    int run() noexcept { return run(*problem_.batch, 0); }
 
     Isa isa() const { return choice_.isa; }
     int threads() const { return threads_; }

@@ -54,11 +54,12 @@ void Doorbell::serve(uint32_t seen) {
             seen = now;
             const auto begin = std::chrono::steady_clock::now();
             Attention* const attention = tasks_[(now - 1) % count_].load(std::memory_order_acquire);
-            if (attention) attention->run(static_cast<int>(ring >> 32), now);
+            const int late = attention ? attention->run(static_cast<int>(ring >> 32), now) : 0;
             answered.store(now, std::memory_order_release);
             heard = std::chrono::steady_clock::now();
             napping = false;
             rings_.fetch_add(1, std::memory_order_relaxed);
+            late_.fetch_add(late, std::memory_order_relaxed);
             busy_ns_.fetch_add(std::chrono::nanoseconds(heard - begin).count(), std::memory_order_relaxed);
             continue;
         }

@@ -33,8 +33,9 @@ class Doorbell {
     // Has rings for `task` run `attention`, which outlives the object.
     void assign(int task, Attention* attention) { tasks_[task].store(attention, std::memory_order_release); }
 
-    // Rings answered, and the nanoseconds that tasks took.
+    // Rings answered, threads that came late to them, and the nanoseconds that tasks took.
     uint64_t rings() const { return rings_.load(std::memory_order_relaxed); }
+    uint64_t late() const { return late_.load(std::memory_order_relaxed); }
     uint64_t busy_ns() const { return busy_ns_.load(std::memory_order_relaxed); }
 
   private:
@@ -43,7 +44,7 @@ class Doorbell {
     uint32_t* const words_;
     const uint32_t count_;
     const std::unique_ptr<std::atomic<Attention*>[]> tasks_;
-    std::atomic<uint64_t> rings_{0}, busy_ns_{0};
+    std::atomic<uint64_t> rings_{0}, late_{0}, busy_ns_{0};
     std::atomic<bool> closing_{false};
     std::thread thread_;
 };

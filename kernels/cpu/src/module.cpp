@@ -133,6 +133,7 @@ NB_MODULE(_native, m) {
             "task"_a, "address"_a)
         .def("close", &Doorbell::close, without_gil())
         .def_prop_ro("rings", &Doorbell::rings)
+        .def_prop_ro("late", &Doorbell::late)
         .def_prop_ro("busy_ns", &Doorbell::busy_ns);
     m.attr("doorbell_words") = Doorbell::kWords;
     m.attr("doorbell_positions") = std::vector<int>{Doorbell::kRung, Doorbell::kRequests, Doorbell::kAnswered};

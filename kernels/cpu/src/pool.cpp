@@ -124,10 +124,10 @@ void Pool::take_shared(int participant) {
         job_.body(job_.context, participant, chunk);
 }
 
-void Pool::run(int participants, int chunks, Body body, void* context) {
+int Pool::run(int participants, int chunks, Body body, void* context) {
     if (participants <= 1 || chunks <= 1) {
         for (int chunk = 0; chunk < chunks; ++chunk) body(context, 0, chunk);
-        return;
+        return 0;
     }
     reserve(participants);
     const std::lock_guard lock(one_job_);
@@ -146,12 +146,14 @@ void Pool::run(int participants, int chunks, Body body, void* context) {
 
     body(context, 0, 0);
     take_shared(0);
+    int late = 0;
     for (int index = 0; index + 1 < firsts; ++index)
-        if (claim_first(index, epoch)) body(context, 0, index + 1);
+        if (claim_first(index, epoch)) body(context, 0, index + 1), ++late;
     // Every chunk is claimed, so that the job is done once nobody is inside.
     job_.open.store(0);
     for (int index = 0; index < size_.load(std::memory_order_relaxed); ++index)
         spin_until([&] { return workers_[index].inside.load() != epoch; });
+    return late;
 }
 
 }  // namespace rheo

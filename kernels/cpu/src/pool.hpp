@@ -33,8 +33,9 @@ class Pool {
     void reserve(int participants);
 
     // Calls body(context, participant, chunk) once for every chunk of 0 .. chunks - 1 and returns when all
-    // calls have. Jobs of concurrent callers run one after the other.
-    void run(int participants, int chunks, Body body, void* context);
+    // calls have: how many workers came too late for their first chunk. Jobs of concurrent callers run one after the
+    // other.
+    int run(int participants, int chunks, Body body, void* context);
 
   private:
     // One cache line each: written by the worker, looked at by callers.
