@@ -5,13 +5,24 @@ from __future__ import annotations
 import torch
 
 from rheo_kernels import cpu, reference
-from rheo_kernels.reference import append, merge, rank_normalise, resolve, save, update_importance
+from rheo_kernels.reference import (
+    append,
+    merge,
+    rank_normalise,
+    resolve,
+    runners_up,
+    save,
+    update_importance,
+)
 from rheo_sglang.batch import DecodeBatch
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.recorder import Recorder
 from rheo_sglang.residency import Residency
 from rheo_sglang.selection.selector import Selector
+
+RUNNERS_UP = 32
+"""Pages that a selection left out and that are offered frames, per request and KV head."""
 
 
 class DecodeStep:
@@ -97,12 +108,14 @@ class DecodeStep:
             table.importance[layer], ranks, batch.pages, batch.num_pages, self.config.importance_alpha
         )
         found = resolve(selected, batch.pages, batch.seq_lens, table.frame_of[layer], page_size)
+        left_out = runners_up(scores, selected, batch.num_pages, RUNNERS_UP)
+        ahead = resolve(left_out, batch.pages, batch.seq_lens, table.frame_of[layer], page_size).misses
         table.policy.touch(layer, found.pages)
         if self.recorder is not None:
             assert batch.rows is not None
             self.recorder.count(layer, batch.rows, (found.hits >= 0).sum(2), (found.pages >= 0).sum(2))
         if not self.splits:
-            self.residency.admit_selected(layer, found.misses, found.hits)
+            self.residency.admit_selected(layer, found.misses, found.hits, ahead)
             found = resolve(selected, batch.pages, batch.seq_lens, table.frame_of[layer], page_size)
 
         hit_part = self.attend(q, self.frames[layer], found.hits, found.valid, scale, page_size)
@@ -114,7 +127,7 @@ class DecodeStep:
             assert batch.rows is not None
             self.recorder.cover(layer, batch.rows, self._covered_mass(layer, q, selected, lse, batch, scale))
         if self.splits:
-            self.residency.admit_selected(layer, found.misses, found.hits)
+            self.residency.admit_selected(layer, found.misses, found.hits, ahead)
         return out
 
     def _append(self, layer: int, k: torch.Tensor, v: torch.Tensor, batch: DecodeBatch) -> None:

@@ -41,8 +41,10 @@ class Residency:
         values = torch.full(candidates.shape, NEVER_EVICT, device=pages.device)
         self._admit(layer, candidates, values, frame_values.masked_fill_(claimed, NEVER_EVICT))
 
-    def admit_selected(self, layer: int, misses: torch.Tensor, hits: torch.Tensor) -> None:
-        """Give a step's missed pages frames, as far as they outrank what is resident.
+    def admit_selected(
+        self, layer: int, misses: torch.Tensor, hits: torch.Tensor, runners_up: torch.Tensor
+    ) -> None:
+        """Give a step's missed pages and runners-up frames, as far as they outrank what is resident.
 
         Parameters
         ----------
@@ -52,9 +54,13 @@ class Residency:
             Missed logical pages, ``[B, H, S]``, int32, -1 = none.
         hits
             Frames that the step hit, ``[B, H, S]``, int32, -1 = none; none of them is given away.
+        runners_up
+            Logical pages without a frame that the step left out, ``[B, H, R]``, int32, -1 = none.
         """
-        candidates = misses.transpose(0, 1).flatten(1).long()
-        values = self.table.policy.values(layer, candidates.clamp(min=0)) + SELECTED
+        missed, ahead = (pages.transpose(0, 1).flatten(1).long() for pages in (misses, runners_up))
+        candidates = torch.cat((missed, ahead), 1)
+        values = self.table.policy.values(layer, candidates.clamp(min=0))
+        values[:, : missed.shape[1]] += SELECTED
         hit = self._in_frames(hits.transpose(0, 1).flatten(1))
         self._admit(layer, candidates, values, self._frame_values(layer).masked_fill(hit, NEVER_EVICT))
 

@@ -30,6 +30,7 @@ struct Arguments {
     const int* valid;         // [B, H, S] tokens
     const int* num_hits;      // [B, H]
     const int* num_selected;  // [B, H]
+    const int* num_runners_up;  // [B, H]; null: none
     // In memory that the CPU sees:
     u64* cpu_entries;         // [X, H, cpu_width] words
     u64* cpu_counts;          // [X, H] words
@@ -37,7 +38,7 @@ struct Arguments {
     // On the device:
     const float* costs;       // see division.cuh
     Clock* clocks;            // of every layer
-    int* rules;               // [layers, 2]: the CPU's share of 256 misses, and how many of 65536 of them to load
+    int* rules;               // [layers, 3]: the CPU's share of 256 misses, and of 65536 of them and of runners-up, how many to load
     const int* step;          // scalar
     int lists, heads, width, cpu_width, layer, layers;
 };
@@ -75,14 +76,19 @@ __device__ __forceinline__ float period(const Clock* clocks, int layer, int laye
     return first && last > first && between ? (last - first) / 1000.f / between : 0.f;
 }
 
-// Which misses may be admitted in this layer: all that are fetched, and of the CPU's, which have to be loaded once more,
-// as many as the bus has time for in a layer. Admission reads this beside us: it may still find the last step's.
-__device__ __forceinline__ void limit_loads(int* rules, const Division& division, float layer_time, float fetch_page) {
+__device__ __forceinline__ float share_of(float part, int all) { return all ? fminf(fmaxf(part / all, 0.f), 1.f) : 1.f; }
+
+// Which pages may be admitted in this layer: all misses that are fetched, and of the CPU's, which have to be loaded once
+// more, and then of the runners-up as many as the bus has time for in a layer. Admission reads this beside us: it may
+// still find the last step's.
+__device__ __forceinline__ void limit_loads(int* rules, const Division& division, int runners_up, float layer_time,
+                                            float fetch_page) {
     const int fetched = division.missed - division.total;
-    float loaded = 1;
-    if (division.total > 0 && layer_time > 0) loaded = (kBusShare * layer_time / fetch_page - fetched) / division.total;
+    const float pages = layer_time > 0 ? kBusShare * layer_time / fetch_page - fetched : 1e9f;
+    const float loaded = share_of(pages, division.total);
     rules[0] = division.share;
-    rules[1] = static_cast<int>(65536 * fminf(fmaxf(loaded, 0.f), 1.f));
+    rules[1] = static_cast<int>(65536 * loaded);
+    rules[2] = static_cast<int>(65536 * share_of(pages - loaded * division.total, runners_up));
 }
 
 // Wait until the CPU has attended what it was handed. A CPU that never answers ends the program.
@@ -116,9 +122,16 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) hand_over(const __grid_
     const u32 ring = ring_number(*a.step, a.layer, a.layers);
     const u64 now = nanoseconds();
     const Division division = divide(a.num_hits, a.num_selected, a.costs, a.lists);
-    if (threadIdx.x == 32 * WARPS - 1) {
-        limit_loads(a.rules + 2 * a.layer, division, period(a.clocks, a.layer, a.layers, now), a.costs[1]);
-        restart(a.clocks[a.layer], now, division);
+    if (warp == WARPS - 1) {
+        int runners_up = 0;
+        if (a.num_runners_up != nullptr)
+            for (int i = lane; i < a.lists; i += 32) runners_up += a.num_runners_up[i];
+        runners_up = __reduce_add_sync(kAll, runners_up);
+        if (lane == 0) {
+            const float layer_time = period(a.clocks, a.layer, a.layers, now);
+            limit_loads(a.rules + 3 * a.layer, division, runners_up, layer_time, a.costs[1]);
+            restart(a.clocks[a.layer], now, division);
+        }
     }
     if (division.total == 0) return;
 

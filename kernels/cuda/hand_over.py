@@ -9,7 +9,7 @@ import torch
 from rheo_kernels.cuda.compile import compile_kernel
 from rheo_kernels.cuda.share import CLOCK, CpuShare
 from rheo_kernels.reference.handed import LINE, TAG_SHIFT, TOKEN_BITS
-from rheo_kernels.triton import Selected
+from rheo_kernels.triton import RunnersUp, Selected
 
 WARPS = 32
 SHARED = ("entries", "counts")
@@ -29,7 +29,10 @@ class Arguments(ctypes.Structure):
     """The parameter of ``hand_over``; the source says what each field is."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("misses", "valid", "num_hits", "num_selected")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("misses", "valid", "num_hits", "num_selected", "num_runners_up")
+        ),
         *((f"cpu_{name}", ctypes.c_void_p) for name in SHARED),
         *((name, ctypes.c_void_p) for name in ("bell", "costs", "clocks", "rules", "step")),
         *((name, ctypes.c_int) for name in ("lists", "heads", "width", "cpu_width", "layer", "layers")),
@@ -79,7 +82,9 @@ def send_queries(q: torch.Tensor, share: CpuShare) -> None:
     kernel.launch((batch, 1, 1), 32 * WARPS, 0, arguments)
 
 
-def hand_over(q: torch.Tensor, selected: Selected, share: CpuShare, layer: int) -> None:
+def hand_over(
+    q: torch.Tensor, selected: Selected, share: CpuShare, layer: int, runners_up: RunnersUp | None = None
+) -> None:
     """Hand the last misses of every list over, as many as the CPU's share is, ring, and wait for the answer.
 
     Parameters
@@ -92,6 +97,8 @@ def hand_over(q: torch.Tensor, selected: Selected, share: CpuShare, layer: int) 
         Where to.
     layer
         The doorbell's task.
+    runners_up
+        What the selection left out and may be loaded where the bus has time.
 
     Notes
     -----
@@ -105,6 +112,7 @@ def hand_over(q: torch.Tensor, selected: Selected, share: CpuShare, layer: int) 
         valid=selected.valid.data_ptr(),
         num_hits=selected.num_hits.data_ptr(),
         num_selected=selected.num_selected.data_ptr(),
+        num_runners_up=None if runners_up is None else runners_up.counts.data_ptr(),
         **{f"cpu_{name}": getattr(share, name).data_ptr() for name in SHARED},
         bell=share.bell.data_ptr(),
         costs=share.costs.data_ptr(),

@@ -4,7 +4,8 @@
 // stay in registers as keys, unsigned integers of the same order. Histograms over the range of keys that still holds
 // the threshold shrink it until few keys are left, which are ranked against each other. What may be selected by then is
 // looked up while they are ranked. Hits and misses are counted over the block in list order and staged in shared
-// memory, so that the lists are written in whole lines.
+// memory, so that the lists are written in whole lines. Runners-up, the best pages that were not selected, are known as
+// far as they are among those few: none to all but one of them.
 //
 // Macros: THREADS (a power of two, at least 128), ITEMS (pages per thread, a multiple of 4 up to 32), PDL (the launch
 // may overlap the kernel before it, which writes the scores, and the kernel after it). Lists of up to THREADS * ITEMS
@@ -43,13 +44,15 @@ struct Arguments {
     int* out_indices;
     int* out_num_hits;       // [B, H]
     int* out_num_selected;   // [B, H]
+    int* out_runners_up;     // [B, H, R]: runners-up without a frame, best first; null: not listed
+    int* out_num_runners_up; // [B, H]
     signed char* accessed;   // [H, F]; null: not marked
     float* rates;            // [R, H], as the next two; null: not counted
     u64* hit_total;
     u64* selected_total;
     const int* slots;        // [B], 64 bits, below 2^31: the low words are read
     long long stride_sb, stride_sh, stride_pb, stride_bb, stride_bh, stride_th, stride_ah, stride_cr;
-    int columns, width, sink_pages, window_pages, page_size;
+    int columns, width, runners_up, sink_pages, window_pages, page_size;
     int words_per_length;    // 2 where seq_lens are 64 bits wide
 };
 
@@ -77,6 +80,7 @@ struct Shared {
     u32 histogram[kBins];  // from the greatest keys down
     u64 candidates[kFew];
     u64 boundary;
+    int runners_up[kFew];  // their positions, best first
     u32 lowest[kWarps], highest[kWarps], totals[kWarps];
     u32 num_candidates;
     Found found;
@@ -231,6 +235,8 @@ __device__ __forceinline__ Threshold rank(const u32 (&keys)[ITEMS], const Bracke
         for (u32 other = lane; other < bracket.inside; other += 32) better += shared.candidates[other] > candidate;
         better = __reduce_add_sync(kAll, better);
         if (lane == 0 && better + 1 == bracket.wanted) shared.boundary = candidate;
+        if (lane == 0 && better >= bracket.wanted)
+            shared.runners_up[better - bracket.wanted] = static_cast<int>(~static_cast<u32>(candidate));
     }
     __syncthreads();
     const u64 boundary = shared.boundary;
@@ -251,6 +257,27 @@ __device__ __forceinline__ u32 look_up(const int* list, const int* table, u32 se
             if (selected >> (first + i) & 1) resident |= (table[found[i]] >= 0 ? 1u : 0u) << (first + i);
     }
     return resident;
+}
+
+// List those of the ranked runners-up that have no frame. One warp calls.
+__device__ __forceinline__ void list_runners_up(const int* list, const int* table, int ranked, int room, int* out,
+                                                int* out_count) {
+    const int lane = threadIdx.x % 32;
+    int pages[kFew / 32], frames[kFew / 32];
+#pragma unroll
+    for (int k = 0; k < kFew / 32; ++k)
+        pages[k] = 32 * k + lane < ranked ? list[shared.runners_up[32 * k + lane]] : 0;
+#pragma unroll
+    for (int k = 0; k < kFew / 32; ++k) frames[k] = 32 * k + lane < ranked ? table[pages[k]] : 0;
+    int count = 0;
+#pragma unroll
+    for (int k = 0; k < kFew / 32; ++k) {
+        const u32 missing = __ballot_sync(kAll, frames[k] < 0);
+        const int slot = count + __popc(missing & ((1u << lane) - 1));
+        if (frames[k] < 0 && slot < room) out[slot] = pages[k];
+        count += __popc(missing);
+    }
+    if (lane == 0) *out_count = min(count, room);
 }
 
 }  // namespace
@@ -303,7 +330,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
             if (keys[i] >= bracket.low) frames[i] = table[pages[i]];
     }
     Threshold threshold = {bracket.low, 0x7fffffff};
-    if (wanted > 0 && bracket.wanted < bracket.inside) threshold = rank(keys, bracket);
+    const bool ranked = wanted > 0 && bracket.wanted < bracket.inside;
+    if (ranked) threshold = rank(keys, bracket);
 
     u32 selected = 0, resident = 0;  // one bit per item
 #pragma unroll
@@ -342,6 +370,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
             atomicAdd(a.selected_total + counter, static_cast<u64>(num_selected));
         }
     }
+
+    if (a.out_runners_up != nullptr && warp == kWarps - 1)
+        list_runners_up(list, table, ranked ? static_cast<int>(bracket.inside - bracket.wanted) : 0, a.runners_up,
+                        a.out_runners_up + pair * a.runners_up, a.out_num_runners_up + pair);
 
     for (int start = 0; start < a.width; start += kStaged) {
         if (start > 0) __syncthreads();

@@ -7,7 +7,7 @@ import ctypes
 import torch
 
 from rheo_kernels.cuda.compile import Kernel, compile_kernel
-from rheo_kernels.triton.select_resolve import HitCounters, Selected
+from rheo_kernels.triton.select_resolve import HitCounters, RunnersUp, Selected
 
 SOURCE = "select_resolve.cu"
 MAX_PAGES = 2**15
@@ -30,6 +30,8 @@ class _Arguments(ctypes.Structure):
                 "budget",
                 "page_table",
                 *(f"out_{field}" for field in Selected._fields),
+                "out_runners_up",
+                "out_num_runners_up",
                 "accessed",
                 "rates",
                 "hit_total",
@@ -40,7 +42,15 @@ class _Arguments(ctypes.Structure):
         *((f"stride_{name}", ctypes.c_int64) for name in ("sb", "sh", "pb", "bb", "bh", "th", "ah", "cr")),
         *(
             (name, ctypes.c_int32)
-            for name in ("columns", "width", "sink_pages", "window_pages", "page_size", "words_per_length")
+            for name in (
+                "columns",
+                "width",
+                "runners_up",
+                "sink_pages",
+                "window_pages",
+                "page_size",
+                "words_per_length",
+            )
         ),
     )
 
@@ -58,10 +68,11 @@ def select_resolve(
     out: Selected,
     accessed: torch.Tensor | None = None,
     counters: HitCounters | None = None,
+    runners_up: RunnersUp | None = None,
 ) -> Selected:
     """Select pages as `select` does and resolve them as `resolve` does; list hits before misses.
 
-    Takes and gives exactly what `rheo_kernels.triton.select_resolve` does.
+    Takes and gives exactly what `rheo_kernels.triton.select_resolve` does, and lists runners-up.
 
     Parameters
     ----------
@@ -85,6 +96,8 @@ def select_resolve(
         One layer's accessed bits, ``[H, F]``, int8: set to 1 for every hit frame.
     counters
         The recorder's counters of this layer; updated atomically.
+    runners_up
+        The best pages that were not selected and have no frame, as many as come by; written.
 
     Returns
     -------
@@ -116,6 +129,8 @@ def select_resolve(
             _address(f"out.{name}", buffer, torch.int32)
             for name, buffer in zip(out._fields, out, strict=True)
         ),
+        _address("runners_up.pages", runners_up and runners_up.pages, torch.int32),
+        _address("runners_up.counts", runners_up and runners_up.counts, torch.int32),
         _address("accessed", accessed, torch.int8),
         _address("counters.rates", rates, torch.float32),
         _address("counters.hits", hits, torch.int64),
@@ -131,6 +146,7 @@ def select_resolve(
         0 if rates is None else rates.stride(0),
         columns,
         out.pages.shape[2],
+        0 if runners_up is None else runners_up.pages.shape[2],
         sink_pages,
         max(window_pages, 1),
         page_size,

@@ -54,7 +54,7 @@ class CpuShare(NamedTuple):
     clocks: torch.Tensor
     """What each layer's misses were expected to take and took, ``[L, len(CLOCK)]``, int64, on the device."""
     rules: torch.Tensor
-    """Which of each layer's misses may be admitted, ``[L, 2]``, int32, on the device: see `gather_misses`."""
+    """Which of each layer's candidates may be admitted, ``[L, 3]``, int32, on the device: see `gather_misses`."""
     step: torch.Tensor
     """Number of the decode step, from 1 on, scalar, int32, on the device."""
     layers: int

@@ -30,6 +30,7 @@ from rheo_kernels.reference.metadata import METADATA_ROWS
 from rheo_kernels.reference.page_mass import page_mass
 from rheo_kernels.reference.release import release
 from rheo_kernels.reference.resolve import Resolved, resolve
+from rheo_kernels.reference.runners_up import runners_up
 from rheo_kernels.reference.score import score
 from rheo_kernels.reference.select import select
 from rheo_kernels.reference.stage import stage
@@ -52,6 +53,7 @@ __all__ = [
     "rank_normalise",
     "release",
     "resolve",
+    "runners_up",
     "save",
     "score",
     "select",

@@ -9,7 +9,7 @@ from rheo_kernels.triton.append import append
 from rheo_kernels.triton.attend import attend
 from rheo_kernels.triton.describe import Described, Share, describe
 from rheo_kernels.triton.fetch import attend_fetch, fetch_splits
-from rheo_kernels.triton.fill import fill, fill_from_host
+from rheo_kernels.triton.fill import fill, fill_from_host, load_runners_up
 from rheo_kernels.triton.hand_over import hand_over
 from rheo_kernels.triton.importance import update_importance
 from rheo_kernels.triton.listed import attend_listed
@@ -21,7 +21,7 @@ from rheo_kernels.triton.release import release
 from rheo_kernels.triton.resolve import resolve
 from rheo_kernels.triton.score import score
 from rheo_kernels.triton.select import select
-from rheo_kernels.triton.select_resolve import HitCounters, Selected, select_resolve
+from rheo_kernels.triton.select_resolve import HitCounters, RunnersUp, Selected, select_resolve
 from rheo_kernels.triton.stage import stage
 from rheo_kernels.triton.transfer import load, save
 from rheo_kernels.triton.values import Fade, gather_misses, value_frames
@@ -33,6 +33,7 @@ __all__ = [
     "Fade",
     "HitCounters",
     "Partials",
+    "RunnersUp",
     "Selected",
     "Share",
     "admit",
@@ -47,6 +48,7 @@ __all__ = [
     "gather_misses",
     "hand_over",
     "load",
+    "load_runners_up",
     "merge",
     "num_splits",
     "page_mass",

@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from rheo_kernels.triton.select_resolve import RunnersUp
 from rheo_kernels.triton.transfer import copy_block
 
 FILLERS = 256
@@ -91,12 +92,44 @@ def fill_from_host(
     -----
     Reads ``2 * D * P`` elements per page over PCIe.
     """
+    _load(host, misses, first, last, cuts, room, page_table, frames)
+
+
+def load_runners_up(
+    host: torch.Tensor, runners_up: RunnersUp, page_table: torch.Tensor, frames: torch.Tensor
+) -> None:
+    """Copy the host page of every runner-up that has a frame by now into it.
+
+    Parameters
+    ----------
+    host, page_table, frames
+        See `fill_from_host`.
+    runners_up
+        Pages that had no frame before admission.
+
+    Notes
+    -----
+    Reads ``2 * D * P`` elements per page over PCIe.
+    """
+    _load(host, runners_up.pages, None, runners_up.counts, None, 0, page_table, frames)
+
+
+def _load(
+    host: torch.Tensor,
+    pages: torch.Tensor,
+    first: torch.Tensor | None,
+    last: torch.Tensor,
+    cuts: torch.Tensor | None,
+    room: int,
+    page_table: torch.Tensor,
+    frames: torch.Tensor,
+) -> None:
     heads = frames.shape[0]
-    pairs = first.numel()
+    pairs = last.numel()
     elements = host.shape[2] * host.shape[3]
     _fill_from_host[(max(LOADERS // pairs, 1), pairs)](
         host,
-        misses,
+        pages,
         first,
         last,
         cuts,
@@ -104,7 +137,7 @@ def fill_from_host(
         frames,
         heads,
         room,
-        misses.shape[2],
+        pages.shape[2],
         host.stride(0),
         host.stride(1),
         page_table.stride(0),
@@ -112,6 +145,7 @@ def fill_from_host(
         frames.stride(1),
         ELEMENTS=elements,
         CHUNK=min(triton.next_power_of_2(elements), CHUNK_ELEMENTS),
+        CUT=cuts is not None,
         num_warps=4,
     )
 
@@ -164,10 +198,13 @@ def _fill_from_host(
     stride_ff,
     ELEMENTS: tl.constexpr,
     CHUNK: tl.constexpr,
+    CUT: tl.constexpr,
 ):
     pair = tl.program_id(1).to(tl.int64)
     head = pair % heads
-    begin = tl.minimum(tl.load(cuts + pair), tl.load(first + pair) + room)
+    begin = 0
+    if CUT:
+        begin = tl.minimum(tl.load(cuts + pair), tl.load(first + pair) + room)
     for column in range(begin + tl.program_id(0), tl.load(last + pair), tl.num_programs(0)):
         page = tl.load(misses + pair * width + column).to(tl.int64)
         frame = tl.load(page_table + head * stride_th + page).to(tl.int64)

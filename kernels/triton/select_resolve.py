@@ -42,6 +42,15 @@ class Selected(NamedTuple):
         return cls(*lists, *counts)
 
 
+class RunnersUp(NamedTuple):
+    """Pages without a frame that a selection left out, the best first."""
+
+    pages: torch.Tensor
+    """``[B, H, R]``, int32; columns from ``counts`` on mean nothing."""
+    counts: torch.Tensor
+    """``[B, H]``, int32."""
+
+
 class HitCounters(NamedTuple):
     """The recorder's counters of one layer; every selection is added to the row of its request's slot."""
 

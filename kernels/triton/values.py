@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from rheo_kernels.triton.select_resolve import RunnersUp
+
 FRAMES_PER_PROGRAM = 128
 MISSES_PER_PASS = 1024
 
@@ -148,10 +150,11 @@ def gather_misses(
     candidate_values: torch.Tensor,
     num_candidates: torch.Tensor,
     most: int | None = None,
+    runners_up: RunnersUp | None = None,
     rules: torch.Tensor | None = None,
     step: torch.Tensor | None = None,
 ) -> None:
-    """List one step's misses per KV head as candidates for `admit`, all requests together.
+    """List one step's misses per KV head as candidates for `admit`, all requests together, and runners-up after them.
 
     Parameters
     ----------
@@ -162,25 +165,31 @@ def gather_misses(
     worth
         What each page is worth in this layer, ``[H, N]``, float32.
     boost
-        Added to the value of every candidate, as they were selected.
+        Added to the value of every miss, as they were selected.
     candidates, candidate_values
-        Written, ``[H, C]``, int32 and float32, contiguous. Misses beyond ``C`` per head are left out, those
+        Written, ``[H, C]``, int32 and float32, contiguous. Candidates beyond ``C`` per head are left out, those
         of the last requests first; unused columns are not touched.
     num_candidates
         Written, ``[H]``, int32.
     most
         Misses of each request that are listed, the first ones; all by default.
+    runners_up
+        Pages that have no frame and might be selected next.
     rules
-        Which ones to list where loading takes time that there may not be, ``[2]``, int32: of every list's last
-        ``rules[0] / 256``, only ``rules[1] / 65536``, drawn anew in every step; the columns of the others become -1.
+        Which ones to list where loading takes time that there may not be, ``[3]``, int32: of every list's last
+        ``rules[0] / 256``, only ``rules[1] / 65536``, and of the runners-up ``rules[2] / 65536``, drawn anew in every
+        step; the columns of the others become -1.
     step
         Number of the step, scalar, int32, if there are rules.
     """
     batch, heads, width = misses.shape
+    ahead, num_ahead = runners_up or (None, None)
     _gather_misses[(batch, heads)](
         misses,
         num_hits,
         num_selected,
+        ahead,
+        num_ahead,
         worth,
         candidates,
         candidate_values,
@@ -191,11 +200,13 @@ def gather_misses(
         batch,
         width,
         width if most is None else most,
+        0 if ahead is None else ahead.shape[2],
         candidates.shape[1],
         worth.stride(0),
         BLOCK_B=triton.next_power_of_2(batch),
         BLOCK=min(triton.next_power_of_2(width), MISSES_PER_PASS),
         RULED=rules is not None,
+        AHEAD=ahead is not None,
         num_warps=4,
     )
 
@@ -205,6 +216,8 @@ def _gather_misses(
     misses,
     num_hits,
     num_selected,
+    ahead,
+    num_ahead,
     worth,
     candidates,
     candidate_values,
@@ -215,11 +228,13 @@ def _gather_misses(
     batch,
     width,
     most,
+    room,
     columns,
     stride_wh,
     BLOCK_B: tl.constexpr,
     BLOCK: tl.constexpr,
     RULED: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     request = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
@@ -246,5 +261,23 @@ def _gather_misses(
             page = tl.where((column < free) | drawn, page, -1)
         tl.store(candidates + target + column, page, mask=taken)
         tl.store(candidate_values + target + column, value, mask=taken)
+    listed = tl.sum(missed, 0)
+    if AHEAD:
+        runners = tl.load(num_ahead + pair, mask=b < batch, other=0)
+        at = listed + tl.sum(tl.where(b < request, runners, 0), 0)
+        count = tl.sum(tl.where(b == request, runners, 0), 0)
+        listed += tl.sum(runners, 0)
+        source = ahead + (request.to(tl.int64) * heads + head) * room
+        target = head * columns + at
+        for start in range(0, count, BLOCK):
+            column = start + i
+            taken = (column < count) & (at + column < columns)
+            page = tl.load(source + column, mask=taken, other=0)
+            value = tl.load(worth + head * stride_wh + page, mask=taken, other=0.0)
+            if RULED:
+                drawn = (tl.randint(tl.load(step), page) >> 16 & 0xFFFF) < tl.load(rules + 2)
+                page = tl.where(drawn, page, -1)
+            tl.store(candidates + target + column, page, mask=taken)
+            tl.store(candidate_values + target + column, value, mask=taken)
     if request == batch - 1:
-        tl.store(num_candidates + head, tl.minimum(before + count, columns))
+        tl.store(num_candidates + head, tl.minimum(listed, columns))

@@ -11,7 +11,7 @@ import torch
 
 from rheo_kernels import triton as kernels
 from rheo_kernels.cuda.share import CpuShare
-from rheo_kernels.triton import Partials, Selected
+from rheo_kernels.triton import Partials, RunnersUp, Selected
 from rheo_sglang.cuda.buffers import StepBuffers
 from rheo_sglang.cuda.heads import HeadShape
 
@@ -36,9 +36,12 @@ class Attention(ABC, Generic[Workspace]):
     ----------
     select_resolve
         See `rheo_kernels.triton.select_resolve`. Nothing may come between it and `selected` on its stream.
+    lists_runners_up
+        Whether it takes ``runners_up`` and lists them.
     """
 
     select_resolve: Callable[..., Selected]
+    lists_runners_up: bool
 
     def __init__(self, host: torch.Tensor, frames: torch.Tensor, heads: HeadShape, page_size: int) -> None:
         self.host = host
@@ -107,6 +110,7 @@ class TritonAttention(Attention[_TritonWorkspace]):
     """Attention in Triton: any shape, and any device that Triton knows."""
 
     select_resolve = staticmethod(kernels.select_resolve)
+    lists_runners_up = False
 
     def workspace(self, batch: int, width: int) -> _TritonWorkspace:
         """See `Attention.workspace`."""
@@ -184,6 +188,8 @@ class TritonAttention(Attention[_TritonWorkspace]):
 class CudaAttention(Attention[Any]):
     """Attention in CUDA C++: one kernel that reads frames and host memory at once and merges what it finds."""
 
+    lists_runners_up = True
+
     def __init__(self, host: torch.Tensor, frames: torch.Tensor, heads: HeadShape, page_size: int) -> None:
         super().__init__(host, frames, heads, page_size)
         from rheo_kernels.cuda import attend, hand_over, select_resolve
@@ -207,7 +213,8 @@ class CudaAttention(Attention[Any]):
         assert step.selected is not None and step.cuts is not None
         share = None if step.service is None else step.service.prepare(layer, scale)
         selected, cuts = step.selected[layer], step.cuts[layer]
-        self.attend(layer, selected, q, scale, step.workspace, out, step.staged, share, cuts)
+        runners_up = None if step.runners_up is None else step.runners_up[layer]
+        self.attend(layer, selected, q, scale, step.workspace, out, step.staged, share, cuts, runners_up)
 
     def attend(
         self,
@@ -220,13 +227,14 @@ class CudaAttention(Attention[Any]):
         staged: torch.Tensor | None,
         share: CpuShare | None,
         cuts: torch.Tensor,
+        runners_up: RunnersUp | None = None,
     ) -> None:
         """`selected`, of any selection; see `rheo_kernels.cuda.attend.attend_selected`.
 
         With a ``share``, the queries have been sent.
         """
         if share is not None:
-            self.hand_over(q, selected, share, layer)
+            self.hand_over(q, selected, share, layer, runners_up)
         self.kernels.attend_selected(
             q,
             self.frames[layer],

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rheo_kernels.triton import Admitted, Described, Selected
+from rheo_kernels.triton import Admitted, Described, RunnersUp, Selected
 from rheo_sglang.cuda.heads import HeadShape
 from rheo_sglang.cuda.variant import Variant
 from rheo_sglang.split.cpu_attention import CpuAttention
@@ -16,6 +16,10 @@ from rheo_sglang.split.service import CpuService
 
 MOST_CANDIDATES = 2048
 """Misses per KV head that one step considers for admission."""
+MOST_RUNNERS_UP = 512
+"""Runners-up of one layer that are considered, over all requests and KV heads."""
+RUNNERS_UP_PER_LIST = 128
+"""What a selection knows at most."""
 STAGED_BYTES = 64 * 2**20
 """Fetched pages of one layer that are kept on the device until they are admitted; misses beyond are not admitted."""
 
@@ -41,8 +45,10 @@ class StepBuffers:
         CPU: then loading them goes on behind the layers that follow.
     cuts
         Of every layer, the first column that the CPU attends, ``[B, H]``, int32, if misses are shared.
+    runners_up
+        Of every layer, pages without a frame that the selection left out, if the kernels list them.
     candidates, worth, num_candidates
-        Misses offered frames, ``[H, C]``, int32 and float32, and how many, ``[H]``, int32.
+        Pages offered frames, ``[H, C]``, int32 and float32, and how many, ``[H]``, int32.
     admitted
         Pages that got one, for every layer.
     staged
@@ -60,6 +66,7 @@ class StepBuffers:
     scores: torch.Tensor | None = None
     selected: list[Selected] | None = None
     cuts: list[torch.Tensor] | None = None
+    runners_up: list[RunnersUp] | None = None
     candidates: torch.Tensor | None = None
     worth: torch.Tensor | None = None
     num_candidates: torch.Tensor | None = None
@@ -88,6 +95,8 @@ class DecodeBuffers:
         For up to as many requests, if misses are attended on the CPU.
     service
         The same, if they are shared with it.
+    runners_up
+        Whether the kernels list runners-up, and there are frames to be saved for.
     """
 
     def __init__(
@@ -99,6 +108,7 @@ class DecodeBuffers:
         workspace: Callable[[int, int], Any],
         cpu: CpuAttention | None = None,
         service: CpuService | None = None,
+        runners_up: bool = False,
     ) -> None:
         self.capacity = batch
         self.cpu = cpu
@@ -116,7 +126,10 @@ class DecodeBuffers:
         self.lists = torch.zeros((4, batch * kv * width), dtype=torch.int32, device=device)
         self.misses = torch.zeros((copies, batch * kv * width), dtype=torch.int32, device=device)
         self.counts = torch.zeros((copies, 3, batch * kv), dtype=torch.int32, device=device)
-        room = min(batch * width, self.frames, MOST_CANDIDATES)
+        ahead = MOST_RUNNERS_UP if runners_up else 0
+        self.runners_up = torch.zeros((layers, ahead), dtype=torch.int32, device=device)
+        self.num_runners_up = torch.zeros((layers, batch * kv), dtype=torch.int32, device=device)
+        room = min(batch * (width + RUNNERS_UP_PER_LIST), self.frames, MOST_CANDIDATES)
         self.candidates = torch.zeros(kv * room, dtype=torch.int32, device=device)
         self.worth = torch.zeros(kv * room, dtype=torch.float32, device=device)
         self.num_candidates = torch.zeros(kv, dtype=torch.int32, device=device)
@@ -154,7 +167,14 @@ class DecodeBuffers:
             for copy in (layer % len(misses) for layer in range(layers))
         ]
         views.cuts = [counts[layer % len(misses), 2] for layer in range(layers)]
-        room = min(batch * width, self.frames, MOST_CANDIDATES)
+        ahead = min(self.runners_up.shape[1] // pairs, RUNNERS_UP_PER_LIST)
+        if ahead > 0:
+            shape = batch, kv, ahead
+            views.runners_up = [
+                RunnersUp(pages[: pairs * ahead].view(shape), counts[:pairs].view(batch, kv))
+                for pages, counts in zip(self.runners_up, self.num_runners_up, strict=True)
+            ]
+        room = min(batch * (width + RUNNERS_UP_PER_LIST), self.frames, MOST_CANDIDATES)
         views.scores = self.scores[:batch, :, :columns]
         views.candidates = self.candidates[: kv * room].view(kv, room)
         views.worth = self.worth[: kv * room].view(kv, room)

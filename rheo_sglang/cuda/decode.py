@@ -102,6 +102,7 @@ class CudaDecode:
         self.misses_settled = 0
         self.fresh_tails = False
         self.pending_save: torch.Tensor | None = None
+        self.all_fit = frames.shape[2] >= host.shape[1] - 1
         self.step: StepBuffers | None = None
         self._buffers: list[DecodeBuffers] = []
         self.misses = self._miss_path(cpu_attention)(self.residency, self.attention, self.behind)
@@ -114,8 +115,7 @@ class CudaDecode:
             logger.warning(
                 "rheo: miss_mode='split' needs CPU attention; misses are fetched (miss_mode='fetch')"
             )
-        all_fit = self.frames.shape[2] >= self.host.shape[1] - 1
-        if not cpu_attention or mode == "fetch" or (mode == "auto" and all_fit):
+        if not cpu_attention or mode == "fetch" or (mode == "auto" and self.all_fit):
             return Fetch
         if isinstance(self.attention, CudaAttention):
             return Both
@@ -142,7 +142,16 @@ class CudaDecode:
             service, cpu = self._serve(cpu), None
         workspace = self.attention.workspace
         self._buffers.append(
-            DecodeBuffers(batch, self.variants, self.heads, self.frames, workspace, cpu, service)
+            DecodeBuffers(
+                batch,
+                self.variants,
+                self.heads,
+                self.frames,
+                workspace,
+                cpu,
+                service,
+                self.attention.lists_runners_up and not self.all_fit,
+            )
         )
         return self._buffers[-1]
 
@@ -319,6 +328,7 @@ class CudaDecode:
             step.selected[layer],
             self.residency.accessed[layer],
             self._counters(layer, step),
+            **({} if step.runners_up is None else {"runners_up": step.runners_up[layer]}),
         )
         self.misses.start(layer, step, q, scale)
         self.misses.finish(layer, step, q, scale, out)

@@ -66,7 +66,14 @@ class MissPath(ABC):
 
 
 class Fetch(MissPath):
-    """The kernel that attends the hits reads the misses from host memory, and keeps them for their frames."""
+    """The kernel that attends the hits reads the misses from host memory, and keeps them for their frames.
+
+    Runners-up are loaded behind the layers that follow.
+    """
+
+    def __init__(self, residency: CudaResidency, attention: Attention[Any], behind: SideStream) -> None:
+        super().__init__(residency, attention, behind)
+        self.loading = SideStream(residency.frames.device)
 
     def send(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
         """Nothing goes ahead."""
@@ -92,6 +99,10 @@ class Fetch(MissPath):
                 self.table.frame_of[layer],
                 self.residency.frames[layer],
             )
+            with self.loading.fork():
+                self.residency.load_runners_up(layer, step)
+        if layer == len(self.residency.frames) - 1:
+            self.loading.join()
 
 
 class Split(MissPath):
@@ -131,8 +142,8 @@ class Split(MissPath):
 class Both(MissPath):
     """The attention kernel fetches a part of the misses and has the CPU attend the rest, until both are done.
 
-    Fetched pages go into their frames from where they were kept; the others are loaded behind the layers that follow,
-    as many as the bus has time for.
+    Fetched pages go into their frames from where they were kept; the others, and runners-up, are loaded behind the
+    layers that follow, as many as the bus has time for.
     """
 
     def __init__(self, residency: CudaResidency, attention: Attention[Any], behind: SideStream) -> None:
@@ -170,5 +181,6 @@ class Both(MissPath):
                     page_table,
                     frames,
                 )
+                self.residency.load_runners_up(layer, step)
         if layer == len(self.residency.frames) - 1:
             self.loading.join()

@@ -5,7 +5,17 @@ from __future__ import annotations
 import torch
 
 from rheo_kernels.reference import NEVER_EVICT
-from rheo_kernels.triton import Admitted, Fade, admit, gather_misses, load, place, save, value_frames
+from rheo_kernels.triton import (
+    Admitted,
+    Fade,
+    admit,
+    gather_misses,
+    load,
+    load_runners_up,
+    place,
+    save,
+    value_frames,
+)
 from rheo_sglang.cuda.buffers import StepBuffers
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.tiering import SELECTED
@@ -59,6 +69,8 @@ class CudaResidency:
     ) -> Admitted:
         """Give a step's missed pages frames that it does not read itself, the least valuable ones first.
 
+        Runners-up get those that remain, as far as they are worth more than what is in them.
+
         Their frames hold the previous pages' data until they are filled; nothing reads them before the next step.
 
         Parameters
@@ -86,6 +98,7 @@ class CudaResidency:
             step.worth,
             step.num_candidates,
             most,
+            None if step.runners_up is None else step.runners_up[layer],
             rules,
             table.step,
         )
@@ -132,6 +145,12 @@ class CudaResidency:
     def load(self, layer: int, admitted: Admitted) -> None:
         """Fill the frames of pages that were admitted."""
         load(self.host[layer], self.frames[layer], admitted.pages, admitted.frames, admitted.counts)
+
+    def load_runners_up(self, layer: int, step: StepBuffers) -> None:
+        """Fill the frames of runners-up that were admitted."""
+        if step.runners_up is not None:
+            page_table, frames = self.table.frame_of[layer], self.frames[layer]
+            load_runners_up(self.host[layer], step.runners_up[layer], page_table, frames)
 
     def save(self, pages: torch.Tensor) -> None:
         """Complete the host copies of resident pages, ``[X]``, int32; entries of 0 are skipped."""

@@ -12,7 +12,7 @@ from rheo_kernels.cuda.share import CLOCK, CLOCK_SUMS, CpuShare
 from rheo_sglang.split.cpu_attention import CpuAttention
 
 ALL = 65536
-"""In `CpuShare.rules`: every miss may be loaded."""
+"""In `CpuShare.rules`: every page may be loaded."""
 
 
 class MissTotals(NamedTuple):
@@ -88,7 +88,7 @@ class CpuService:
         self.attention = attention
         self.bell = Doorbell(torch.zeros(WORDS, dtype=torch.int32, pin_memory=True), layers)
         self.clocks = torch.zeros((layers, len(CLOCK)), dtype=torch.int64, device=step.device)
-        self.rules = torch.tensor([[0, ALL]] * layers, dtype=torch.int32, device=step.device)
+        self.rules = torch.tensor([[0, ALL, ALL]] * layers, dtype=torch.int32, device=step.device)
         results = attention.out, attention.lse
         state = self.bell.words, costs, self.clocks, self.rules, step, layers
         self._shares = [CpuShare(*handed, *results, *state) for handed in attention.handed]

@@ -14,7 +14,7 @@ from triton_cases import integers, normal, page_lists, residency, to_device
 from rheo_kernels import reference
 from rheo_kernels.cuda.compile import compile_cubin
 from rheo_kernels.cuda.select_resolve import MAX_PAGES, SOURCE, block_shape, defines, select_resolve
-from rheo_kernels.triton.select_resolve import HitCounters, Selected
+from rheo_kernels.triton.select_resolve import HitCounters, RunnersUp, Selected
 
 SPECIAL = torch.tensor([torch.inf, -torch.inf, torch.nan, -torch.nan, 1.0, -1.0, 3e38, -3e38, 1e-45, -1e-45])
 
@@ -82,7 +82,9 @@ class Inputs:
             residency(case.heads, total, case.frames, rng)[0],
         )
 
-    def run(self, kernel, observed: bool = True) -> tuple[Selected, torch.Tensor | None, HitCounters | None]:
+    def run(
+        self, kernel, observed: bool = True, **options
+    ) -> tuple[Selected, torch.Tensor | None, HitCounters | None]:
         case, device, batch = self.case, self.scores.device, len(self.case.num_pages)
         out = Selected.allocate(batch, case.heads, case.width, device)
         for buffer in out:
@@ -108,6 +110,7 @@ class Inputs:
             out,
             accessed,
             counters,
+            **options,
         )
         return out, accessed, counters
 
@@ -229,6 +232,53 @@ def test_accessed_bits_and_counters_are_optional(rng: torch.Generator) -> None:
     out, _, _ = inputs.run(select_resolve, observed=False)
     for name, mine, theirs in zip(Selected._fields, out, expected(inputs), strict=True):
         assert torch.equal(mine, theirs), name
+
+
+def check_runners_up(case: Case, room: int, rng: torch.Generator) -> int:
+    """Runners-up are the best pages without a frame that were left out, without a gap; how many there are."""
+    inputs = Inputs.draw(case, rng)
+    batch = len(case.num_pages)
+    shape = (batch, case.heads, room)
+    found = RunnersUp(
+        torch.full(shape, -7, dtype=torch.int32, device=rng.device),
+        torch.full(shape[:2], -7, dtype=torch.int32, device=rng.device),
+    )
+    out, _, _ = inputs.run(select_resolve, runners_up=found)
+    for name, mine, theirs in zip(Selected._fields, out, expected(inputs), strict=True):
+        assert torch.equal(mine, theirs), name
+    resident = (inputs.table >= 0).tolist()
+    lists, counts, indices = inputs.pages.tolist(), found.counts.tolist(), out.indices.tolist()
+    for row, (request, pages) in enumerate(zip(inputs.scores.tolist(), case.num_pages, strict=True)):
+        for head, scores in enumerate(request):
+            signed = [math.copysign(math.inf, s) if math.isnan(s) else s for s in scores[:pages]]
+            scored = range(case.sink, pages - max(case.window, 1))
+            left = set(scored) - set(indices[row][head])
+            best = [lists[row][p] for p in sorted(left, key=lambda p: (-signed[p], p))]
+            missing = [page for page in best if not resident[head][page]]
+            count = counts[row][head]
+            assert 0 <= count <= room
+            assert found.pages[row, head, :count].tolist() == missing[:count]
+            assert found.pages[row, head, count:].eq(-7).all()
+    return int(found.counts.sum())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("room", [128, 5])
+@pytest.mark.parametrize("columns", [64, 1000, 4096, 16384])
+def test_runners_up_are_the_best_pages_left_out(
+    columns: int, room: int, kind: str, rng: torch.Generator
+) -> None:
+    counts = [columns, columns // 3, columns - 1, 5][: 4 if columns < 10000 else 1]
+    case = Case(counts, width=columns // 16 + 5, kind=kind, heads=1, frames=columns // 10, spare=0)
+    check_runners_up(case, room, rng)
+
+
+@pytest.mark.gpu
+def test_there_are_runners_up(rng: torch.Generator) -> None:
+    found = [check_runners_up(Case([4000], width=160, frames=400), 128, rng) for _ in range(20)]
+    assert max(found) > 40
+    assert sum(found) > 200
 
 
 def variants() -> Iterator[tuple[int, int]]:

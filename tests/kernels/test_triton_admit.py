@@ -177,7 +177,7 @@ def test_gather_misses_lists_what_is_fetched_and_a_share_of_the_rest(
     num_hits = torch.full((batch, heads), hits, dtype=torch.int32, device=rng.device)
     num_selected = torch.full_like(num_hits, width)
     worth = torch.rand((heads, 5001), generator=rng, device=rng.device)
-    rules = to_device([share, loaded], rng)
+    rules = to_device([share, loaded, 0], rng)
     missed = width - hits
     fetched = missed - (missed * share >> 8)
     draws = []
@@ -187,7 +187,16 @@ def test_gather_misses_lists_what_is_fetched_and_a_share_of_the_rest(
         counts = torch.zeros(heads, dtype=torch.int32, device=rng.device)
         step = torch.tensor(number, dtype=torch.int32, device=rng.device)
         kernels.gather_misses(
-            misses, num_hits, num_selected, worth, 1.0, candidates, values, counts, None, rules, step
+            misses,
+            num_hits,
+            num_selected,
+            worth,
+            1.0,
+            candidates,
+            values,
+            counts,
+            rules=rules,
+            step=step,
         )
         assert counts.eq(batch * missed).all()
         listed = misses[:, :, hits:].transpose(0, 1)
@@ -200,6 +209,66 @@ def test_gather_misses_lists_what_is_fetched_and_a_share_of_the_rest(
         assert abs(int(kept.sum()) - expected) <= 6 * (expected * (1 - loaded / 65536)) ** 0.5
         draws.append(kept)
     assert torch.equal(*draws) == (loaded in (0, 65536))
+
+
+@pytest.mark.parametrize("room", [200, 70, 23])
+@pytest.mark.parametrize("share", [None, 0, 32768, 65536])
+def test_gather_misses_lists_runners_up_after_all_misses(
+    share: int | None, room: int, rng: torch.Generator
+) -> None:
+    from rheo_kernels import triton as kernels
+
+    batch, heads, width, most = 5, 2, 30, 9
+    misses = integers(1, 100, (batch, heads, width), rng)
+    num_hits = torch.full((batch, heads), width - 7, dtype=torch.int32, device=rng.device)
+    num_selected = num_hits + integers(0, 8, (batch, heads), rng)
+    ahead = kernels.RunnersUp(
+        integers(1, 100, (batch, heads, most), rng), integers(0, most + 1, (batch, heads), rng)
+    )
+    worth = torch.rand((heads, 100), generator=rng, device=rng.device)
+    candidates = torch.full((heads, room), -7, dtype=torch.int32, device=rng.device)
+    values = torch.full((heads, room), torch.nan, device=rng.device)
+    counts = torch.zeros(heads, dtype=torch.int32, device=rng.device)
+    ruled = {}
+    if share is not None:
+        step = torch.tensor(3, dtype=torch.int32, device=rng.device)
+        ruled = {"rules": to_device([0, 65536, share], rng), "step": step}
+    kernels.gather_misses(
+        misses,
+        num_hits,
+        num_selected,
+        worth,
+        1.0,
+        candidates,
+        values,
+        counts,
+        runners_up=ahead,
+        **ruled,
+    )
+    for head in range(heads):
+        missed = [
+            page
+            for b in range(batch)
+            for page in misses[b, head, num_hits[b, head] : num_selected[b, head]].tolist()
+        ]
+        left_out = [
+            page for b in range(batch) for page in ahead.pages[b, head, : ahead.counts[b, head]].tolist()
+        ]
+        count = min(len(missed) + len(left_out), room)
+        assert int(counts[head]) == count
+        found = candidates[head].tolist()
+        assert found[count:] == [-7] * (room - count)
+        assert found[: len(missed)] == missed[:room]
+        offered = list(zip(found[len(missed) : count], left_out, strict=False))
+        assert all(page in (-1, expected) for page, expected in offered)
+        if share != 32768:
+            assert all((page == -1) == (share == 0) for page, _ in offered)
+        elif len(offered) > 12:
+            assert {page == -1 for page, _ in offered} == {False, True}
+        boost = (torch.arange(room, device=rng.device) < len(missed)).float()
+        listed = candidates[head] > 0
+        expected_values = worth[head, candidates[head].clamp(min=0).long()] + boost
+        assert torch.equal(values[head][listed], expected_values[listed])
 
 
 @pytest.mark.gpu

@@ -87,6 +87,14 @@ def check(
     kernels.fill_from_host(pinned, misses, first, last, first, 0, table, untouched)
     torch.testing.assert_close(untouched, wanted, rtol=0, atol=0, equal_nan=True)
 
+    pages = integers(1, total, (batch, heads, 6), rng)
+    ahead = kernels.RunnersUp(pages, integers(0, 7, (batch, heads), rng))
+    untouched = torch.full_like(frames, torch.nan)
+    nothing = torch.zeros_like(ahead.counts)
+    wanted = expected_of(table, pages, nothing, ahead.counts, host, untouched)
+    kernels.load_runners_up(pinned, ahead, table, untouched)
+    torch.testing.assert_close(untouched, wanted, rtol=0, atol=0, equal_nan=True)
+
 
 @pytest.mark.parametrize("room", [13, 2])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

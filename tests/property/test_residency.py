@@ -86,11 +86,22 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.table.unsaved[layer, page] = False
         self.unsaved.discard((layer, page))
 
-    @rule(layer=layers, pages=st.lists(page_sets, min_size=HEADS, max_size=HEADS))
-    def select(self, layer: int, pages: list[set[int]]) -> None:
-        """One decode step of one layer: every head selects pages of its own."""
+    @rule(
+        layer=layers,
+        pages=st.lists(page_sets, min_size=HEADS, max_size=HEADS),
+        others=st.lists(page_sets, min_size=HEADS, max_size=HEADS),
+    )
+    def select(self, layer: int, pages: list[set[int]], others: list[set[int]]) -> None:
+        """One decode step of one layer: every head selects pages of its own, and leaves out others."""
         self.table.settle()
         chosen = [self.used(head) for head in pages]
+        left_out = [
+            sorted(set(self.used(rest)) - set(head)) for rest, head in zip(others, chosen, strict=True)
+        ]
+        room = max(map(len, left_out)) + 1
+        runners_up = torch.tensor(
+            [[*rest, *[-1] * (room - len(rest))] for rest in left_out], dtype=torch.int32
+        )
         width = max(map(len, chosen)) + 1
         selected = torch.tensor([[*head, *[-1] * (width - len(head))] for head in chosen], dtype=torch.int32)
         frame = self.table.frame_of[layer].gather(1, selected.clamp(min=0).long())
@@ -99,7 +110,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.table.list_pages(selected.clamp(min=0), torch.tensor([len(head) for head in chosen]))
         self.table.policy.touch(layer, selected[None])
         misses, hits = selected.masked_fill(resident, -1), frame.masked_fill(~resident, -1)
-        self.residency.admit_selected(layer, misses[None], hits[None])
+        self.residency.admit_selected(layer, misses[None], hits[None], runners_up[None])
         pinned = {page for where, page in self.unsaved if where == layer}
         for head, wanted in enumerate(map(set, chosen)):
             held = set(self.table.page_of[layer, head].tolist())
