@@ -21,7 +21,7 @@ from rheo_sglang.recorder import Recorder
 from rheo_sglang.residency import Residency
 from rheo_sglang.selection.selector import Selector
 
-RUNNERS_UP = 32
+RUNNERS_UP = 64
 """Pages that a selection left out and that are offered frames, per request and KV head."""
 
 

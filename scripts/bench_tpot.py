@@ -361,9 +361,11 @@ def main() -> None:
     if arguments.out is None:
         parser.error("--out is needed: the JSON file to write")
     metrics: dict[str, Any] = {"weights": "random, bfloat16", "shape": "Qwen3-8B"}
+    commands = []
     if arguments.out.exists():
-        kept = json.loads(arguments.out.read_text())["metrics"]
-        metrics |= {name: value for name, value in kept.items() if name in ENGINES}
+        before = json.loads(arguments.out.read_text())
+        metrics |= {name: value for name, value in before["metrics"].items() if name in ENGINES}
+        commands.append(before["command"])
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.engines:
             print(f"== {name}", flush=True)
@@ -373,6 +375,7 @@ def main() -> None:
             choice = ["--contexts", *arguments.contexts, "--batches", *map(str, arguments.batches)]
             metrics[name], going_on = run_engine(name, case, Path(folder), choice)
             document = result_document("tpot_gpu", {**ratios(metrics), **metrics}, gpu_in_words())
+            document["command"] = "; ".join([*commands, document["command"]])
             keep_result(arguments.out, document)
             if not going_on:
                 break

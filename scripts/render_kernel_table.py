@@ -26,6 +26,8 @@ def cell(metrics: dict[str, float], kernel: str, tag: str) -> str:
     """Time, bytes and fraction of one measurement, or a dash where there is none."""
     if f"{kernel}_us_{tag}" not in metrics:
         return "-"
+    if f"{kernel}_mb_{tag}" not in metrics:
+        return f"{metrics[f'{kernel}_us_{tag}']:.1f}"
     us, moved, share = (metrics[f"{kernel}_{what}_{tag}"] for what in ("us", "mb", "bw_frac"))
     return f"{us:.1f} / {moved:.{0 if moved >= 100 else 2}f} / {share:.2f}"
 
@@ -39,7 +41,7 @@ def tables(result: dict[str, Any]) -> str:
         f"{result['shape']}. In this run a device copy moves {metrics['device_copy_gbps']:.0f} GB/s (read and "
         f"written), a pinned copy {metrics['pinned_h2d_gbps']:.1f} GB/s to the device and "
         f"{metrics['pinned_d2h_gbps']:.1f} GB/s from it. Each cell is microseconds / MB that must move / fraction "
-        "of the copy's bandwidth."
+        "of the copy's bandwidth; `fa3` is FlashAttention-3's decode over as many tokens as the step attends, alone."
     ]
     for context in CONTEXTS:
         header = [f"{context.upper()} tokens", *(f"batch {batch}" for batch in BATCHES)]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw the tables and the plot of docs/benchmarks/locality.md from docs/benchmarks/results/locality_smollm2.json.
+"""Draw the tables and the plot of docs/benchmarks/locality.md from locality_smollm2.json and runners_up.json.
 
 python scripts/render_locality.py
 """
@@ -20,6 +20,7 @@ NAME = "locality_smollm2"
 PAGE = PLOTS / "locality.md"
 PLOT = PLOTS / "locality_reselection.svg"
 START, END = "<!-- locality_smollm2: start -->", "<!-- locality_smollm2: end -->"
+START_AHEAD, END_AHEAD = "<!-- runners_up: start -->", "<!-- runners_up: end -->"
 PAGE_SIZES = (16, 32)
 LAGS = ("1", "4", "16", "64")
 
@@ -81,6 +82,30 @@ def tables(result: dict[str, Any]) -> str:
     return "\n\n".join([*parts, provenance(result)])
 
 
+def runners_up(result: dict[str, Any]) -> str:
+    """Share of the retrieved pages that is missed with and without runners-up, by source, budget and cache size."""
+    rows = []
+    for key, sizes in result["metrics"].items():
+        source, _, budget = key.rpartition("_")
+        if not isinstance(sizes, dict):
+            continue
+        for size, found in sizes.items():
+            fewer = 1 - found["missed_with"] / found["missed_without"]
+            rows.append(
+                [
+                    source,
+                    f"{float(budget):.0%}",
+                    f"{size}x",
+                    f"{found['missed_without']:.2%}",
+                    f"{found['missed_with']:.2%}",
+                    f"{fewer:.0%}",
+                    f"{found['loaded_ahead_with']:.1f}",
+                ]
+            )
+    header = ["pages of", "budget", "frames", "missed without", "missed with", "fewer", "loaded ahead"]
+    return f"{table(header, rows)}\n\n{provenance(result)}"
+
+
 def plot(metrics: dict[str, Any]) -> None:
     """Re-selection over the lag, model against process, one panel for each page size."""
     plt.rcParams["svg.hashsalt"] = NAME
@@ -106,8 +131,12 @@ def plot(metrics: dict[str, Any]) -> None:
 def main() -> None:
     """Replace what stands between the markers of the page, and the plot."""
     result = json.loads((RESULTS / f"{NAME}.json").read_text())
-    before, rest = PAGE.read_text().split(START)
-    PAGE.write_text(f"{before}{START}\n\n{tables(result)}\n\n{END}{rest.split(END)[1]}")
+    page = PAGE.read_text()
+    ahead = json.loads((RESULTS / "runners_up.json").read_text())
+    for start, end, content in ((START, END, tables(result)), (START_AHEAD, END_AHEAD, runners_up(ahead))):
+        before, rest = page.split(start)
+        page = f"{before}{start}\n\n{content}\n\n{end}{rest.split(end)[1]}"
+    PAGE.write_text(page)
     plot(result["metrics"])
 
 

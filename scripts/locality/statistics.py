@@ -97,7 +97,12 @@ def hit_rate(retrieved: Booleans, cache_size: float, policy: str) -> float:
     return int(hits.sum()) / int(lookups.sum())
 
 
-def residents(retrieved: Booleans, cache_size: float, worths: Iterator[npt.NDArray[Any]]) -> Booleans:
+def residents(
+    retrieved: Booleans,
+    cache_size: float,
+    worths: Iterator[npt.NDArray[Any]],
+    ahead: Booleans | None = None,
+) -> Booleans:
     """Pages that caches hold when each step looks its pages up, ``[C, steps, M]``, bool.
 
     One cache for each row. A step's pages are looked up together, then all are in the cache, and as many other
@@ -111,6 +116,8 @@ def residents(retrieved: Booleans, cache_size: float, worths: Iterator[npt.NDArr
         Capacity relative to the largest number of pages retrieved at one step, rounded up.
     worths
         After every step the worth of all pages, ``[C, M]``, between ``-steps`` and ``steps - 1``.
+    ahead
+        Pages that may enter after each step although it did not retrieve them, ``[C, steps, M]``; none by default.
 
     Raises
     ------
@@ -128,6 +135,8 @@ def residents(retrieved: Booleans, cache_size: float, worths: Iterator[npt.NDArr
     for step, worth in zip(range(steps), worths, strict=True):
         found[:, step] = cached
         wanted = retrieved[:, step]
+        if ahead is not None:
+            cached = cached | ahead[:, step]
         worth = np.where(wanted, steps, np.where(cached, worth, -2 * steps))
         order = np.argpartition(-worth, capacity - 1, axis=1)[:, :capacity]
         kept = np.zeros_like(cached)
