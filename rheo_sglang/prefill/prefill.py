@@ -94,7 +94,7 @@ class Prefill:
         logger.info("rheo: prefill warmed up in %.1f s", time.monotonic() - start)
 
     def begin(self, batch: PrefillBatch) -> None:
-        """Begin a pass: its first layers' prefixes are being staged from now on.
+        """Begin a pass: its first layer's prefixes are being staged from now on.
 
         Parameters
         ----------
@@ -142,7 +142,6 @@ class Prefill:
         out = self.attend(queries, keys, values, batch, scale)
         mass = self.seeding.page_mass(queries, keys, batch, scale)
         self.seeding(layer, mass, keys, values, batch)
-        self.staging.give_back(layer, batch)
         self.stream.join()
         return out.to(q.dtype)
 

@@ -1,4 +1,4 @@
-"""Staging: prefix pages of the next layers, gathered into HBM while a layer computes."""
+"""Staging: prefix pages of the next layer, gathered into HBM beside the attention of a layer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MIB = 1 << 20
 
 
 class Staging:
-    """Two halves, each K and V of one layer; a layer is staged into the half that the layer but one before it left.
+    """Two halves, each K and V of one layer; a layer is staged into one while the last is attended in the other.
 
     Parameters
     ----------
@@ -41,9 +41,11 @@ class Staging:
     Notes
     -----
     Layers have to be taken in order, from 0 on. Copies run on a stream of their own. It waits for the main
-    stream when a pass begins and whenever a half is given back, so it reads only host pages and frames that
-    are complete, and overwrites only what has been attended. The main stream waits for a layer's copies before it
-    takes the layer, hence before it can change that layer's frames.
+    stream when a pass begins and whenever a layer is taken, so it reads only host pages and frames that are complete,
+    and overwrites only what has been attended. The main stream waits for a layer's copies before it takes the layer,
+    hence before it can change that layer's frames.
+
+    Copies begin when a layer's attention does, which takes the longer, the longer the prefix is, as they do.
     """
 
     def __init__(
@@ -71,18 +73,19 @@ class Staging:
         return HALVES * 2 * self.heads * self.head_dim * self.frames.element_size()
 
     def begin(self, batch: PrefillBatch) -> None:
-        """Start to stage the first layers of a pass, after everything that the main stream was given so far."""
+        """Start to stage the first layer of a pass, after everything that the main stream was given so far."""
         if batch.prefix is None:
             return
         self.stream.join()
         self._reserve(batch.staged_tokens)
-        for layer in range(min(HALVES, self.layers)):
-            self._stage(layer, batch, batch.prefix)
+        self._stage(0, batch, batch.prefix)
 
     def take(
         self, layer: int, k: torch.Tensor, v: torch.Tensor, batch: PrefillBatch
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of one layer: staged prefixes, and the chunks behind them.
+
+        From then on the next layer is being staged.
 
         Parameters
         ----------
@@ -96,7 +99,7 @@ class Staging:
         Returns
         -------
         tuple of torch.Tensor
-            ``[Y, H, D]``, to be given back; ``k`` and ``v`` themselves if no request has a prefix.
+            ``[Y, H, D]``, until the next layer is taken; ``k`` and ``v`` themselves if no request has a prefix.
         """
         if batch.prefix is None:
             return k, v
@@ -106,16 +109,13 @@ class Staging:
         keys, values = self._half(layer, batch.staged_tokens)
         keys.index_copy_(0, batch.chunk_rows, k)
         values.index_copy_(0, batch.chunk_rows, v)
+        if layer + 1 < self.layers:
+            self._stage(layer + 1, batch, batch.prefix)
         return keys, values
-
-    def give_back(self, layer: int, batch: PrefillBatch) -> None:
-        """Let the half of a layer that has been attended be overwritten."""
-        if batch.prefix is not None and layer + HALVES < self.layers:
-            self._stage(layer + HALVES, batch, batch.prefix)
 
     def _stage(self, layer: int, batch: PrefillBatch, prefix: StagedPages) -> None:
         alone = self.frames.is_cuda and len(batch.chunk_rows) <= FEW_TOKENS
-        with self.stream.fork():
+        with self.stream.fork(ahead=True):
             self.kernels.stage(
                 self.host[layer],
                 self.frames[layer],
