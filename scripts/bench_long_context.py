@@ -165,7 +165,6 @@ def run_part(part: str, tokens: int, dense: bool, result: ResultFile) -> int:
         scores = {
             "result": str(RESULTS / "locality_smollm2.json"),
             "page_size": KV.page_size,
-            "switch": str(folder / "scores"),
         }
         paths = [str(folder), str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")]
         environment = {

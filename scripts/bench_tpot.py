@@ -254,7 +254,8 @@ def serve(case: EngineCase, switch: Path, kept: Path) -> None:
     run = engine.loop.run_until_complete
     for group in case.groups:
         for context, batch in group:
-            switch.write_text("auto")
+            if case.synthetic:
+                switch.write_text("auto")
             warm = run(measure(engine, context, batch, "warm"))
             found[f"{context}_bs{batch}_cold"] = warm
             for way in MISS_MODES if case.synthetic else ("",):

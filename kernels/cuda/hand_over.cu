@@ -3,9 +3,9 @@
 // send_queries goes first, beside the kernels that make the selection: it needs nothing of it. hand_over is one block. It
 // begins once the selection is there, lets the kernel that attends begin beside it, and ends when the CPU has answered,
 // so that the other waits for its end and nothing but one thread asks over the bus. Pages go in words that bear the
-// ring's number, see reference/handed.py, so that nothing has to be waited for: a fence behind writes to the host's memory ends
-// when all that is being read over the bus has come. Lines of that memory are written as a whole, for the others would
-// have to be read first.
+// ring's number, see reference/handed.py, so that nothing has to be waited for: a fence behind writes to the host's
+// memory ends when all that is being read over the bus has come. Lines of that memory are written as a whole, for the
+// others would have to be read first.
 //
 // Macros: DIM, GROUP (query heads per KV head), WARPS, LINE_WORDS, TAG_SHIFT and TOKEN_BITS (of words), ARGUMENTS_BYTES
 // and QUERIES_BYTES (what the launching side passes), CLOCK_BYTES (a row of the clocks there).
@@ -38,7 +38,7 @@ struct Arguments {
     // On the device:
     const float* costs;       // see division.cuh
     Clock* clocks;            // of every layer
-    int* rules;               // [layers, 3]: the CPU's share of 256 misses, and of 65536 of them and of runners-up, how many to load
+    int* rules;               // [layers, 3]: of 256 misses, the CPU's; of 65536 of those and of runners-up, how many to load
     const int* step;          // scalar
     int lists, heads, width, cpu_width, layer, layers;
 };

@@ -15,7 +15,7 @@ from rheo_sglang.split.cpu_attention import CpuAttention
 from rheo_sglang.split.service import CpuService
 
 MOST_CANDIDATES = 2048
-"""Misses per KV head that one step considers for admission."""
+"""Pages per KV head that one step considers for admission, misses first."""
 MOST_RUNNERS_UP = 512
 """Runners-up of one layer that are considered, over all requests and KV heads."""
 RUNNERS_UP_PER_LIST = 128
@@ -96,7 +96,7 @@ class DecodeBuffers:
     service
         The same, if they are shared with it.
     runners_up
-        Whether the kernels list runners-up, and there are frames to be saved for.
+        Whether the kernels list runners-up, and not every page has a frame anyway.
     """
 
     def __init__(

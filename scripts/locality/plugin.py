@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 ENVIRONMENT = "RHEO_BENCH_LOCALITY"
-"""JSON: ``result`` (the fitted parameters' file), ``page_size``, and ``switch``, a file that says where misses are
-attended (fetch, split or auto)."""
+"""JSON: ``result`` (the fitted parameters' file), ``page_size``, and perhaps ``switch``, a file that says where misses
+are attended (fetch, split or auto)."""
 ENTRY_POINT = "[sglang.srt.plugins]\nrheo-bench-locality = locality.plugin:register\n"
 
 
@@ -39,7 +39,7 @@ def register() -> None:
     from rheo_sglang.cuda.decode import CudaDecode
 
     settings = json.loads(os.environ[ENVIRONMENT])
-    switch = Path(settings["switch"])
+    switch = Path(settings["switch"]) if "switch" in settings else None
     metrics = json.loads(Path(settings["result"]).read_text())["metrics"]
     locality = Locality.from_json(metrics[f"page{settings['page_size']}"]["parameters"])
     prepare, score = CudaDecode.prepare, CudaDecode._score
@@ -55,7 +55,7 @@ def register() -> None:
             costs = Costs(*self.costs.tolist())
             named = {"auto": costs, "fetch": costs._replace(cpu_begin=NEVER), "split": only_cpu(costs)}
             ways.update({name: torch.tensor(values) for name, values in named.items()})
-        if self.costs is not None and switch.exists() and switch.stat().st_mtime_ns != written:
+        if self.costs is not None and switch and switch.exists() and switch.stat().st_mtime_ns != written:
             written = switch.stat().st_mtime_ns
             self.costs.copy_(ways[switch.read_text()])
         if not variant.dense:

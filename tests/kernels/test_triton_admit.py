@@ -140,19 +140,33 @@ def test_rows_of_which_no_frame_is_wanted_are_not_valued(rng: torch.Generator) -
     assert accessed.eq(0).all()
 
 
-@pytest.mark.parametrize("room", [200, 23])
-def test_gather_misses_lists_every_request_in_order(room: int, rng: torch.Generator) -> None:
+def gather(
+    misses: torch.Tensor,
+    num_hits: torch.Tensor,
+    num_selected: torch.Tensor,
+    worth: torch.Tensor,
+    room: int,
+    **options,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Candidates, their values, both with marks where nothing is written, and their number; the boost is 1."""
     from rheo_kernels import triton as kernels
 
+    heads, device = misses.shape[1], misses.device
+    candidates = torch.full((heads, room), -7, dtype=torch.int32, device=device)
+    values = torch.full((heads, room), torch.nan, device=device)
+    counts = torch.full((heads,), -7, dtype=torch.int32, device=device)
+    kernels.gather_misses(misses, num_hits, num_selected, worth, 1.0, candidates, values, counts, **options)
+    return candidates, values, counts
+
+
+@pytest.mark.parametrize("room", [200, 23])
+def test_gather_misses_lists_every_request_in_order(room: int, rng: torch.Generator) -> None:
     batch, heads, width = 5, 2, 30
     misses = integers(1, 100, (batch, heads, width), rng)
     num_selected = integers(0, width + 1, (batch, heads), rng)
     num_hits = (num_selected * torch.rand((batch, heads), generator=rng, device=rng.device)).to(torch.int32)
     worth = torch.rand((heads, 100), generator=rng, device=rng.device)
-    candidates = torch.full((heads, room), -7, dtype=torch.int32, device=rng.device)
-    values = torch.full((heads, room), torch.nan, device=rng.device)
-    counts = torch.full((heads,), -7, dtype=torch.int32, device=rng.device)
-    kernels.gather_misses(misses, num_hits, num_selected, worth, 1.0, candidates, values, counts)
+    candidates, values, counts = gather(misses, num_hits, num_selected, worth, room)
     for head in range(heads):
         listed = [
             int(misses[b, head, column])
@@ -169,8 +183,6 @@ def test_gather_misses_lists_every_request_in_order(room: int, rng: torch.Genera
 def test_gather_misses_lists_what_is_fetched_and_a_share_of_the_rest(
     share: int, loaded: int, rng: torch.Generator
 ) -> None:
-    from rheo_kernels import triton as kernels
-
     batch, heads, width, hits = 3, 2, 400, 7
     misses = torch.randperm(5000, generator=rng, device=rng.device)[: batch * heads * width]
     misses = misses.view(batch, heads, width).to(torch.int32) + 1
@@ -182,21 +194,9 @@ def test_gather_misses_lists_what_is_fetched_and_a_share_of_the_rest(
     fetched = missed - (missed * share >> 8)
     draws = []
     for number in (1, 2):
-        candidates = torch.full((heads, batch * missed), -7, dtype=torch.int32, device=rng.device)
-        values = torch.full(candidates.shape, torch.nan, device=rng.device)
-        counts = torch.zeros(heads, dtype=torch.int32, device=rng.device)
         step = torch.tensor(number, dtype=torch.int32, device=rng.device)
-        kernels.gather_misses(
-            misses,
-            num_hits,
-            num_selected,
-            worth,
-            1.0,
-            candidates,
-            values,
-            counts,
-            rules=rules,
-            step=step,
+        candidates, _, counts = gather(
+            misses, num_hits, num_selected, worth, batch * missed, rules=rules, step=step
         )
         assert counts.eq(batch * missed).all()
         listed = misses[:, :, hits:].transpose(0, 1)
@@ -226,24 +226,12 @@ def test_gather_misses_lists_runners_up_after_all_misses(
         integers(1, 100, (batch, heads, most), rng), integers(0, most + 1, (batch, heads), rng)
     )
     worth = torch.rand((heads, 100), generator=rng, device=rng.device)
-    candidates = torch.full((heads, room), -7, dtype=torch.int32, device=rng.device)
-    values = torch.full((heads, room), torch.nan, device=rng.device)
-    counts = torch.zeros(heads, dtype=torch.int32, device=rng.device)
     ruled = {}
     if share is not None:
         step = torch.tensor(3, dtype=torch.int32, device=rng.device)
         ruled = {"rules": to_device([0, 65536, share], rng), "step": step}
-    kernels.gather_misses(
-        misses,
-        num_hits,
-        num_selected,
-        worth,
-        1.0,
-        candidates,
-        values,
-        counts,
-        runners_up=ahead,
-        **ruled,
+    candidates, values, counts = gather(
+        misses, num_hits, num_selected, worth, room, runners_up=ahead, **ruled
     )
     for head in range(heads):
         missed = [
