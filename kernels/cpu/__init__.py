@@ -13,7 +13,16 @@ Layouts, shape letters and results are those of ``rheo_kernels.reference``. Envi
 from rheo_kernels.cpu.attend import attend
 from rheo_kernels.cpu.doorbell import Doorbell
 from rheo_kernels.cpu.probe import fastest_isa
-from rheo_kernels.cpu.settings import CPU_ISA, available_isas, default_threads
+from rheo_kernels.cpu.settings import CPU_ISA, available_isas, default_threads, placement
 from rheo_kernels.cpu.task import Task
 
-__all__ = ["CPU_ISA", "Doorbell", "Task", "attend", "available_isas", "default_threads", "fastest_isa"]
+__all__ = [
+    "CPU_ISA",
+    "Doorbell",
+    "Task",
+    "attend",
+    "available_isas",
+    "default_threads",
+    "fastest_isa",
+    "placement",
+]

@@ -20,6 +20,11 @@ def forced_isa() -> str | None:
     return os.environ.get(CPU_ISA) or None
 
 
+def placement() -> list[int]:
+    """CPUs of the process's affinity mask, in the order in which threads are placed on them."""
+    return _native.placement()
+
+
 def default_threads() -> int:
     """Threads of a call that names none: ``RHEO_CPU_THREADS``, else one per CPU this process may use.
 

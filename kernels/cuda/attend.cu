@@ -9,10 +9,14 @@
 //
 // Macros: BF16 (else fp16), DIM, PAGE (tokens), GROUP (query heads per KV head), WARPS, STAGES (pages in flight or in
 // use per warp), LISTED (page lists looked up in the page table, else frames), FETCH (one more warp attends misses from
-// host memory with a ring of MISS_STAGES), CPU (it leaves a part of them to the CPU, whose results are merged),
-// ARGUMENTS_BYTES (what the launching side passes).
+// host memory with a ring of MISS_STAGES), CPU (the first block hands a part of them over to the CPU, whose results are
+// merged; see hand_over.cuh for what it needs), ARGUMENTS_BYTES (what the launching side passes).
 
+#if CPU
+#include "hand_over.cuh"
+#else
 #include "division.cuh"
+#endif
 
 namespace {
 
@@ -46,17 +50,17 @@ struct Arguments {
     const int* page_table;         // LISTED: [H, N]
     const int* step;               // scalar
     int* missed_at;                // LISTED: scalar, becomes *step if a page has no frame
-    const float* cpu_out;          // CPU, in memory that it sees: [X, Hq, D]
-    const float* cpu_lse;          // [X, Hq], natural logarithm
-    const float* costs;            // CPU: see division.cuh
-    int* cuts;                     // [B * H], the first column that the CPU attends
-    Clock* clocks;                 // of every layer
     long long stride_qb, stride_qh, stride_ob, stride_oh, stride_fh, stride_ff, stride_hn, stride_hh, stride_th,
         stride_list;
     float scale;                   // softmax scale times log2(e)
-    int heads, width, room;
+    int lists, splits, heads, width, room;
     int loaders;                   // blocks of each list that fetch
-    int layer;
+#if CPU
+    const float* cpu_out;          // in memory that the CPU sees: [X, Hq, D]
+    const float* cpu_lse;          // [X, Hq], natural logarithm
+    int* cuts;                     // [B * H], the first column that the CPU attends
+    HandOver handing;
+#endif
 };
 static_assert(sizeof(Arguments) == ARGUMENTS_BYTES, "attend.py declares other arguments");
 
@@ -373,8 +377,16 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
 #if CPU
     __shared__ int by_cpu;  // pages of this list
 #endif
+#if CPU
+    if (blockIdx.x == 0) {
+        asm volatile("griddepcontrol.wait;" ::: "memory");
+        const Lists lists{a.misses, a.valid, a.num_hits, a.num_selected, a.lists, a.heads, a.width};
+        hand_over<32 * kWarps>(a.handing, lists, *a.step);
+        return;
+    }
+#endif
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = lane / 4, column = lane % 4;
-    const int split = blockIdx.x, splits = gridDim.x, pair = blockIdx.y;
+    const int block = static_cast<int>(blockIdx.x) - CPU, splits = a.splits, split = block % splits, pair = block / splits;
     const int request = pair / a.heads, head = pair % a.heads;
     const bool fetches = FETCH && warp == WARPS;
 
@@ -397,10 +409,8 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
                     query[k][h][i] = member < GROUP ? at[0] | (static_cast<u32>(at[4]) << 16) : 0u;
                 }
     }
-#if !CPU
-    // This may have been launched while the selection was still being made. What hands over waits for it beforehand.
+    // This may have been launched while the selection was still being made.
     asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
 
     // Entry n of the warp's list is at first + n * stride of the request's. Neither depends on how long that is, so the
     // entries are on their way before their number is known.
@@ -414,7 +424,7 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
 #endif
 #if CPU
     if (fetches) {
-        const int handed = divide(a.num_hits, a.num_selected, a.costs, gridDim.y).of(count);
+        const int handed = divide(a.num_hits, a.num_selected, a.handing.costs, a.lists).of(count);
         count -= handed;
         if (lane == 0) by_cpu = handed;
         if (lane == 0 && split == 0) a.cuts[pair] = begin + count;
@@ -531,13 +541,13 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
     __threadfence();
     const float *cpu_out = nullptr, *cpu_lse = nullptr;
 #if CPU
-    Clock& clock = a.clocks[a.layer];
+    Clock& clock = a.handing.clocks[a.handing.layer];
     if (threadIdx.x == 0) atomicMax(&clock.attended, nanoseconds());
     if (by_cpu > 0) {
         cpu_out = a.cpu_out + static_cast<long long>(pair) * GROUP * DIM;
         cpu_lse = a.cpu_lse + pair * GROUP;
-        // What handed over ends when the CPU has answered.
-        asm volatile("griddepcontrol.wait;" ::: "memory");
+        if (threadIdx.x == 0) wait_until_heard(clock, ring_number(*a.step, a.handing.layer, a.handing.layers));
+        __syncthreads();
     }
     if (threadIdx.x == 0) atomicMax(&clock.answered, nanoseconds());
 #endif

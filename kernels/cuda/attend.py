@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
+from rheo_kernels.cuda import load
 from rheo_kernels.cuda.compile import Kernel, UnavailableError, compile_kernel
-from rheo_kernels.cuda.share import CpuShare
-from rheo_kernels.triton import Partials, Selected
+from rheo_kernels.cuda.share import CLOCK, CpuShare
+from rheo_kernels.reference.handed import LINE, TAG_SHIFT, TOKEN_BITS
+from rheo_kernels.triton import Partials, RunnersUp, Selected
 
 LOG2_E = 1.4426950408889634
 SHARED_BYTES = 230_400
@@ -59,10 +61,14 @@ class Workspace(NamedTuple):
     def allocate(
         cls, pairs: int, group: int, dim: int, page_size: int, width: int, device: torch.device
     ) -> Workspace:
-        """Buffers for ``pairs = B * H`` lists of up to ``width`` pages."""
+        """Buffers for ``pairs = B * H`` lists of up to ``width`` pages.
+
+        As many blocks as run at once beside those that load and the one that hands over.
+        """
         ring = Ring.of(4 * dim * page_size)
         assert ring is not None
-        blocks = ring.blocks * torch.cuda.get_device_properties(device).multi_processor_count
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+        blocks = ring.blocks * (processors - load.BLOCKS) - 1
         parts = Partials.allocate(pairs, group, dim, num_splits(pairs, width, blocks), device)
         return cls(parts, torch.zeros(pairs, dtype=torch.int32, device=device))
 
@@ -105,15 +111,33 @@ class _Arguments(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in ("num_hits", "num_selected", "page_table", "step", "missed_at")
         ),
-        *((name, ctypes.c_void_p) for name in ("cpu_out", "cpu_lse", "costs", "cuts", "clocks")),
         *(
             (f"stride_{name}", ctypes.c_longlong)
             for name in ("qb", "qh", "ob", "oh", "fh", "ff", "hn", "hh", "th", "list")
         ),
         ("scale", ctypes.c_float),
-        *((name, ctypes.c_int) for name in ("heads", "width", "room")),
-        *((name, ctypes.c_int) for name in ("loaders", "layer")),
+        *((name, ctypes.c_int) for name in ("lists", "splits", "heads", "width", "room", "loaders")),
     ]
+
+
+class _HandOver(ctypes.Structure):
+    _fields_ = [
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("entries", "counts", "bell", "num_runners_up", "costs", "clocks", "rules")
+        ),
+        *((name, ctypes.c_int) for name in ("width", "layer", "layers")),
+    ]
+
+
+class _SharedArguments(_Arguments):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("cpu_out", "cpu_lse", "cuts")),
+        ("handing", _HandOver),
+    ]
+
+
+_AnyArguments = TypeVar("_AnyArguments", bound=_Arguments)
 
 
 def _defines(
@@ -138,7 +162,11 @@ def _defines(
         "LISTED": int(listed),
         "FETCH": int(fetch),
         "CPU": int(cpu),
-        "ARGUMENTS_BYTES": ctypes.sizeof(_Arguments),
+        "ARGUMENTS_BYTES": ctypes.sizeof(_SharedArguments if cpu else _Arguments),
+        "LINE_WORDS": LINE,
+        "TAG_SHIFT": TAG_SHIFT,
+        "TOKEN_BITS": TOKEN_BITS,
+        "CLOCK_BYTES": 8 * len(CLOCK),
     }
 
 
@@ -168,6 +196,7 @@ def attend_selected(
     cpu: CpuShare | None = None,
     cuts: torch.Tensor | None = None,
     layer: int = 0,
+    runners_up: RunnersUp | None = None,
 ) -> None:
     """Attend the selected pages of each KV head: hits from frames and, if ``host`` is given, misses from there.
 
@@ -193,24 +222,28 @@ def attend_selected(
     staged
         ``[B * H, room, 2, D * P]``: the first ``room`` missed pages of each list are kept here on the way.
     cpu
-        Leaves to the CPU what `hand_over` gave it right before, and merges its results, if given; needs ``host`` and
-        ``out``.
+        Hands the last misses of every list over to the CPU, as many as its share is, and merges its results, if given;
+        needs ``host``, ``out`` and ``cuts``. The queries have been sent, see `send_queries`.
     cuts
         The first column that the CPU attends, ``[B, H]``, int32, contiguous; written.
     layer
         The doorbell's task.
+    runners_up
+        What the selection left out and may be loaded where the bus has time.
 
     Notes
     -----
-    The kernel in front of this one in the stream must be the one that makes the selection, or `hand_over` after it, and
-    must not be q's; this one begins while it ends.
+    The kernel in front of this one in the stream must be the one that makes the selection, and must not be q's; this
+    one begins while it ends.
 
     Reads a page, ``4 * D * P`` bytes, once for the whole GQA group, in one bulk copy; a multiprocessor has up to 224 KB
     of them under way. Bound by device memory for the hits and by PCIe for the misses, which one warp of every block
-    attends meanwhile.
+    attends meanwhile. What the CPU gets takes posted writes over PCIe, 8 bytes a page in whole lines of 128, that
+    nothing waits for.
     """
     pairs, group, dim = _shape(q, frames)
-    arguments = _arguments(q, frames, frames if host is None else host, scale, workspace, out)
+    kind = _Arguments if cpu is None else _SharedArguments
+    arguments = _arguments(kind, q, frames, frames if host is None else host, scale, workspace, out)
     arguments.hits, arguments.misses = selected.hits.data_ptr(), selected.misses.data_ptr()
     arguments.valid = selected.valid.data_ptr()
     arguments.num_hits, arguments.num_selected = (
@@ -222,11 +255,11 @@ def attend_selected(
     if staged is not None:
         arguments.staged, arguments.room = staged.data_ptr(), staged.shape[1]
     if cpu is not None and cuts is not None:
+        arguments.step = cpu.step.data_ptr()
         arguments.cpu_out, arguments.cpu_lse = cpu.out.data_ptr(), cpu.lse.data_ptr()
-        arguments.costs, arguments.cuts = cpu.costs.data_ptr(), cuts.data_ptr()
-        arguments.clocks, arguments.layer = cpu.clocks.data_ptr(), layer
+        arguments.cuts, arguments.handing = cuts.data_ptr(), _handing(cpu, layer, runners_up)
     modes = (False, host is not None, cpu is not None)
-    _launch(dim, page_size, group, q.dtype, modes, workspace, pairs, arguments)
+    _launch(dim, page_size, group, q.dtype, modes, pairs * workspace.parts.splits, arguments)
 
 
 def attend_listed(
@@ -259,13 +292,13 @@ def attend_listed(
         Scalars, int32: ``missed_at`` becomes ``step`` if any page had no frame.
     """
     pairs, group, dim = _shape(q, frames)
-    arguments = _arguments(q, frames, host, scale, workspace, out)
+    arguments = _arguments(_Arguments, q, frames, host, scale, workspace, out)
     arguments.hits, arguments.num_hits = pages.data_ptr(), seq_lens.data_ptr()
     arguments.page_table, arguments.stride_th = page_table.data_ptr(), page_table.stride(0)
     arguments.width, arguments.stride_list = pages.shape[1], pages.stride(0)
     if missed_at is not None and step is not None:
         arguments.missed_at, arguments.step = missed_at.data_ptr(), step.data_ptr()
-    _launch(dim, page_size, group, q.dtype, (True, False, False), workspace, pairs, arguments)
+    _launch(dim, page_size, group, q.dtype, (True, False, False), pairs * workspace.parts.splits, arguments)
 
 
 def _shape(q: torch.Tensor, frames: torch.Tensor) -> tuple[int, int, int]:
@@ -274,15 +307,27 @@ def _shape(q: torch.Tensor, frames: torch.Tensor) -> tuple[int, int, int]:
     return batch * heads, queries // heads, dim
 
 
+def _handing(cpu: CpuShare, layer: int, runners_up: RunnersUp | None) -> _HandOver:
+    shared = ("entries", "counts", "bell", "costs", "clocks", "rules")
+    return _HandOver(
+        **{name: getattr(cpu, name).data_ptr() for name in shared},
+        num_runners_up=None if runners_up is None else runners_up.counts.data_ptr(),
+        width=cpu.entries.shape[2],
+        layer=layer,
+        layers=cpu.layers,
+    )
+
+
 def _arguments(
+    kind: type[_AnyArguments],
     q: torch.Tensor,
     frames: torch.Tensor,
     host: torch.Tensor,
     scale: float,
     workspace: Workspace,
     out: torch.Tensor | None,
-) -> _Arguments:
-    arguments = _Arguments(
+) -> _AnyArguments:
+    arguments = kind(
         q=q.data_ptr(),
         split_out=workspace.parts.out.data_ptr(),
         split_lse=workspace.parts.lse.data_ptr(),
@@ -296,6 +341,8 @@ def _arguments(
         stride_hn=host.stride(0),
         stride_hh=host.stride(1),
         scale=scale * LOG2_E,
+        lists=q.shape[0] * frames.shape[0],
+        splits=workspace.parts.splits,
         heads=frames.shape[0],
     )
     if out is not None:
@@ -309,12 +356,11 @@ def _launch(
     group: int,
     dtype: torch.dtype,
     modes: tuple[bool, bool, bool],
-    workspace: Workspace,
-    pairs: int,
+    blocks: int,
     arguments: _Arguments,
 ) -> None:
     """Launch the kernel for a shape and what it does: whole lists, fetching, sharing with the CPU."""
     kernel, ring, shared = _kernel(dim, page_size, group, dtype, *modes)
-    listed, fetch, _ = modes
+    listed, fetch, cpu = modes
     threads = 32 * (ring.warps + (1 if fetch else 0))
-    kernel.launch((workspace.parts.splits, pairs, 1), threads, shared, arguments, early=not listed)
+    kernel.launch((blocks + (1 if cpu else 0), 1, 1), threads, shared, arguments, early=not listed)

@@ -29,6 +29,7 @@ struct Clock {
     u64 attended;  // when the GPU had attended hits and what it fetched
     u64 answered;  // when it also knew of the CPU's results
     u64 ended;     // when everything was merged
+    u64 heard;     // number of the ring that the CPU answered last
     u64 steps, sum_expected, sum_rung, sum_attended, sum_answered, sum_ended;  // times since the layer began
 };
 

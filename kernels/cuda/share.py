@@ -25,8 +25,9 @@ class Costs(NamedTuple):
 
 
 CLOCK_SUMS = ("steps", "sum_expected", "sum_rung", "sum_attended", "sum_answered", "sum_ended")
-CLOCK = ("began", "expected", "rung", "attended", "answered", "ended", *CLOCK_SUMS)
-"""Columns of `CpuShare.clocks`, in nanoseconds: the latest step's, and sums over the steps before it with misses."""
+CLOCK = ("began", "expected", "rung", "attended", "answered", "ended", "heard", *CLOCK_SUMS)
+"""Columns of `CpuShare.clocks`, in nanoseconds: the latest step's, the number of the latest ring that was answered, and
+sums over the steps before with misses."""
 
 
 class CpuShare(NamedTuple):

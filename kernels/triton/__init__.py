@@ -9,7 +9,7 @@ from rheo_kernels.triton.append import append
 from rheo_kernels.triton.attend import attend
 from rheo_kernels.triton.describe import Described, Share, describe
 from rheo_kernels.triton.fetch import attend_fetch, fetch_splits
-from rheo_kernels.triton.fill import fill, fill_from_host, load_runners_up
+from rheo_kernels.triton.fill import fill
 from rheo_kernels.triton.hand_over import hand_over
 from rheo_kernels.triton.importance import update_importance
 from rheo_kernels.triton.listed import attend_listed
@@ -44,11 +44,9 @@ __all__ = [
     "describe",
     "fetch_splits",
     "fill",
-    "fill_from_host",
     "gather_misses",
     "hand_over",
     "load",
-    "load_runners_up",
     "merge",
     "num_splits",
     "page_mass",

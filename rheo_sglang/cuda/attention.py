@@ -192,10 +192,10 @@ class CudaAttention(Attention[Any]):
 
     def __init__(self, host: torch.Tensor, frames: torch.Tensor, heads: HeadShape, page_size: int) -> None:
         super().__init__(host, frames, heads, page_size)
-        from rheo_kernels.cuda import attend, hand_over, select_resolve
+        from rheo_kernels.cuda import attend, select_resolve, send_queries
 
         self.kernels = attend
-        self.send_queries, self.hand_over = hand_over.send_queries, hand_over.hand_over
+        self.send_queries = send_queries.send_queries
         self.select_resolve = select_resolve.select_resolve
 
     def workspace(self, batch: int, width: int) -> Any:
@@ -233,8 +233,6 @@ class CudaAttention(Attention[Any]):
 
         With a ``share``, the queries have been sent.
         """
-        if share is not None:
-            self.hand_over(q, selected, share, layer, runners_up)
         self.kernels.attend_selected(
             q,
             self.frames[layer],
@@ -248,6 +246,7 @@ class CudaAttention(Attention[Any]):
             share,
             cuts,
             layer,
+            runners_up,
         )
 
     def listed(

@@ -26,6 +26,7 @@ from rheo_sglang.cuda.streams import SideStream
 from rheo_sglang.cuda.variant import Variant, make_variants, pick_variant
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.recorder import Recorder
+from rheo_sglang.split.cores import keep_to_spare_cores
 from rheo_sglang.split.cpu_attention import CpuAttention, default_cpu_threads
 from rheo_sglang.split.service import CpuService, miss_report
 
@@ -160,6 +161,7 @@ class CudaDecode:
         assert isinstance(self.attention, CudaAttention)
         costs = self.costs
         if costs is None:
+            keep_to_spare_cores(cpu.threads)
             costs = self.costs = torch.tensor(ALL_ON_CPU, dtype=torch.float32, device=self.frames.device)
         service = CpuService(cpu, len(self.frames), self.table.step, costs)
         if not self._buffers:

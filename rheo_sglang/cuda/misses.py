@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from rheo_kernels.triton import fill, fill_from_host, merge
+from rheo_kernels.cuda.load import Candidates
+from rheo_kernels.triton import fill, merge
 from rheo_sglang.cuda.attention import Attention, CudaAttention, TritonAttention
 from rheo_sglang.cuda.buffers import StepBuffers
 from rheo_sglang.cuda.residency import CudaResidency
@@ -99,8 +100,9 @@ class Fetch(MissPath):
                 self.table.frame_of[layer],
                 self.residency.frames[layer],
             )
-            with self.loading.fork():
-                self.residency.load_runners_up(layer, step)
+            if step.runners_up is not None:
+                with self.loading.fork():
+                    self.residency.load_admitted(layer, Candidates.of_runners_up(step.runners_up[layer]))
         if layer == len(self.residency.frames) - 1:
             self.loading.join()
 
@@ -171,16 +173,8 @@ class Both(MissPath):
         with self.behind.fork():
             fill(staged, selected.misses, selected.num_hits, cuts, page_table, frames)
             with self.loading.fork():
-                fill_from_host(
-                    self.residency.host[layer],
-                    selected.misses,
-                    selected.num_hits,
-                    selected.num_selected,
-                    cuts,
-                    staged.shape[1],
-                    page_table,
-                    frames,
-                )
-                self.residency.load_runners_up(layer, step)
+                misses = Candidates.of_misses(selected, cuts, staged.shape[1])
+                ahead = () if step.runners_up is None else (Candidates.of_runners_up(step.runners_up[layer]),)
+                self.residency.load_admitted(layer, misses, *ahead)
         if layer == len(self.residency.frames) - 1:
             self.loading.join()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from rheo_kernels.cuda.load import Candidates, load_admitted
 from rheo_kernels.reference import NEVER_EVICT
 from rheo_kernels.triton import (
     Admitted,
@@ -11,7 +12,6 @@ from rheo_kernels.triton import (
     admit,
     gather_misses,
     load,
-    load_runners_up,
     place,
     save,
     value_frames,
@@ -146,11 +146,9 @@ class CudaResidency:
         """Fill the frames of pages that were admitted."""
         load(self.host[layer], self.frames[layer], admitted.pages, admitted.frames, admitted.counts)
 
-    def load_runners_up(self, layer: int, step: StepBuffers) -> None:
-        """Fill the frames of runners-up that were admitted."""
-        if step.runners_up is not None:
-            page_table, frames = self.table.frame_of[layer], self.frames[layer]
-            load_runners_up(self.host[layer], step.runners_up[layer], page_table, frames)
+    def load_admitted(self, layer: int, *candidates: Candidates) -> None:
+        """Fill the frames of those candidates that were admitted; see `rheo_kernels.cuda.load`."""
+        load_admitted(self.host[layer], self.table.frame_of[layer], self.frames[layer], *candidates)
 
     def save(self, pages: torch.Tensor) -> None:
         """Complete the host copies of resident pages, ``[X]``, int32; entries of 0 are skipped."""

@@ -13,7 +13,7 @@ import pytest
 import torch
 from cpu_cases import assert_attended, random_case
 
-from rheo_kernels.cpu import _native, attend, default_threads
+from rheo_kernels.cpu import _native, attend, default_threads, placement
 
 PROGRAM = """
 import os, torch
@@ -74,6 +74,50 @@ def test_threads_are_pinned_to_the_allowed_cpus() -> None:
     assert len({place[0] for place in places}) == min(3, len(os.sched_getaffinity(0)))
 
 
+def test_other_threads_keep_to_the_cores_that_are_left() -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two CPUs")
+    done = run_program(
+        "import pathlib, threading, time\n"
+        "from rheo_sglang.split.cores import keep_to_spare_cores\n"
+        "other = threading.Thread(target=time.sleep, args=(0.5,))\n"
+        "other.start()\n"
+        "call()\n"
+        "before = os.sched_getaffinity(0)\n"
+        "spare = keep_to_spare_cores(len(before) - 1)\n"
+        "assert len(spare) == 1 and set(spare) < before\n"
+        "for task in pathlib.Path('/proc/self/task').iterdir():\n"
+        "    attends = (task / 'comm').read_text().startswith('rheo-cpu-')\n"
+        "    print(attends, os.sched_getaffinity(int(task.name)) == set(spare))\n"
+    )
+    places = [line.split() for line in done.stdout.splitlines()]
+    assert ["False", "True"] in places, done.stderr
+    assert ["False", "False"] not in places
+    assert ["True", "True"] not in places or len(os.sched_getaffinity(0)) < 4
+
+
+def test_threads_that_a_job_does_without_are_left_asleep() -> None:
+    done = run_program(
+        "import pathlib, time\n"
+        "call()\n"
+        "time.sleep(0.2)\n"
+        "def switches(name):\n"
+        "    for task in pathlib.Path('/proc/self/task').iterdir():\n"
+        "        if (task / 'comm').read_text().strip() == name:\n"
+        "            lines = (task / 'status').read_text().splitlines()\n"
+        "            return int(next(line for line in lines if line.startswith('voluntary')).split()[1])\n"
+        "needed, spare = 'rheo-cpu-1', 'rheo-cpu-3'\n"
+        "before = switches(needed), switches(spare)\n"
+        "for _ in range(20):\n"
+        "    attend(q, blocks, index, valid, 0.125, 16, threads=2)\n"
+        "    time.sleep(0.01)\n"
+        "print(switches(needed) - before[0], switches(spare) - before[1])\n"
+    )
+    needed, spare = map(int, done.stdout.split())
+    assert needed >= 10, done.stderr
+    assert spare == 0
+
+
 def test_idle_threads_sleep() -> None:
     case = random_case(pages=40, width=40)
     attend(*case.operands, threads=2)
@@ -93,7 +137,7 @@ def test_idle_threads_sleep() -> None:
 
 def test_the_environment_sets_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RHEO_CPU_THREADS", raising=False)
-    assert default_threads() == len(os.sched_getaffinity(0)) == _native.cpus()
+    assert default_threads() == len(os.sched_getaffinity(0)) == len(placement())
     monkeypatch.setenv("RHEO_CPU_THREADS", "3")
     assert default_threads() == 3
 

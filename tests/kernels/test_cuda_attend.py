@@ -14,7 +14,7 @@ SHAPES = [dataclasses.replace(shape, heads=2) for shape in GPU_SHAPES]
 
 def test_the_source_compiles_for_hopper() -> None:
     pytest.importorskip("cuda.bindings.nvrtc", reason="needs NVRTC and its bindings")
-    from rheo_kernels.cuda import hand_over
+    from rheo_kernels.cuda import load, send_queries
     from rheo_kernels.cuda.attend import Ring, _defines
     from rheo_kernels.cuda.compile import compile_cubin
 
@@ -23,7 +23,8 @@ def test_the_source_compiles_for_hopper() -> None:
     for modes in ((False, False, False), (True, False, False), (False, True, False), (False, True, True)):
         defines = _defines(ring, 128, 32, 4, torch.bfloat16, *modes)
         assert compile_cubin("attend.cu", tuple(defines.items()), "90")
-    assert compile_cubin("hand_over.cu", tuple(hand_over.defines(128, 4).items()), "90")
+    assert compile_cubin("send_queries.cu", tuple(send_queries.defines(32 * 128, 128).items()), "90")
+    assert compile_cubin("load.cu", tuple(load.defines(4 * 128 * 32)[0].items()), "90")
 
 
 class Problem:
@@ -192,7 +193,7 @@ def test_the_cpu_s_part_and_the_gpu_s_make_exact_attention(
     shape: Shape, costs: tuple[float, ...], rng: torch.Generator
 ) -> None:
     from rheo_kernels.cuda.attend import Workspace, attend_selected
-    from rheo_kernels.cuda.hand_over import hand_over, send_queries
+    from rheo_kernels.cuda.send_queries import send_queries
     from rheo_sglang.split.cpu_attention import CpuAttention
     from rheo_sglang.split.service import CpuService
 
@@ -214,7 +215,6 @@ def test_the_cpu_s_part_and_the_gpu_s_make_exact_attention(
         out = torch.full_like(problem.q, torch.nan)
         staged = torch.zeros((3 * shape.heads, 7, 2, shape.block), dtype=shape.dtype, device="cuda")
         send_queries(problem.q, share)
-        hand_over(problem.q, selected, share, 0)
         attend_selected(
             problem.q,
             problem.frames,

@@ -7,7 +7,7 @@
 #include <chrono>
 #include <csignal>
 
-#include "topology.hpp"
+#include "pool.hpp"
 
 namespace rheo {
 namespace {
@@ -39,7 +39,7 @@ void Doorbell::close() {
 void Doorbell::serve(uint32_t seen) {
     cpu_set_t mask;
     CPU_ZERO(&mask);
-    CPU_SET(placement_order().front(), &mask);
+    CPU_SET(Pool::instance().placement().front(), &mask);
     pthread_setaffinity_np(pthread_self(), sizeof mask, &mask);
     pthread_setname_np(pthread_self(), "rheo-doorbell");
 

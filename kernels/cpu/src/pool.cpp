@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <climits>
 #include <csignal>
 #include <string>
 #include <thread>
@@ -83,26 +82,36 @@ void Pool::reserve(int participants) {
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
-uint32_t Pool::wait_for_job(uint32_t seen) {
+uint32_t Pool::wait_for_job(int index, uint32_t seen) {
+    Worker& self = workers_[index];
     const auto begin = std::chrono::steady_clock::now();
     const bool may_spin = size_.load(std::memory_order_relaxed) < cpus();
     for (int spins = 1;; ++spins) {
         const uint32_t epoch = job_.epoch.load(std::memory_order_acquire);
-        if (epoch != seen) return epoch;
+        if (epoch != seen) {
+            if (index < job_.helpers.load(std::memory_order_relaxed)) return epoch;
+            seen = epoch;
+        }
         pause();
         if (may_spin && (spins % kSpinsPerLook != 0 || std::chrono::steady_clock::now() - begin < kSpin))
             continue;
-        sleepers_.fetch_add(1);
-        if (job_.epoch.load() == seen) futex(job_.epoch, FUTEX_WAIT, seen);
-        sleepers_.fetch_sub(1);
+        self.asleep.store(1);
+        if (job_.epoch.load() == seen) futex(self.asleep, FUTEX_WAIT, 1);
+        self.asleep.store(0);
     }
+}
+
+void Pool::wake(Worker& worker) {
+    if (worker.asleep.load() == 0) return;
+    worker.asleep.store(0);
+    futex(worker.asleep, FUTEX_WAKE, 1);
 }
 
 void Pool::work(int index) {
     pin_and_name(placement_[(index + 1) % placement_.size()], index);
     Worker& self = workers_[index];
     for (uint32_t epoch = 0;;) {
-        epoch = wait_for_job(epoch);
+        epoch = wait_for_job(index, epoch);
         // Announce first, then look whether the job is still open: its caller closes it first and then looks
         // who is inside, so one of the two sees the other.
         self.inside.store(epoch);
@@ -142,7 +151,7 @@ int Pool::run(int participants, int chunks, Body body, void* context) {
     if (epoch == 0) epoch = 1;
     job_.open.store(epoch);
     job_.epoch.store(epoch);
-    if (sleepers_.load() > 0) futex(job_.epoch, FUTEX_WAKE, INT_MAX);
+    for (int index = 0; index + 1 < participants; ++index) wake(workers_[index]);
 
     body(context, 0, 0);
     take_shared(0);

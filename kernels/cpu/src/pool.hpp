@@ -12,10 +12,10 @@ namespace rheo {
 // The caller is participant 0 and works too; worker i is participant i + 1 and pinned to the CPU at i + 1 of
 // placement_order(), which leaves the first for the caller (it is not pinned: the thread is not ours).
 //
-// Workers spin for a while after a job, so that the layers of one decode step pay no wake-up, and then sleep
-// on a futex. Every participant has a first chunk of its own, claimed in its own cache line, and takes others
-// from a counter; the caller claims the first chunks of those that did not come, so that a worker that wakes
-// late or lost its core delays nobody.
+// Workers spin for a while after a job of theirs, so that the layers of one decode step pay no wake-up, and then
+// sleep on a futex, each on its own: those that jobs do without leave their cores to others. Every participant has
+// a first chunk of its own, claimed in its own cache line, and takes others from a counter; the caller claims the
+// first chunks of those that did not come, so that a worker that wakes late or lost its core delays nobody.
 class Pool {
   public:
     using Body = void (*)(void* context, int participant, int chunk);
@@ -26,8 +26,9 @@ class Pool {
     // anew in a forked child, which inherits no threads.
     static Pool& instance();
 
-    // CPUs of the affinity mask at the time the pool was made.
+    // CPUs of the affinity mask at the time the pool was made: how many, and the order in which they are used.
     int cpus() const { return static_cast<int>(placement_.size()); }
+    const std::vector<int>& placement() const { return placement_; }
 
     // Starts threads, so that jobs of this many participants start none. At most kMaxThreads.
     void reserve(int participants);
@@ -42,11 +43,13 @@ class Pool {
     struct alignas(64) Worker {
         std::atomic<uint32_t> inside{0};   // number of the job that it is at, 0 = none
         std::atomic<uint32_t> claimed{0};  // number of the latest job whose first chunk is taken
+        std::atomic<uint32_t> asleep{0};   // 1 while it sleeps, or is about to
     };
 
     Pool();
     void work(int index);
-    uint32_t wait_for_job(uint32_t seen);
+    uint32_t wait_for_job(int index, uint32_t seen);
+    static void wake(Worker& worker);
     bool claim_first(int index, uint32_t job);
     void take_shared(int participant);
 
@@ -57,7 +60,7 @@ class Pool {
 
     // One cache line, which is all that a worker reads to begin.
     struct alignas(64) Job {
-        std::atomic<uint32_t> epoch{0};  // number of the latest job; what sleepers wait on
+        std::atomic<uint32_t> epoch{0};  // number of the latest job
         std::atomic<uint32_t> open{0};   // number of the job that may be entered, 0 = none
         // Written between jobs only, while no worker is inside.
         Body body = nullptr;
@@ -68,7 +71,6 @@ class Pool {
 
     Job job_;
     alignas(64) std::atomic<int> next_chunk_{0};
-    alignas(64) std::atomic<int> sleepers_{0};
 };
 
 }  // namespace rheo

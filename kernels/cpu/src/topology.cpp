@@ -93,7 +93,9 @@ std::vector<int> placement_order() {
     auto nodes = node_of_cpu();
     std::map<std::pair<int, int>, int> turns;
     std::vector<Place> places;
-    for (int cpu : allowed_cpus()) {
+    const auto allowed = allowed_cpus();
+    for (auto at = allowed.rbegin(); at != allowed.rend(); ++at) {
+        const int cpu = *at;
         const int thread = thread_of_core(cpu), node = nodes[cpu];
         places.push_back({thread, turns[{thread, node}]++, node, cpu});
     }

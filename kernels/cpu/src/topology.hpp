@@ -6,7 +6,8 @@
 namespace rheo {
 
 // CPUs of the calling thread's affinity mask: one per core before any second hardware thread, and taking the
-// NUMA nodes in turn, so that any number of threads is spread evenly over cores and over memory controllers.
+// NUMA nodes in turn, so that any number of threads is spread evenly over cores and over memory controllers. The last
+// cores come first, for interrupts and whatever else runs on a system tend to be on the first ones.
 std::vector<int> placement_order();
 
 }  // namespace rheo

@@ -1,0 +1,123 @@
+// load: pages that were admitted, from host memory into their frames.
+//
+// Which of the candidates were is known only once this runs, so every warp looks at 32 of them at a time and copies those
+// that have a frame, by bulk copies through a ring of its own in shared memory. A few multiprocessors have enough bytes
+// under way to fill the bus that way, and the model's kernels keep the others for themselves.
+//
+// Macros: BLOCK_BYTES (of a page, K and V), WARPS, STAGES (pages under way per warp), ARGUMENTS_BYTES (what the launching
+// side passes).
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+namespace {
+
+constexpr u32 kAll = 0xffffffffu;
+
+struct Candidates {
+    const int* pages;     // [B * H, width]
+    const int* first;     // [B * H]; null: 0
+    const int* cuts;      // [B * H]: pages from the lesser of `cuts` and `first` + `room` on; null: from `first` on
+    const int* last;      // [B * H]; null: there are none
+    int width, room;
+};
+
+struct Arguments {
+    const unsigned char* host;  // one layer's, [N, H, BLOCK_BYTES]
+    unsigned char* frames;      // one layer's, [H, F, BLOCK_BYTES]
+    const int* page_table;      // [H, N]
+    long long stride_hn, stride_hh, stride_fh, stride_ff, stride_th;  // bytes; of the table, entries
+    Candidates candidates[2];
+    int lists, heads;
+};
+static_assert(sizeof(Arguments) == ARGUMENTS_BYTES, "load.py declares other arguments");
+
+__device__ __forceinline__ u32 shared_address(const void* pointer) {
+    return static_cast<u32>(__cvta_generic_to_shared(pointer));
+}
+
+// A warp's pages under way. One lane calls.
+struct Ring {
+    unsigned char* pages;  // [STAGES][BLOCK_BYTES]
+    u64* barriers;         // [STAGES]
+    u64* targets;          // [STAGES]
+    int taken = 0, stored = 0;
+
+    __device__ __forceinline__ void take(u64 source, u64 target) {
+        if (taken - stored == STAGES) {
+            store();
+            asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+        }
+        const int slot = taken++ % STAGES;
+        const u32 barrier = shared_address(barriers + slot);
+        targets[slot] = target;
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(BLOCK_BYTES) : "memory");
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                         shared_address(pages + slot * BLOCK_BYTES)),
+                     "l"(source), "r"(BLOCK_BYTES), "r"(barrier)
+                     : "memory");
+    }
+
+    // The page that has been under way for longest, once it is there.
+    __device__ __forceinline__ void store() {
+        const int slot = stored % STAGES, phase = stored / STAGES % 2;
+        ++stored;
+        asm volatile(
+            "{\n"
+            ".reg .pred done;\n"
+            "AGAIN:\n"
+            "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+            "@!done bra AGAIN;\n"
+            "}" ::"r"(shared_address(barriers + slot)),
+            "r"(phase)
+            : "memory");
+        asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(targets[slot]),
+                     "r"(shared_address(pages + slot * BLOCK_BYTES)), "r"(BLOCK_BYTES)
+                     : "memory");
+        asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+    }
+
+    __device__ __forceinline__ void finish() {
+        while (stored < taken) store();
+        asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+    }
+};
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS) load(const __grid_constant__ Arguments a) {
+    extern __shared__ __align__(128) unsigned char memory[];
+    __shared__ __align__(8) u64 barriers[WARPS * STAGES];
+    __shared__ u64 targets[WARPS * STAGES];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = gridDim.x * WARPS;
+    const int self = warp * gridDim.x + blockIdx.x;
+    if (threadIdx.x < WARPS * STAGES)
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barriers + threadIdx.x)) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    __syncthreads();
+    Ring ring{memory + warp * STAGES * BLOCK_BYTES, barriers + warp * STAGES, targets + warp * STAGES};
+#pragma unroll
+    for (int kind = 0; kind < 2; ++kind) {
+        const Candidates& c = a.candidates[kind];
+        if (c.last == nullptr) continue;
+        const int turns = (c.width + 31) / 32 * a.lists;
+        for (int turn = self; turn < turns; turn += warps) {
+            const int list = turn % a.lists, head = list % a.heads, last = c.last[list];
+            int column = turn / a.lists * 32 + lane + (c.first ? c.first[list] : 0);
+            if (c.cuts) column += max(min(c.cuts[list] - c.first[list], c.room), 0);
+            u64 source = 0, target = 0;
+            if (column < last) {
+                const int page = c.pages[static_cast<long long>(list) * c.width + column];
+                const int frame = a.page_table[head * a.stride_th + page];
+                source = reinterpret_cast<u64>(a.host + page * a.stride_hn + head * a.stride_hh);
+                if (frame >= 0) target = reinterpret_cast<u64>(a.frames + head * a.stride_fh + frame * a.stride_ff);
+            }
+            for (u32 admitted = __ballot_sync(kAll, target != 0); admitted; admitted &= admitted - 1) {
+                const int i = __ffs(admitted) - 1;
+                const u64 from = __shfl_sync(kAll, source, i), to = __shfl_sync(kAll, target, i);
+                if (lane == 0) ring.take(from, to);
+            }
+        }
+    }
+    if (lane == 0) ring.finish();
+}

@@ -1,0 +1,120 @@
+"""load: pages that were admitted, from host memory into their frames, by few multiprocessors."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import NamedTuple
+
+import torch
+
+from rheo_kernels.cuda.compile import compile_kernel
+from rheo_kernels.triton import RunnersUp, Selected
+
+BLOCKS = 4
+"""Multiprocessors that load."""
+MOST_WARPS = 4
+SHARED_BYTES = 229_376
+"""Shared memory that they use, at most."""
+KINDS = 2
+
+
+class Candidates(NamedTuple):
+    """Pages of every list that were to be admitted."""
+
+    pages: torch.Tensor
+    """``[B, H, X]``, int32, contiguous."""
+    last: torch.Tensor
+    """The column behind the last, ``[B, H]``, int32, contiguous."""
+    first: torch.Tensor | None = None
+    """The first column, ``[B, H]``, int32, contiguous; None: 0."""
+    cuts: torch.Tensor | None = None
+    """Columns from ``first`` on are skipped up to here, ``[B, H]``, int32, contiguous."""
+    room: int = 0
+    """At most that many."""
+
+    @classmethod
+    def of_misses(cls, selected: Selected, cuts: torch.Tensor, room: int) -> Candidates:
+        """A selection's misses, less those that were fetched, up to ``cuts``, and kept, ``room`` of a list."""
+        return cls(selected.misses, selected.num_selected, selected.num_hits, cuts, room)
+
+    @classmethod
+    def of_runners_up(cls, runners_up: RunnersUp) -> Candidates:
+        """All runners-up."""
+        return cls(runners_up.pages, runners_up.counts)
+
+
+class _Candidates(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("pages", "first", "cuts", "last")),
+        *((name, ctypes.c_int) for name in ("width", "room")),
+    )
+
+
+class Arguments(ctypes.Structure):
+    """The kernel's parameter; the source says what each field is."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("host", "frames", "page_table")),
+        *((f"stride_{name}", ctypes.c_longlong) for name in ("hn", "hh", "fh", "ff", "th")),
+        ("candidates", _Candidates * KINDS),
+        *((name, ctypes.c_int) for name in ("lists", "heads")),
+    )
+
+
+def defines(block_bytes: int) -> tuple[dict[str, int], int, int]:
+    """The source's macros for pages of ``block_bytes``, threads of a block, and its shared memory in bytes."""
+    slots = SHARED_BYTES // block_bytes
+    warps = max(min(slots // 2, MOST_WARPS), 1)
+    stages = slots // warps
+    macros = {
+        "BLOCK_BYTES": block_bytes,
+        "WARPS": warps,
+        "STAGES": min(stages, 8),
+        "ARGUMENTS_BYTES": ctypes.sizeof(Arguments),
+    }
+    return macros, 32 * warps, warps * macros["STAGES"] * block_bytes
+
+
+def load_admitted(
+    host: torch.Tensor, page_table: torch.Tensor, frames: torch.Tensor, *candidates: Candidates
+) -> None:
+    """Copy the host page of every candidate that has a frame by now into it.
+
+    Parameters
+    ----------
+    host
+        One layer's host pages, ``[N, H, 2, D * P]``, pinned, two bytes an element.
+    page_table
+        One layer's page table after admission, ``[H, N]``, int32.
+    frames
+        One layer's frames, ``[H, F, 2, D * P]``; written.
+    candidates
+        One or two kinds, which had no frames before admission.
+
+    Notes
+    -----
+    Reads ``4 * D * P`` bytes per page over PCIe, which bounds it, and writes them once.
+    """
+    size = host.element_size()
+    block_bytes = size * host.shape[2] * host.shape[3]
+    arguments = Arguments(
+        host=host.data_ptr(),
+        frames=frames.data_ptr(),
+        page_table=page_table.data_ptr(),
+        stride_hn=size * host.stride(0),
+        stride_hh=size * host.stride(1),
+        stride_fh=size * frames.stride(0),
+        stride_ff=size * frames.stride(1),
+        stride_th=page_table.stride(0),
+        lists=candidates[0].last.numel(),
+        heads=frames.shape[0],
+    )
+    for place, each in zip(arguments.candidates, candidates, strict=False):
+        place.pages, place.last = each.pages.data_ptr(), each.last.data_ptr()
+        place.width, place.room = each.pages.shape[2], each.room
+        for name in ("first", "cuts"):
+            field = getattr(each, name)
+            setattr(place, name, None if field is None else field.data_ptr())
+    macros, threads, shared = defines(block_bytes)
+    kernel = compile_kernel("load.cu", "load", macros, shared)
+    kernel.launch((BLOCKS, 1, 1), threads, shared, arguments)

@@ -1,0 +1,45 @@
+"""keep_to_spare_cores: threads of this process that are not the CPU attention's stay off its cores."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from rheo_kernels.cpu import placement
+
+logger = logging.getLogger(__name__)
+
+TASKS = Path("/proc/self/task")
+OURS = "rheo-"
+"""What names of threads that attend begin with."""
+
+
+def keep_to_spare_cores(threads: int) -> list[int]:
+    """Move all other threads of the process to the cores that ``threads`` threads of CPU attention leave.
+
+    A thread that attends has its core for itself that way: where it has to share one, all of a layer waits for its
+    turn. Threads that are started later follow the one that starts them. Does nothing where no core is left, or where
+    the operating system does not let threads be moved.
+
+    Parameters
+    ----------
+    threads
+        Threads of CPU attention, the one that waits for rings included.
+
+    Returns
+    -------
+    list of int
+        The cores that are left.
+    """
+    spare = sorted(placement()[threads:])
+    if not spare or not TASKS.is_dir():
+        return spare
+    for task in TASKS.iterdir():
+        try:
+            if not (task / "comm").read_text().startswith(OURS):
+                os.sched_setaffinity(int(task.name), spare)
+        except OSError:
+            continue
+    logger.info("rheo: the scheduler's own threads keep to CPU %s", ", ".join(map(str, spare)))
+    return spare
