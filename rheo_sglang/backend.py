@@ -18,6 +18,7 @@ from rheo_sglang.pools.kv_pool import RheoKVPool
 from rheo_sglang.prefill import Prefill, PrefillBatch, build_prefill_batch
 from rheo_sglang.recorder import Recorder
 from rheo_sglang.residency import Residency
+from rheo_sglang.split.cpu_attention import default_cpu_threads
 from rheo_sglang.validate import captures_decode
 
 if TYPE_CHECKING:
@@ -246,7 +247,8 @@ class RheoAttentionBackend(AttentionBackend):
 
 def use_fastest_cpu_attention(pool: RheoKVPool, group: int) -> bool:
     """Have this process attend on the CPU with the variant that is fastest here; False if none works."""
-    isa = fastest_isa(pool.host[0].transpose(0, 1), group, pool.page_size, pool.config.cpu_threads)
+    threads = pool.config.cpu_threads or (None if pool.device == "cpu" else default_cpu_threads())
+    isa = fastest_isa(pool.host[0].transpose(0, 1), group, pool.page_size, threads)
     if isa is not None:
         os.environ[CPU_ISA] = isa
     return isa is not None

@@ -3,9 +3,10 @@
     python scripts/bench_miss_path.py --out docs/benchmarks/results/split_gpu.json
 
 Qwen3-8B's shape, bfloat16, pages of 32 tokens: 128K tokens of context of which 10 % are selected, so 409 pages of 16 KB
-per KV head and request. Missed pages lie at random places of a host pool far beyond the caches. Every figure is the
-median replay of a CUDA graph of several layers, over the number of layers: hits, misses, merge and launch included. The
-division of ``auto`` rests on what the same kernel was measured to take at the start, as in a server.
+per KV head and request, each of them missed with the same probability. Missed pages lie at random places of a host
+pool far beyond the caches, at others in every replay. Every figure is the median replay of a CUDA graph of several
+layers, over the number of layers: hits, misses, merge and launch included. The division of ``auto`` rests on what the
+same kernel was measured to take at the start, as in a server.
 """
 
 from __future__ import annotations
@@ -71,8 +72,7 @@ class Layers:
         self.service = CpuService(cpu, LAYERS, self.step, self.costs)
 
     def selection(self, batch: int, share: float) -> list[Selected]:
-        """A selection per layer of which that share is missed."""
-        missed = round(share * WIDTH)
+        """A selection per layer of which that share is missed, more of one list than of another."""
         selections = []
         for _ in range(LAYERS):
             selected = Selected.allocate(batch, HEADS, WIDTH, "cuda")
@@ -83,7 +83,7 @@ class Layers:
                     pages = torch.randperm(HOST_PAGES - 1, device="cuda")[:WIDTH] + 1
                     selected.misses[request, head] = pages.int()
             selected.valid.fill_(PAGE)
-            selected.num_hits.fill_(WIDTH - missed)
+            selected.num_hits.copy_((torch.rand(batch, HEADS, WIDTH) >= share).sum(2))
             selected.num_selected.fill_(WIDTH)
             selections.append(selected)
         return selections
@@ -113,6 +113,8 @@ class Layers:
         before = self.service.totals()
         times = []
         for replay in range(REPLAYS):
+            for selected in selections:
+                selected.misses.random_(1, HOST_PAGES)
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
             graph.replay()
@@ -174,7 +176,8 @@ def main() -> None:
         for share in SHARES:
             tag = f"bs{batch}_{round(100 * share)}pct"
             selections = layers.selection(batch, share)
-            metrics[f"missed_mib_{tag}"] = batch * HEADS * round(share * WIDTH) * PAGE_BYTES / 2**20
+            missed = sum(int((each.num_selected - each.num_hits).sum()) for each in selections) / LAYERS
+            metrics[f"missed_mib_{tag}"] = missed * PAGE_BYTES / 2**20
             for mode, way in zip(MODES, (ALL_FETCHED, ALL_ON_CPU, costs), strict=True):
                 found = layers.time(batch, selections, way)
                 metrics |= {f"{mode}_{name}_{tag}": value for name, value in found.items()}

@@ -22,7 +22,9 @@ SHARED_BYTES_OF_TWO = 115_500
 MIN_STAGES, MAX_STAGES = 3, 8
 MOST_SPLITS = 48
 LOADERS = 48
-"""Blocks that fetch, a page each at a time: enough to fill PCIe, few enough that the CPU's words need not queue."""
+"""Blocks that fetch, a page each at a time: enough to fill PCIe."""
+LEAST_LOADERS = 4
+"""Blocks of each list that do at least: lists miss a few pages each, some of them several times as many as others."""
 PAGES_TO_BEGIN = 6
 """What starting and ending a block costs, in pages that it could attend meanwhile."""
 MIN_CAPABILITY = (9, 0)
@@ -251,7 +253,7 @@ def attend_selected(
         selected.num_selected.data_ptr(),
     )
     arguments.width = arguments.stride_list = selected.hits.shape[2]
-    arguments.loaders = max(min(LOADERS // pairs, workspace.parts.splits), 1)
+    arguments.loaders = min(max(LOADERS // pairs, LEAST_LOADERS), workspace.parts.splits)
     if staged is not None:
         arguments.staged, arguments.room = staged.data_ptr(), staged.shape[1]
     if cpu is not None and cuts is not None:

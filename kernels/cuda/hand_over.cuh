@@ -14,7 +14,7 @@ namespace {
 
 constexpr float kBusShare = 0.9f;              // of the bus's time, what loads may take
 constexpr u64 kPatience = 60'000'000'000ull;  // nanoseconds that the CPU may take
-constexpr int kListsAtOnce = 4;                // lists of a warp whose pages are being read
+constexpr int kListsAtOnce = 8;                // lists of a warp whose pages are being read
 
 struct HandOver {
     // In memory that the CPU sees:
