@@ -42,7 +42,7 @@ with open(sys.argv[1], 'rb') as source, open(sys.argv[2], 'wb') as target:
         exit 1
     fi
 fi
-export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1 TQDM_DISABLE=1
+export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 TQDM_DISABLE=1
 
 installed=
 install() {
