@@ -59,13 +59,15 @@ class SGLangServer:
     model : Path
         Checkpoint directory.
     arguments : sequence of str
-        Command line arguments beyond the model, the address and `CPU_ARGUMENTS`.
+        Command line arguments beyond the model, the address and, unless on a GPU, `CPU_ARGUMENTS`.
     log : Path
         File that receives the server's standard output and error.
     port : int, optional
         TCP port on 127.0.0.1; a free one when omitted.
     environment : mapping, optional
-        Environment variables added to this process's own and to `CPU_ENVIRONMENT`.
+        Environment variables added to this process's own and, unless on a GPU, to `CPU_ENVIRONMENT`.
+    gpu : bool
+        Whether it runs on a GPU.
 
     Attributes
     ----------
@@ -80,6 +82,7 @@ class SGLangServer:
         log: Path,
         port: int | None = None,
         environment: Mapping[str, str] | None = None,
+        gpu: bool = False,
     ) -> None:
         self.model = model
         self.port = port or free_port()
@@ -88,10 +91,10 @@ class SGLangServer:
         self.command = [
             *(sys.executable, "-m", "sglang.launch_server", "--model-path", str(model)),
             *("--host", "127.0.0.1", "--port", str(self.port)),
-            *CPU_ARGUMENTS,
+            *(() if gpu else CPU_ARGUMENTS),
             *arguments,
         ]
-        self.environment = {**os.environ, **CPU_ENVIRONMENT, **(environment or {})}
+        self.environment = {**os.environ, **({} if gpu else CPU_ENVIRONMENT), **(environment or {})}
         self.process: subprocess.Popen | None = None
         self.session = requests.Session()
         self.session.trust_env = False

@@ -139,8 +139,8 @@ def miss_path(result: dict[str, Any], table: Any, provenance: Any, plots: Path) 
             "## Where misses are attended",
             f"{result['shape']}. Microseconds of one layer's attention, hits and merge included, by the share of the "
             "selected pages that is missed. Measured when the CPU was rung 7 to 20 us later, most where much was "
-            "fetched at the same time, and with as many pages missed of every list, the same ones in every replay, some of "
-            "which the processor's caches held.",
+            "fetched at the same time, and with as many pages missed of every list, the same ones in every replay, "
+            "some of which the processor's caches held.",
             table(
                 ["batch", "missed", "MiB", *MISS_MODES, "CPU's share in auto", "auto / better of both"], rows
             ),
