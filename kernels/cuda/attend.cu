@@ -376,8 +376,6 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
     __shared__ bool last;
 #if CPU
     __shared__ int by_cpu;  // pages of this list
-#endif
-#if CPU
     if (blockIdx.x == 0) {
         asm volatile("griddepcontrol.wait;" ::: "memory");
         const Lists lists{a.misses, a.valid, a.num_hits, a.num_selected, a.lists, a.heads, a.width};
