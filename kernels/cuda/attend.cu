@@ -12,6 +12,7 @@
 // host memory with a ring of MISS_STAGES), CPU (the first block hands a part of them over to the CPU, whose results are
 // merged; see hand_over.cuh for what it needs), ARGUMENTS_BYTES (what the launching side passes).
 
+#include "bulk_copy.cuh"
 #if CPU
 #include "hand_over.cuh"
 #else
@@ -80,10 +81,6 @@ struct Softmax {
 
 __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
 
-__device__ __forceinline__ u32 shared_address(const void* pointer) {
-    return static_cast<u32>(__cvta_generic_to_shared(pointer));
-}
-
 __device__ __forceinline__ float power_of_2(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -133,35 +130,6 @@ __device__ __forceinline__ void load(u32 (&words)[WORDS], const unsigned char* f
     } else {
         words[0] = *reinterpret_cast<const u32*>(from);
     }
-}
-
-// The barrier completes when that many bytes were copied. One lane calls this and the next two.
-__device__ __forceinline__ void expect(u32 barrier, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-
-__device__ __forceinline__ void copy(u32 target, u64 source, int bytes, u32 barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target),
-                 "l"(source), "r"(bytes), "r"(barrier)
-                 : "memory");
-}
-
-// Start copying into shared memory; the barrier completes when all of it is there.
-__device__ __forceinline__ void start_copy(u32 target, u64 source, int bytes, u32 barrier) {
-    expect(barrier, bytes);
-    copy(target, source, bytes, barrier);
-}
-
-__device__ __forceinline__ void wait_for(u32 barrier, u32 phase) {
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "AGAIN:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@!done bra AGAIN;\n"
-        "}" ::"r"(barrier),
-        "r"(phase)
-        : "memory");
 }
 
 // Fold one page into the softmax. `query` holds lane (row, column)'s part of q as the products' right operand: for every
@@ -388,9 +356,8 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
     const int request = pair / a.heads, head = pair % a.heads;
     const bool fetches = FETCH && warp == WARPS;
 
-    if (threadIdx.x <= kSlots)
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barriers + threadIdx.x)) : "memory");
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    if (threadIdx.x <= kSlots) make_barrier(barriers + threadIdx.x);
+    publish_barriers();
     __syncthreads();
 
     u32 query[DIM / 16][kHeadTiles][2];
@@ -495,20 +462,16 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
         wait_for(barrier, phase);
         const int place = first + n * stride;
         const bool keep = FETCH && fetches && a.staged && place < a.room;
-        if (keep && lane == 0) {
-            asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(
-                             a.staged + (static_cast<long long>(pair) * a.room + place) * (kBlockBytes / 2)),
-                         "r"(shared_address(page)), "r"(kBlockBytes)
-                         : "memory");
-            asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-        }
+        if (keep && lane == 0)
+            start_store(reinterpret_cast<u64>(a.staged + (static_cast<long long>(pair) * a.room + place) * (kBlockBytes / 2)),
+                        shared_address(page), kBlockBytes);
         if (live < PAGE) {
-            if (keep && lane == 0) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+            if (keep && lane == 0) wait_until_read();
             __syncwarp();
             blank_values(page, live);
         }
         attend_page(page, live, a.scale, query, run);
-        if (keep && lane == 0) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+        if (keep && lane == 0) wait_until_read();
         __syncwarp();
         const int ahead = n + stages;
         if (ahead < pages) {
@@ -522,7 +485,7 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
         }
         if (++slot == stages) slot = 0, phase ^= 1;
     }
-    if (FETCH && fetches && lane == 0) asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+    if (FETCH && fetches && lane == 0) wait_until_stored();
     __syncthreads();
 
     const long long list = static_cast<long long>(pair) * splits;

@@ -7,8 +7,7 @@
 // Macros: BLOCK_BYTES (of a page, K and V), WARPS, STAGES (pages under way per warp), ARGUMENTS_BYTES (what the launching
 // side passes).
 
-typedef unsigned int u32;
-typedef unsigned long long u64;
+#include "bulk_copy.cuh"
 
 namespace {
 
@@ -32,10 +31,6 @@ struct Arguments {
 };
 static_assert(sizeof(Arguments) == ARGUMENTS_BYTES, "load.py declares other arguments");
 
-__device__ __forceinline__ u32 shared_address(const void* pointer) {
-    return static_cast<u32>(__cvta_generic_to_shared(pointer));
-}
-
 // A warp's pages under way. One lane calls.
 struct Ring {
     unsigned char* pages;  // [STAGES][BLOCK_BYTES]
@@ -46,40 +41,24 @@ struct Ring {
     __device__ __forceinline__ void take(u64 source, u64 target) {
         if (taken - stored == STAGES) {
             store();
-            asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+            wait_until_read();
         }
         const int slot = taken++ % STAGES;
-        const u32 barrier = shared_address(barriers + slot);
         targets[slot] = target;
-        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(BLOCK_BYTES) : "memory");
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                         shared_address(pages + slot * BLOCK_BYTES)),
-                     "l"(source), "r"(BLOCK_BYTES), "r"(barrier)
-                     : "memory");
+        start_copy(shared_address(pages + slot * BLOCK_BYTES), source, BLOCK_BYTES, shared_address(barriers + slot));
     }
 
     // The page that has been under way for longest, once it is there.
     __device__ __forceinline__ void store() {
         const int slot = stored % STAGES, phase = stored / STAGES % 2;
         ++stored;
-        asm volatile(
-            "{\n"
-            ".reg .pred done;\n"
-            "AGAIN:\n"
-            "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-            "@!done bra AGAIN;\n"
-            "}" ::"r"(shared_address(barriers + slot)),
-            "r"(phase)
-            : "memory");
-        asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(targets[slot]),
-                     "r"(shared_address(pages + slot * BLOCK_BYTES)), "r"(BLOCK_BYTES)
-                     : "memory");
-        asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+        wait_for(shared_address(barriers + slot), phase);
+        start_store(targets[slot], shared_address(pages + slot * BLOCK_BYTES), BLOCK_BYTES);
     }
 
     __device__ __forceinline__ void finish() {
         while (stored < taken) store();
-        asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+        wait_until_stored();
     }
 };
 
@@ -91,9 +70,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) load(const __grid_const
     __shared__ u64 targets[WARPS * STAGES];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = gridDim.x * WARPS;
     const int self = warp * gridDim.x + blockIdx.x;
-    if (threadIdx.x < WARPS * STAGES)
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barriers + threadIdx.x)) : "memory");
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    if (threadIdx.x < WARPS * STAGES) make_barrier(barriers + threadIdx.x);
+    publish_barriers();
     __syncthreads();
     Ring ring{memory + warp * STAGES * BLOCK_BYTES, barriers + warp * STAGES, targets + warp * STAGES};
 #pragma unroll
