@@ -33,6 +33,7 @@ class MissPath(ABC):
         self.table = residency.table
         self.attention = attention
         self.behind = behind
+        self.loading = SideStream(residency.frames.device)
 
     @abstractmethod
     def send(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
@@ -62,8 +63,13 @@ class MissPath(ABC):
         ...
 
     def join(self) -> None:
-        """Wait for what goes on behind the layers."""
+        """Wait for what goes on behind a layer; frames may still be filling."""
         self.behind.join()
+
+    def end(self) -> None:
+        """Wait for everything that a step began, before the next one."""
+        self.join()
+        self.loading.join()
 
 
 class Fetch(MissPath):
@@ -71,10 +77,6 @@ class Fetch(MissPath):
 
     Runners-up are loaded behind the layers that follow.
     """
-
-    def __init__(self, residency: CudaResidency, attention: Attention[Any], behind: SideStream) -> None:
-        super().__init__(residency, attention, behind)
-        self.loading = SideStream(residency.frames.device)
 
     def send(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
         """Nothing goes ahead."""
@@ -103,8 +105,6 @@ class Fetch(MissPath):
             if step.runners_up is not None:
                 with self.loading.fork():
                     self.residency.load_admitted(layer, Candidates.of_runners_up(step.runners_up[layer]))
-        if layer == len(self.residency.frames) - 1:
-            self.loading.join()
 
 
 class Split(MissPath):
@@ -112,8 +112,7 @@ class Split(MissPath):
 
     def __init__(self, residency: CudaResidency, attention: Attention[Any], behind: SideStream) -> None:
         super().__init__(residency, attention, behind)
-        device = residency.frames.device
-        self.missing, self.loading = SideStream(device), SideStream(device)
+        self.missing = SideStream(residency.frames.device)
 
     def send(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
         """Nothing goes ahead."""
@@ -137,8 +136,6 @@ class Split(MissPath):
         self.missing.join()
         count = out.shape[0]
         merge(hits, None, out, host_out=step.cpu.out[:count], host_lse=step.cpu.lse[:count])
-        if layer == len(self.residency.frames) - 1:
-            self.loading.join()
 
 
 class Both(MissPath):
@@ -147,10 +144,6 @@ class Both(MissPath):
     Fetched pages go into their frames from where they were kept; the others, and runners-up, are loaded behind the
     layers that follow, as many as the bus has time for.
     """
-
-    def __init__(self, residency: CudaResidency, attention: Attention[Any], behind: SideStream) -> None:
-        super().__init__(residency, attention, behind)
-        self.loading = SideStream(residency.frames.device)
 
     def send(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
         """Send the queries to where the CPU reads them."""
@@ -165,7 +158,7 @@ class Both(MissPath):
             self.residency.admit_missed(layer, step, rules=step.service.rules[layer])
 
     def finish(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float, out: torch.Tensor) -> None:
-        """See `MissPath.finish`; the last layer also waits for what the others load."""
+        """See `MissPath.finish`."""
         assert step.selected is not None and step.cuts is not None and step.staged is not None
         self.attention.selected(layer, step, q, scale, out)
         selected, cuts, staged = step.selected[layer], step.cuts[layer], step.staged
@@ -176,5 +169,3 @@ class Both(MissPath):
                 misses = Candidates.of_misses(selected, cuts, staged.shape[1])
                 ahead = () if step.runners_up is None else (Candidates.of_runners_up(step.runners_up[layer]),)
                 self.residency.load_admitted(layer, misses, *ahead)
-        if layer == len(self.residency.frames) - 1:
-            self.loading.join()
