@@ -97,7 +97,8 @@ def tpot(result: dict[str, Any], table: Any, provenance: Any) -> str:
             "whose locality is that of SmolLM2 ([locality.md](benchmarks/locality.md)), except for *random scores*, "
             "which are what random weights give: their selection hardly repeats. *fetch*, *split* and *auto* say where "
             "misses are attended; *both work* is the share of the step in which GPU and CPU attend at once. Time to "
-            "first token is that of the prompt's first run; fa3's at 128K includes what it compiles.",
+            "first token is that of the prompt's first run; fa3's at 128K includes what it compiles. Measured before "
+            "threads that attend had cores of their own, `attend` handed over and runners-up were loaded.",
             table(
                 ["context", "batch", "engine", "ms", "of fa3", "hit rate", "both work", "first token, s"],
                 tpot_rows(metrics),

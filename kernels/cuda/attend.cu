@@ -55,7 +55,7 @@ struct Arguments {
         stride_list;
     float scale;                   // softmax scale times log2(e)
     int lists, splits, heads, width, room;
-    int loaders;                   // blocks of each list that fetch
+    int fetchers;                  // blocks of each list that fetch
 #if CPU
     const float* cpu_out;          // in memory that the CPU sees: [X, Hq, D]
     const float* cpu_lse;          // [X, Hq], natural logarithm
@@ -396,8 +396,8 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
     }
 #endif
     const int first = fetches ? split : split + warp * splits;
-    const int stride = fetches ? a.loaders : WARPS * splits;
-    if (fetches && split >= a.loaders) count = 0;
+    const int stride = fetches ? a.fetchers : WARPS * splits;
+    if (fetches && split >= a.fetchers) count = 0;
     const int stages = fetches ? MISS_STAGES : STAGES;
     const int slot0 = fetches ? kHitSlots : warp * STAGES;
 

@@ -21,10 +21,10 @@ SHARED_BYTES_OF_TWO = 115_500
 """The same for each of two blocks."""
 MIN_STAGES, MAX_STAGES = 3, 8
 MOST_SPLITS = 48
-LOADERS = 48
+FETCHERS = 48
 """Blocks that fetch, a page each at a time: enough to fill PCIe."""
-LEAST_LOADERS = 4
-"""Blocks of each list that do at least: lists miss a few pages each, some of them several times as many as others."""
+LEAST_FETCHERS = 4
+"""Blocks of each list that do at least, an estimate: some lists miss several times as many pages as others."""
 PAGES_TO_BEGIN = 6
 """What starting and ending a block costs, in pages that it could attend meanwhile."""
 MIN_CAPABILITY = (9, 0)
@@ -118,7 +118,7 @@ class _Arguments(ctypes.Structure):
             for name in ("qb", "qh", "ob", "oh", "fh", "ff", "hn", "hh", "th", "list")
         ),
         ("scale", ctypes.c_float),
-        *((name, ctypes.c_int) for name in ("lists", "splits", "heads", "width", "room", "loaders")),
+        *((name, ctypes.c_int) for name in ("lists", "splits", "heads", "width", "room", "fetchers")),
     ]
 
 
@@ -253,7 +253,7 @@ def attend_selected(
         selected.num_selected.data_ptr(),
     )
     arguments.width = arguments.stride_list = selected.hits.shape[2]
-    arguments.loaders = min(max(LOADERS // pairs, LEAST_LOADERS), workspace.parts.splits)
+    arguments.fetchers = min(max(FETCHERS // pairs, LEAST_FETCHERS), workspace.parts.splits)
     if staged is not None:
         arguments.staged, arguments.room = staged.data_ptr(), staged.shape[1]
     if cpu is not None and cuts is not None:

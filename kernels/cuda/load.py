@@ -11,11 +11,12 @@ from rheo_kernels.cuda.compile import compile_kernel
 from rheo_kernels.triton import RunnersUp, Selected
 
 BLOCKS = 2
-"""Multiprocessors that load: their pages under way, some 400 KB, fill PCIe."""
-MOST_WARPS = 4
+"""Multiprocessors that load, an estimate: they have some 400 KB under way, twice what 50 GB/s bring in 4 us."""
+MOST_WARPS, MOST_STAGES = 4, 8
 SHARED_BYTES = 229_376
-"""Shared memory that they use, at most."""
+"""Shared memory of one of them, at most."""
 KINDS = 2
+"""Kinds of candidates that a launch takes."""
 
 
 class Candidates(NamedTuple):
@@ -28,9 +29,9 @@ class Candidates(NamedTuple):
     first: torch.Tensor | None = None
     """The first column, ``[B, H]``, int32, contiguous; None: 0."""
     cuts: torch.Tensor | None = None
-    """Columns from ``first`` on are skipped up to here, ``[B, H]``, int32, contiguous."""
+    """Columns from ``first`` on are skipped up to here, ``[B, H]``, int32, contiguous; None: none are."""
     room: int = 0
-    """At most that many."""
+    """Most columns of a list that are skipped."""
 
     @classmethod
     def of_misses(cls, selected: Selected, cuts: torch.Tensor, room: int) -> Candidates:
@@ -65,14 +66,14 @@ def defines(block_bytes: int) -> tuple[dict[str, int], int, int]:
     """The source's macros for pages of ``block_bytes``, threads of a block, and its shared memory in bytes."""
     slots = SHARED_BYTES // block_bytes
     warps = max(min(slots // 2, MOST_WARPS), 1)
-    stages = slots // warps
+    stages = min(slots // warps, MOST_STAGES)
     macros = {
         "BLOCK_BYTES": block_bytes,
         "WARPS": warps,
-        "STAGES": min(stages, 8),
+        "STAGES": stages,
         "ARGUMENTS_BYTES": ctypes.sizeof(Arguments),
     }
-    return macros, 32 * warps, warps * macros["STAGES"] * block_bytes
+    return macros, 32 * warps, warps * stages * block_bytes
 
 
 def load_admitted(
@@ -91,10 +92,17 @@ def load_admitted(
     candidates
         One or two kinds, which had no frames before admission.
 
+    Raises
+    ------
+    ValueError
+        If there are more kinds.
+
     Notes
     -----
     Reads ``4 * D * P`` bytes per page over PCIe, which bounds it, and writes them once.
     """
+    if len(candidates) > KINDS:
+        raise ValueError(f"There are {len(candidates)} kinds of candidates; allowed: up to {KINDS}.")
     size = host.element_size()
     block_bytes = size * host.shape[2] * host.shape[3]
     arguments = Arguments(

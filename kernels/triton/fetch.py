@@ -15,13 +15,13 @@ from rheo_kernels.triton.partial import (
     store_partial,
 )
 
-LOADERS = 128
+FETCHERS = 128
 """Programs that fetch: enough reads in flight to fill PCIe, few enough to leave the GPU to the hits."""
 
 
 def fetch_splits(pairs: int) -> int:
     """Into how many programs to split each of ``pairs`` lists of misses."""
-    return max(LOADERS // pairs, 1)
+    return max(FETCHERS // pairs, 1)
 
 
 def attend_fetch(

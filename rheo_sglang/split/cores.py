@@ -19,8 +19,8 @@ def keep_to_spare_cores(threads: int) -> list[int]:
     """Move all other threads of the process to the cores that ``threads`` threads of CPU attention leave.
 
     A thread that attends has its core for itself that way: where it has to share one, all of a layer waits for its
-    turn. Threads that are started later follow the one that starts them. Does nothing where no core is left, or where
-    the operating system does not let threads be moved.
+    turn. Threads that are started later follow the one that starts them. Does nothing where no core is left; where the
+    operating system does not let threads be moved, a warning says so.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def keep_to_spare_cores(threads: int) -> list[int]:
     Returns
     -------
     list of int
-        The cores that are left.
+        The cores that are left, if the others keep to them.
     """
     spare = sorted(placement()[threads:])
     if not spare or not TASKS.is_dir():
@@ -39,7 +39,10 @@ def keep_to_spare_cores(threads: int) -> list[int]:
         try:
             if not (task / "comm").read_text().startswith(OURS):
                 os.sched_setaffinity(int(task.name), spare)
-        except OSError:
-            continue
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # the thread has ended
+        except PermissionError as error:
+            logger.warning("rheo: the scheduler's threads share the cores of CPU attention: %s", error)
+            return []
     logger.info("rheo: the scheduler's own threads keep to CPU %s", ", ".join(map(str, spare)))
     return spare

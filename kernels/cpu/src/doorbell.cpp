@@ -37,11 +37,11 @@ void Doorbell::close() {
 }
 
 void Doorbell::serve(uint32_t seen) {
+    pthread_setname_np(pthread_self(), "rheo-doorbell");
     cpu_set_t mask;
     CPU_ZERO(&mask);
     CPU_SET(Pool::instance().placement().front(), &mask);
     pthread_setaffinity_np(pthread_self(), sizeof mask, &mask);
-    pthread_setname_np(pthread_self(), "rheo-doorbell");
 
     std::atomic_ref<uint64_t> rung(*reinterpret_cast<uint64_t*>(words_ + kRung));
     std::atomic_ref<uint32_t> answered(words_[kAnswered]);

@@ -45,12 +45,13 @@ long futex(std::atomic<uint32_t>& word, int operation, uint32_t value) {
                    nullptr, nullptr, 0);
 }
 
-void pin_and_name(int cpu, int index) {
+// Named first: whoever moves the process's other threads knows this one by its name.
+void name_and_pin(int index, int cpu) {
+    pthread_setname_np(pthread_self(), ("rheo-cpu-" + std::to_string(index + 1)).c_str());
     cpu_set_t mask;
     CPU_ZERO(&mask);
     CPU_SET(cpu, &mask);
     pthread_setaffinity_np(pthread_self(), sizeof mask, &mask);
-    pthread_setname_np(pthread_self(), ("rheo-cpu-" + std::to_string(index + 1)).c_str());
 }
 
 }  // namespace
@@ -108,7 +109,7 @@ void Pool::wake(Worker& worker) {
 }
 
 void Pool::work(int index) {
-    pin_and_name(placement_[(index + 1) % placement_.size()], index);
+    name_and_pin(index, placement_[(index + 1) % placement_.size()]);
     Worker& self = workers_[index];
     for (uint32_t epoch = 0;;) {
         epoch = wait_for_job(index, epoch);
