@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.layers.logits_processor import LogitsProcessor
 
 from rheo_kernels.cpu import CPU_ISA, fastest_isa
 from rheo_sglang.batch import DecodeBatch, build_decode_batch, page_lists
@@ -88,6 +90,9 @@ class RheoAttentionBackend(AttentionBackend):
                 self.controller,
                 self.recorder,
                 cpu_attention,
+            )
+            self.cuda.ended_by_model = runner.server_args.pp_size == 1 and call_after_logits(
+                runner.model, self.cuda.end_step
             )
             self.prefill = Prefill(
                 config, pool.table, pool.host, pool.frames, self.page_size, self.cuda.residency
@@ -243,6 +248,14 @@ class RheoAttentionBackend(AttentionBackend):
     def support_triton(self) -> bool:
         """Whether SGLang may run its Triton helpers beside this backend."""
         return self.pool.device != "cpu"
+
+
+def call_after_logits(model: torch.nn.Module, call: Callable[[], None]) -> bool:
+    """Have ``call`` run whenever a forward pass has launched all work up to its logits; False if it has none."""
+    processors = [module for module in model.modules() if isinstance(module, LogitsProcessor)]
+    for processor in processors:
+        processor.register_forward_hook(lambda *_: call())
+    return bool(processors)
 
 
 def use_fastest_cpu_attention(pool: RheoKVPool, group: int) -> bool:

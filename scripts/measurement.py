@@ -53,7 +53,9 @@ def machine_in_words() -> str:
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         name = names[0].split(":", 1)[1].strip() if names else name
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
-    return f"{os.cpu_count()} cores of a {name}, {memory:.0f} GiB DRAM, no GPU"
+    ours, all_cores = len(os.sched_getaffinity(0)), os.cpu_count()
+    cores = f"{ours} cores" if ours == all_cores else f"{ours} of {all_cores} cores"
+    return f"{cores} of a {name}, {memory:.0f} GiB DRAM, no GPU"
 
 
 def gpu_in_words() -> str:

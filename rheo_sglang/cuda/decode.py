@@ -42,8 +42,8 @@ class CudaDecode:
     Side streams append the new token and send queries to the CPU while pages are scored (the tail page is selected
     whatever its score), and update importance, admit misses and fill frames behind the layers' work; the next layer's
     scores wait for them, since both use the same buffers. A frame that the step reads is pinned in it, and a frame that
-    is filled is not read before the next step, which the last layer waits for: what is filled is never read, and what
-    is read is never filled.
+    is filled is not read before the next step, which waits for that: what is filled is never read, and what is read is
+    never filled.
 
     Parameters
     ----------
@@ -65,6 +65,11 @@ class CudaDecode:
         Counts hits, or None.
     cpu_attention
         Whether the C++ kernel works here; misses are fetched otherwise.
+
+    Attributes
+    ----------
+    ended_by_model
+        Whether `end_step` is called behind the model's logits. The last layer waits otherwise.
     """
 
     def __init__(
@@ -103,6 +108,7 @@ class CudaDecode:
         self.misses_settled = 0
         self.fresh_tails = False
         self.pending_save: torch.Tensor | None = None
+        self.ended_by_model = False
         self.all_fit = frames.shape[2] >= host.shape[1] - 1
         self.step: StepBuffers | None = None
         self._buffers: list[DecodeBuffers] = []
@@ -334,8 +340,12 @@ class CudaDecode:
         )
         self.misses.start(layer, step, q, scale)
         self.misses.finish(layer, step, q, scale, out)
-        if layer == len(self.frames) - 1:
-            self.misses.end()
+        if layer == len(self.frames) - 1 and not self.ended_by_model:
+            self.end_step()
+
+    def end_step(self) -> None:
+        """Wait for what goes on behind the layers, as late in a step as may be; once more does no harm."""
+        self.misses.end()
 
     def _score(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
         batch, metadata = step.batch, self.table.metadata[layer]

@@ -68,7 +68,7 @@ _HOPS = (0, 0, 1, 2, 3, 4, 5)
 
 FULL = Curriculum(
     stages=(
-        Stage({256: 1}, (0.4, 0.9), 0, most_steps=5120, least_steps=512, most_seconds=300),
+        Stage({256: 1}, (0.4, 0.9), 0, most_steps=10240, least_steps=512, most_seconds=480),
         Stage({256: 1, 1024: 3}, (0.1, 0.8), 0, most_steps=2048, least_steps=256, most_seconds=120),
         Stage({1024: 1, 4096: 3}, (0.03, 0.5), STRETCHED, most_steps=2048, least_steps=256, most_seconds=120),
         Stage(

@@ -162,13 +162,14 @@ class RowMaker:
         self, content: int, length: int, shares: Mapping[str, float], rng: random.Random
     ) -> list[tuple[list[_Piece], list[_Piece]]]:
         names = NamePool(rng)
+        least_names = 2 * (max(self._mixture.hops) + 1)
         exercises: list[tuple[list[_Piece], list[_Piece]]] = []
         used = too_long = 0
         while (used < content or not exercises) and too_long < _TRIES:
             (task,) = rng.choices(list(shares), list(shares.values()))
             room = max(1, (max(content, length // 4) - used) // 48)
             width = min(rng.randint(1, self._mixture.widths[task]), room, len(names) // 6)
-            if width < 1:
+            if len(names) < least_names:
                 break
             exercise = _draw_exercise(task, width, self._mixture.hops, rng, names)
             facts = [
