@@ -9,8 +9,9 @@
 //
 // Macros: BF16 (else fp16), DIM, PAGE (tokens), GROUP (query heads per KV head), WARPS, STAGES (pages in flight or in
 // use per warp), LISTED (page lists looked up in the page table, else frames), FETCH (one more warp attends misses from
-// host memory with a ring of MISS_STAGES), CPU (the first block hands a part of them over to the CPU, whose results are
-// merged; see hand_over.cuh for what it needs), ARGUMENTS_BYTES (what the launching side passes).
+// host memory with a ring of MISS_STAGES; about FETCHERS of them do at once), CPU (the first blocks hand a part of them over
+// to the CPU, whose results are merged; see hand_over.cuh for what that needs), ARGUMENTS_BYTES (what the launching side
+// passes).
 
 #include "bulk_copy.cuh"
 #if CPU
@@ -55,7 +56,6 @@ struct Arguments {
         stride_list;
     float scale;                   // softmax scale times log2(e)
     int lists, splits, heads, width, room;
-    int fetchers;                  // blocks of each list that fetch
 #if CPU
     const float* cpu_out;          // in memory that the CPU sees: [X, Hq, D]
     const float* cpu_lse;          // [X, Hq], natural logarithm
@@ -344,15 +344,18 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
     __shared__ bool last;
 #if CPU
     __shared__ int by_cpu;  // pages of this list
-    if (blockIdx.x == 0) {
+    const int handing = a.handing.blocks;
+    if (static_cast<int>(blockIdx.x) < handing) {
         asm volatile("griddepcontrol.wait;" ::: "memory");
         const Lists lists{a.misses, a.valid, a.num_hits, a.num_selected, a.lists, a.heads, a.width};
         hand_over<32 * kWarps>(a.handing, lists, *a.step);
         return;
     }
+#else
+    const int handing = 0;
 #endif
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = lane / 4, column = lane % 4;
-    const int block = static_cast<int>(blockIdx.x) - CPU, splits = a.splits, split = block % splits, pair = block / splits;
+    const int block = static_cast<int>(blockIdx.x) - handing, splits = a.splits, split = block % splits, pair = block / splits;
     const int request = pair / a.heads, head = pair % a.heads;
     const bool fetches = FETCH && warp == WARPS;
 
@@ -387,17 +390,26 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
     const int begin = fetches ? a.num_hits[pair] : 0;
     int count = fetches ? a.num_selected[pair] - begin : a.num_hits[pair];
 #endif
-#if CPU
+    int fetchers = 0;
+#if FETCH
+    // Lists of more misses are fetched by more blocks, so that all end together, but not by all blocks at once: what is
+    // written to the host's memory waits behind what is being read there.
     if (fetches) {
-        const int handed = divide(a.num_hits, a.num_selected, a.handing.costs, a.lists).of(count);
+#if CPU
+        const Division division = divide(a.num_hits, a.num_selected, a.handing.costs, a.lists);
+        const int handed = division.of(count), fetched = division.missed - division.total;
         count -= handed;
         if (lane == 0) by_cpu = handed;
         if (lane == 0 && split == 0) a.cuts[pair] = begin + count;
+#else
+        const int fetched = count_pages(a.num_hits, a.num_selected, a.lists).missed;
+#endif
+        fetchers = min((count * FETCHERS + fetched - 1) / max(fetched, 1), splits);
+        if (split >= fetchers) count = 0;
     }
 #endif
     const int first = fetches ? split : split + warp * splits;
-    const int stride = fetches ? a.fetchers : WARPS * splits;
-    if (fetches && split >= a.fetchers) count = 0;
+    const int stride = fetches ? fetchers : WARPS * splits;
     const int stages = fetches ? MISS_STAGES : STAGES;
     const int slot0 = fetches ? kHitSlots : warp * STAGES;
 

@@ -22,9 +22,9 @@ SHARED_BYTES_OF_TWO = 115_500
 MIN_STAGES, MAX_STAGES = 3, 8
 MOST_SPLITS = 48
 FETCHERS = 48
-"""Blocks that fetch, a page each at a time: enough to fill PCIe."""
-LEAST_FETCHERS = 4
-"""Blocks of each list that do at least, an estimate: some lists miss several times as many pages as others."""
+"""Blocks that fetch, a page each at a time, and up to one more for every list: enough to fill PCIe."""
+LISTS_AT_ONCE = 8
+"""Lists whose pages a warp that hands over reads at a time."""
 PAGES_TO_BEGIN = 6
 """What starting and ending a block costs, in pages that it could attend meanwhile."""
 MIN_CAPABILITY = (9, 0)
@@ -65,14 +65,18 @@ class Workspace(NamedTuple):
     ) -> Workspace:
         """Buffers for ``pairs = B * H`` lists of up to ``width`` pages.
 
-        As many blocks as run at once beside those that load and the one that hands over.
+        As many blocks as run at once beside those that load and those that hand over.
         """
-        ring = Ring.of(4 * dim * page_size)
-        assert ring is not None
+        ring = _ring(dim, page_size)
         processors = torch.cuda.get_device_properties(device).multi_processor_count
-        blocks = ring.blocks * (processors - load.BLOCKS) - 1
+        blocks = ring.blocks * (processors - load.BLOCKS) - handing_blocks(pairs, ring)
         parts = Partials.allocate(pairs, group, dim, num_splits(pairs, width, blocks), device)
         return cls(parts, torch.zeros(pairs, dtype=torch.int32, device=device))
+
+
+def handing_blocks(pairs: int, ring: Ring) -> int:
+    """Blocks that hand ``pairs`` lists over: as many as read all of them at once."""
+    return -(-pairs // (LISTS_AT_ONCE * (ring.warps + 1)))
 
 
 def num_splits(pairs: int, width: int, blocks: int) -> int:
@@ -86,6 +90,12 @@ def num_splits(pairs: int, width: int, blocks: int) -> int:
         return -(-pairs * splits // blocks) * (-(-width // splits) + PAGES_TO_BEGIN)
 
     return min(range(1, min(MOST_SPLITS, max(width, 1)) + 1), key=lambda splits: (time(splits), splits))
+
+
+def _ring(dim: int, page_size: int) -> Ring:
+    ring = Ring.of(4 * dim * page_size)
+    assert ring is not None
+    return ring
 
 
 def unsupported(dim: int, page_size: int, group: int, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -118,7 +128,7 @@ class _Arguments(ctypes.Structure):
             for name in ("qb", "qh", "ob", "oh", "fh", "ff", "hn", "hh", "th", "list")
         ),
         ("scale", ctypes.c_float),
-        *((name, ctypes.c_int) for name in ("lists", "splits", "heads", "width", "room", "fetchers")),
+        *((name, ctypes.c_int) for name in ("lists", "splits", "heads", "width", "room")),
     ]
 
 
@@ -128,7 +138,7 @@ class _HandOver(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in ("entries", "counts", "bell", "num_runners_up", "costs", "clocks", "rules")
         ),
-        *((name, ctypes.c_int) for name in ("width", "layer", "layers")),
+        *((name, ctypes.c_int) for name in ("width", "layer", "layers", "blocks")),
     ]
 
 
@@ -161,6 +171,7 @@ def _defines(
         "WARPS": ring.warps,
         "STAGES": ring.stages,
         "MISS_STAGES": 1,
+        "FETCHERS": FETCHERS,
         "LISTED": int(listed),
         "FETCH": int(fetch),
         "CPU": int(cpu),
@@ -169,6 +180,7 @@ def _defines(
         "TAG_SHIFT": TAG_SHIFT,
         "TOKEN_BITS": TOKEN_BITS,
         "CLOCK_BYTES": 8 * len(CLOCK),
+        "LISTS_AT_ONCE": LISTS_AT_ONCE,
     }
 
 
@@ -177,10 +189,8 @@ def _kernel(
     dim: int, page_size: int, group: int, dtype: torch.dtype, listed: bool, fetch: bool, cpu: bool
 ) -> tuple[Kernel, Ring, int]:
     """Kernel, ring and shared memory of a launch."""
-    block_bytes = 4 * dim * page_size
-    ring = Ring.of(block_bytes)
-    assert ring is not None
-    shared = (ring.warps * ring.stages + (1 if fetch else 0)) * block_bytes
+    ring = _ring(dim, page_size)
+    shared = (ring.warps * ring.stages + (1 if fetch else 0)) * 4 * dim * page_size
     defines = _defines(ring, dim, page_size, group, dtype, listed, fetch, cpu)
     return compile_kernel("attend.cu", "attend", defines, shared), ring, shared
 
@@ -253,15 +263,16 @@ def attend_selected(
         selected.num_selected.data_ptr(),
     )
     arguments.width = arguments.stride_list = selected.hits.shape[2]
-    arguments.fetchers = min(max(FETCHERS // pairs, LEAST_FETCHERS), workspace.parts.splits)
     if staged is not None:
         arguments.staged, arguments.room = staged.data_ptr(), staged.shape[1]
     if cpu is not None and cuts is not None:
         arguments.step = cpu.step.data_ptr()
         arguments.cpu_out, arguments.cpu_lse = cpu.out.data_ptr(), cpu.lse.data_ptr()
         arguments.cuts, arguments.handing = cuts.data_ptr(), _handing(cpu, layer, runners_up)
+        arguments.handing.blocks = handing_blocks(pairs, _ring(dim, page_size))
     modes = (False, host is not None, cpu is not None)
-    _launch(dim, page_size, group, q.dtype, modes, pairs * workspace.parts.splits, arguments)
+    blocks = pairs * workspace.parts.splits + (0 if cpu is None else arguments.handing.blocks)
+    _launch(dim, page_size, group, q.dtype, modes, blocks, arguments)
 
 
 def attend_listed(
@@ -363,6 +374,6 @@ def _launch(
 ) -> None:
     """Launch the kernel for a shape and what it does: whole lists, fetching, sharing with the CPU."""
     kernel, ring, shared = _kernel(dim, page_size, group, dtype, *modes)
-    listed, fetch, cpu = modes
+    listed, fetch, _ = modes
     threads = 32 * (ring.warps + (1 if fetch else 0))
-    kernel.launch((blocks + (1 if cpu else 0), 1, 1), threads, shared, arguments, early=not listed)
+    kernel.launch((blocks, 1, 1), threads, shared, arguments, early=not listed)

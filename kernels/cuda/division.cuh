@@ -45,21 +45,29 @@ __device__ __forceinline__ u32 ring_number(int step, int layer, int layers) {
     return static_cast<u32>(step) % steps * layers + layer + 1;
 }
 
+// Pages of all lists of a selection: those that have frames, and those that do not.
+struct Pages {
+    int hit, missed;
+};
+
+// A whole warp calls.
+__device__ __forceinline__ Pages count_pages(const int* num_hits, const int* num_selected, int lists) {
+    Pages pages{0, 0};
+    for (int i = threadIdx.x % 32; i < lists; i += 32) {
+        const int hits = num_hits[i];
+        pages.hit += hits;
+        pages.missed += num_selected[i] - hits;
+    }
+    return {__reduce_add_sync(kAll, pages.hit), __reduce_add_sync(kAll, pages.missed)};
+}
+
 // Either way takes time to begin and then as long as there are pages, longer where both go on at once since both read
 // DRAM. Misses are divided such that both end together, unless one way alone ends as soon, or before the hits do. A
 // whole warp calls. `costs`, in microseconds: to begin to fetch, per page fetched, to begin on the CPU, per page there,
 // how much longer pages take both at once, per page of a frame (to begin takes as long as to fetch).
 __device__ __forceinline__ Division divide(const int* num_hits, const int* num_selected, const float* costs,
                                            int lists) {
-    const int lane = threadIdx.x % 32;
-    int hit = 0, missed = 0;
-    for (int i = lane; i < lists; i += 32) {
-        const int hits = num_hits[i];
-        hit += hits;
-        missed += num_selected[i] - hits;
-    }
-    hit = __reduce_add_sync(kAll, hit);
-    missed = __reduce_add_sync(kAll, missed);
+    const auto [hit, missed] = count_pages(num_hits, num_selected, lists);
     Division division{0, 0, missed, 0.f};
     if (missed == 0) return division;
     const float hits = fminf(costs[0], costs[2]) + hit * costs[5], slower = costs[4];
@@ -73,7 +81,7 @@ __device__ __forceinline__ Division divide(const int* num_hits, const int* num_s
     if (by_both >= fminf(by_fetch, by_cpu)) fetched = by_fetch <= by_cpu ? 1.f : 0.f;
     division.expected = fminf(by_both, fminf(by_fetch, by_cpu));
     division.share = 256 - static_cast<int>(ceilf(256 * fetched));
-    for (int i = lane; i < lists; i += 32) division.total += division.of(num_selected[i] - num_hits[i]);
+    for (int i = threadIdx.x % 32; i < lists; i += 32) division.total += division.of(num_selected[i] - num_hits[i]);
     division.total = __reduce_add_sync(kAll, division.total);
     return division;
 }

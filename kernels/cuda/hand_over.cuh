@@ -1,12 +1,12 @@
 // hand_over: a ring for the CPU, its part of a layer's missed pages into memory that it sees, and the wait for its answer.
 //
-// The first block of the kernel that attends does this, so that nothing lies between the selection and the pages, and one
+// The first blocks of the kernel that attends do this, so that nothing lies between the selection and the pages, and one
 // thread alone asks over the bus; the blocks that merge wait for its word on the device. Pages go in words that bear the
 // ring's number, see reference/handed.py, so that nothing has to be waited for: a fence behind writes to the host's
 // memory ends when all that is being read over the bus has come. Lines of that memory are written as a whole, for the
 // others would have to be read first.
 //
-// Macros: LINE_WORDS, TAG_SHIFT and TOKEN_BITS (of words), CLOCK_BYTES (a row of the clocks on the launching side).
+// Macros: LINE_WORDS, TAG_SHIFT and TOKEN_BITS (of words), LISTS_AT_ONCE, CLOCK_BYTES (a row of the clocks on the launching side).
 
 #include "division.cuh"
 
@@ -14,7 +14,7 @@ namespace {
 
 constexpr float kBusShare = 0.9f;              // of the bus's time, what loads may take
 constexpr u64 kPatience = 60'000'000'000ull;  // nanoseconds that the CPU may take
-constexpr int kListsAtOnce = 8;                // lists of a warp whose pages are being read
+constexpr int kListsAtOnce = LISTS_AT_ONCE;    // lists of a warp whose pages are being read
 
 struct HandOver {
     // In memory that the CPU sees:
@@ -27,6 +27,7 @@ struct HandOver {
     Clock* clocks;             // of every layer
     int* rules;                // [layers, 3]: of 256 misses, the CPU's; of 65536 of those and of runners-up, how many to load
     int width, layer, layers;
+    int blocks;                // that hand over
 };
 
 static_assert(sizeof(Clock) == CLOCK_BYTES, "share.py declares other columns");
@@ -88,17 +89,18 @@ __device__ __forceinline__ void limit_loads(int* rules, const Division& division
 // Send the CPU the last misses of every list, as many as are its share.
 template <int THREADS>
 __device__ __forceinline__ void send_lists(const HandOver& a, const Lists& selected, const Division& division, u32 ring) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int warps = THREADS / 32 * a.blocks;
+    const int warp = blockIdx.x * (THREADS / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     // Reads are never skipped, so that none waits for another before it is issued.
     const auto missed = [&](int pair) {
         const int known = min(pair, selected.lists - 1), count = selected.num_selected[known] - selected.num_hits[known];
         return pair < selected.lists ? count : 0;
     };
 #pragma unroll 1
-    for (int i = 2 * threadIdx.x; i < whole_lines(selected.lists); i += 2 * THREADS)
+    for (int i = 2 * (blockIdx.x * THREADS + threadIdx.x); i < whole_lines(selected.lists); i += 2 * THREADS * a.blocks)
         send(a.counts + i, division.of(missed(i)), division.of(missed(i + 1)), ring);
 #pragma unroll 1
-    for (int pair = kListsAtOnce * warp; pair < selected.lists; pair += kListsAtOnce * (THREADS / 32)) {
+    for (int pair = kListsAtOnce * warp; pair < selected.lists; pair += kListsAtOnce * warps) {
         int count[kListsAtOnce];
         long long last[kListsAtOnce];
 #pragma unroll
@@ -137,7 +139,7 @@ __device__ __forceinline__ void wait_for_cpu(const u32* bell, u32 ring) {
     }
 }
 
-// All of it, by one block of THREADS, which ends when the CPU has answered and those that merge were told.
+// All of it, by the first `blocks`, of THREADS. The very first ends when the CPU has answered and those that merge were told.
 template <int THREADS>
 __device__ __forceinline__ void hand_over(const HandOver& a, const Lists& selected, int step) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -145,7 +147,7 @@ __device__ __forceinline__ void hand_over(const HandOver& a, const Lists& select
     const u64 now = nanoseconds();
     const Division division = divide(selected.num_hits, selected.num_selected, a.costs, selected.lists);
     Clock& clock = a.clocks[a.layer];
-    if (warp == THREADS / 32 - 1) {
+    if (blockIdx.x == 0 && warp == THREADS / 32 - 1) {
         int runners_up = 0;
         if (a.num_runners_up != nullptr)
             for (int i = lane; i < selected.lists; i += 32) runners_up += a.num_runners_up[i];
@@ -158,11 +160,11 @@ __device__ __forceinline__ void hand_over(const HandOver& a, const Lists& select
     }
     if (division.total == 0) return;
     // The ring first, the CPU waits for words anyway: the requests above its number, as often as they fill the line.
-    if (warp == 0 && lane < kAnswered / 4)
+    if (blockIdx.x == 0 && warp == 0 && lane < kAnswered / 4)
         send(reinterpret_cast<u64*>(a.bell + kRung) + 2 * lane, ring, ring, selected.lists / selected.heads);
     send_lists<THREADS>(a, selected, division, ring);
     __syncthreads();
-    if (threadIdx.x != 0) return;
+    if (blockIdx.x != 0 || threadIdx.x != 0) return;
     clock.rung = nanoseconds();
     wait_for_cpu(a.bell, ring);
     asm volatile("st.release.gpu.global.u64 [%0], %1;" ::"l"(&clock.heard), "l"(static_cast<u64>(ring)) : "memory");

@@ -4,8 +4,8 @@
 // stay in registers as keys, unsigned integers of the same order. Histograms over the range of keys that still holds
 // the threshold shrink it until few keys are left, which are ranked against each other. What may be selected by then is
 // looked up while they are ranked. Hits and misses are counted over the block in list order and staged in shared
-// memory, so that the lists are written in whole lines. Runners-up, the best pages that were not selected, are known as
-// far as they are among those few: none to all but one of them.
+// memory, so that the lists are written in whole lines. How far down runners-up reach, the best pages that were not
+// selected, is read off the same histograms.
 //
 // Macros: THREADS (a power of two, at least 128), ITEMS (pages per thread, a multiple of 4 up to 32), PDL (the launch
 // may overlap the kernel before it, which writes the scores, and the kernel after it). Lists of up to THREADS * ITEMS
@@ -23,6 +23,7 @@ constexpr int kVectors = ITEMS / 4;
 constexpr int kBins = 2 * THREADS;               // two a thread
 constexpr int kStaged = 2 * THREADS;             // columns of the result in shared memory at a time
 constexpr int kFew = 128;                        // keys that are ranked rather than counted
+constexpr u32 kRunnersUp = 96;                   // runners-up, frames or not: about as many, where scores differ
 constexpr bool kAhead = ITEMS <= 8;              // registers hold pages and frames beside the keys
 constexpr int kTogether = ITEMS == 16 ? 16 : 8;  // otherwise: items looked up at a time
 constexpr u32 kAll = 0xffffffffu;
@@ -44,7 +45,7 @@ struct Arguments {
     int* out_indices;
     int* out_num_hits;       // [B, H]
     int* out_num_selected;   // [B, H]
-    int* out_runners_up;     // [B, H, R]: runners-up without a frame, best first; null: not listed
+    int* out_runners_up;     // [B, H, R]: runners-up without a frame, in any order; null: not listed
     int* out_num_runners_up; // [B, H]
     signed char* accessed;   // [H, F]; null: not marked
     float* rates;            // [R, H], as the next two; null: not counted
@@ -56,10 +57,12 @@ struct Arguments {
     int words_per_length;    // 2 where seq_lens are 64 bits wide
 };
 
-// The range of keys that holds the threshold: `inside` keys, of which the greatest `wanted` are selected.
+// The range of keys that holds the threshold: `inside` keys, of which the greatest `wanted` are selected. Runners-up have
+// keys from `reach` on, or, while that is `kNever`, all those of the range that are left out.
 struct Bracket {
     u32 low, high;
     u32 wanted, inside;
+    u32 reach;
 };
 
 // Selected are keys beyond `key`, and keys equal to it up to position `last`.
@@ -76,14 +79,19 @@ struct Found {
     u32 bin, above, inside;
 };
 
+// Where the last runner-up is: its bin, and keys down to the end of it.
+struct Last {
+    u32 bin, end;
+};
+
 struct Shared {
     u32 histogram[kBins];  // from the greatest keys down
     u64 candidates[kFew];
     u64 boundary;
-    int runners_up[kFew];  // their positions, best first
     u32 lowest[kWarps], highest[kWarps], totals[kWarps];
-    u32 num_candidates;
+    u32 num_candidates, num_runners_up;
     Found found;
+    Last last;
     int index[kStaged], page[kAhead ? kStaged : 1], frame[kAhead ? kStaged : 1];
 };
 
@@ -176,6 +184,7 @@ __device__ __forceinline__ void break_ties(u32 (&keys)[ITEMS], int columns, Brac
     }
     bracket.high = kAlways - 1;
     bracket.low = kAlways - columns;
+    bracket.reach = kNever;
 }
 
 // Narrow the bracket to the one of `kBins` parts of it that holds the threshold.
@@ -198,8 +207,9 @@ __device__ __forceinline__ void narrow(const u32 (&keys)[ITEMS], Bracket& bracke
     if (lane == 0) shared.totals[warp] = total;
     __syncthreads();
 
-    const u32 before = sum_of(shared.totals, warp);
-    if (before < bracket.wanted && bracket.wanted <= before + total) {
+    const u32 before = sum_of(shared.totals, warp), last = bracket.wanted + kRunnersUp;
+    const auto among = [&](u32 key) { return before < key && key <= before + total; };
+    if (among(bracket.wanted) || among(last)) {
         const u32 end = before + inclusive_scan(sum), begin = end - sum;
         if (begin < bracket.wanted && bracket.wanted <= end) {
             const bool second = begin + bins.x < bracket.wanted;
@@ -207,10 +217,23 @@ __device__ __forceinline__ void narrow(const u32 (&keys)[ITEMS], Bracket& bracke
             shared.found.above = begin + (second ? bins.x : 0);
             shared.found.inside = second ? bins.y : bins.x;
         }
+        if (begin < last && last <= end) {
+            const bool second = begin + bins.x < last;
+            shared.last.bin = 2 * threadIdx.x + second;
+            shared.last.end = second ? end : begin + bins.x;
+        }
     }
     __syncthreads();
 
     const Found found = shared.found;
+    if (bracket.reach == kNever && last > bracket.inside) {
+        bracket.reach = bracket.low;
+    } else if (bracket.reach == kNever && shared.last.bin != found.bin) {
+        // Not the whole of a bin in which there are many.
+        const u32 begin = shared.last.bin << shift, end = begin + ((1u << shift) - 1);
+        const bool whole = shared.last.end <= bracket.wanted + 4 * kRunnersUp;
+        bracket.reach = bracket.high - (whole ? min(end, span) : begin - 1);
+    }
     bracket.high -= found.bin << shift;
     bracket.low = bracket.high - min((1u << shift) - 1, bracket.high - bracket.low);
     bracket.wanted -= found.above;
@@ -235,49 +258,26 @@ __device__ __forceinline__ Threshold rank(const u32 (&keys)[ITEMS], const Bracke
         for (u32 other = lane; other < bracket.inside; other += 32) better += shared.candidates[other] > candidate;
         better = __reduce_add_sync(kAll, better);
         if (lane == 0 && better + 1 == bracket.wanted) shared.boundary = candidate;
-        if (lane == 0 && better >= bracket.wanted)
-            shared.runners_up[better - bracket.wanted] = static_cast<int>(~static_cast<u32>(candidate));
     }
     __syncthreads();
     const u64 boundary = shared.boundary;
     return {static_cast<u32>(boundary >> 32), static_cast<int>(~static_cast<u32>(boundary))};
 }
 
-// Which of the selected items have a frame.
-__device__ __forceinline__ u32 look_up(const int* list, const int* table, u32 selected) {
+// Which of some items have a frame.
+__device__ __forceinline__ u32 look_up(const int* list, const int* table, u32 items) {
     u32 resident = 0;
 #pragma unroll 1
     for (int first = 0; first < ITEMS; first += kTogether) {
         int found[kTogether];
 #pragma unroll
         for (int i = 0; i < kTogether; ++i)
-            if (selected >> (first + i) & 1) found[i] = list[position_of(first + i)];
+            if (items >> (first + i) & 1) found[i] = list[position_of(first + i)];
 #pragma unroll
         for (int i = 0; i < kTogether; ++i)
-            if (selected >> (first + i) & 1) resident |= (table[found[i]] >= 0 ? 1u : 0u) << (first + i);
+            if (items >> (first + i) & 1) resident |= (table[found[i]] >= 0 ? 1u : 0u) << (first + i);
     }
     return resident;
-}
-
-// List those of the ranked runners-up that have no frame. One warp calls.
-__device__ __forceinline__ void list_runners_up(const int* list, const int* table, int ranked, int room, int* out,
-                                                int* out_count) {
-    const int lane = threadIdx.x % 32;
-    int pages[kFew / 32], frames[kFew / 32];
-#pragma unroll
-    for (int k = 0; k < kFew / 32; ++k)
-        pages[k] = 32 * k + lane < ranked ? list[shared.runners_up[32 * k + lane]] : 0;
-#pragma unroll
-    for (int k = 0; k < kFew / 32; ++k) frames[k] = 32 * k + lane < ranked ? table[pages[k]] : 0;
-    int count = 0;
-#pragma unroll
-    for (int k = 0; k < kFew / 32; ++k) {
-        const u32 missing = __ballot_sync(kAll, frames[k] < 0);
-        const int slot = count + __popc(missing & ((1u << lane) - 1));
-        if (frames[k] < 0 && slot < room) out[slot] = pages[k];
-        count += __popc(missing);
-    }
-    if (lane == 0) *out_count = min(count, room);
 }
 
 }  // namespace
@@ -295,6 +295,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
     const int count = max(0, min(a.num_pages[request], a.columns));
     const int budget = a.budget[request * a.stride_bb + head * a.stride_bh];
     const int length = a.seq_lens[request * a.words_per_length];
+    if (threadIdx.x == 0) shared.num_runners_up = 0;
     release_next_kernel();
     wait_for_last_kernel();
     u32 keys[ITEMS];
@@ -315,7 +316,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
         keys[i] = sink || tail ? kAlways : scored ? key_of(keys[i]) : kNever;
     }
 
-    Bracket bracket = {wanted > 0 ? kNever + 1 : kAlways, kAlways, static_cast<u32>(wanted), static_cast<u32>(present)};
+    Bracket bracket = {wanted > 0 ? kNever + 1 : kAlways, kAlways, static_cast<u32>(wanted), static_cast<u32>(present),
+                       wanted > 0 && wanted < present ? kNever : kAlways};
     if (wanted > 0 && wanted < present) {
         find_range(keys, bracket);
         while (bracket.wanted < bracket.inside && bracket.inside > kFew) {
@@ -323,15 +325,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
             narrow(keys, bracket);
         }
     }
+    const u32 least = min(bracket.low, bracket.reach == kNever ? kAlways : bracket.reach);  // of those looked up
     u32 frames[ITEMS];
     if constexpr (kAhead) {
 #pragma unroll
         for (int i = 0; i < ITEMS; ++i)
-            if (keys[i] >= bracket.low) frames[i] = table[pages[i]];
+            if (keys[i] >= least) frames[i] = table[pages[i]];
     }
     Threshold threshold = {bracket.low, 0x7fffffff};
-    const bool ranked = wanted > 0 && bracket.wanted < bracket.inside;
-    if (ranked) threshold = rank(keys, bracket);
+    if (wanted > 0 && bracket.wanted < bracket.inside) threshold = rank(keys, bracket);
 
     u32 selected = 0, resident = 0;  // one bit per item
 #pragma unroll
@@ -342,6 +344,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
             if ((selected >> i & 1) && static_cast<int>(frames[i]) >= 0) resident |= 1u << i;
     } else {
         resident = look_up(list, table, selected);
+    }
+
+    if (a.out_runners_up != nullptr && bracket.reach != kAlways) {
+        u32 without = 0;
+#pragma unroll
+        for (int i = ITEMS - 1; i >= 0; --i) without = 2 * without + (keys[i] >= least);
+        without &= ~selected;
+        int* const out = a.out_runners_up + pair * a.runners_up;
+        const auto put = [&](int page) {
+            const int slot = static_cast<int>(atomicAdd(&shared.num_runners_up, 1u));
+            if (slot < a.runners_up) out[slot] = page;
+        };
+        if constexpr (kAhead) {
+#pragma unroll
+            for (int i = 0; i < ITEMS; ++i)
+                if ((without >> i & 1) && static_cast<int>(frames[i]) < 0) put(pages[i]);
+        } else {
+            for (without &= ~look_up(list, table, without); without != 0; without &= without - 1)
+                put(list[position_of(__ffs(without) - 1)]);
+        }
     }
 
     // Hits in the low half, misses in the high half: how many come before each vector of items in this warp.
@@ -363,6 +385,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
     if (threadIdx.x == 0) {
         a.out_num_hits[pair] = num_hits;
         a.out_num_selected[pair] = num_selected;
+        if (a.out_runners_up != nullptr)
+            a.out_num_runners_up[pair] = min(static_cast<int>(shared.num_runners_up), a.runners_up);
         if (a.rates != nullptr) {
             const long long counter = row * a.stride_cr + head;
             atomicAdd(a.rates + counter, static_cast<float>(num_hits) / static_cast<float>(max(num_selected, 1)));
@@ -370,10 +394,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
             atomicAdd(a.selected_total + counter, static_cast<u64>(num_selected));
         }
     }
-
-    if (a.out_runners_up != nullptr && warp == kWarps - 1)
-        list_runners_up(list, table, ranked ? static_cast<int>(bracket.inside - bracket.wanted) : 0, a.runners_up,
-                        a.out_runners_up + pair * a.runners_up, a.out_num_runners_up + pair);
 
     for (int start = 0; start < a.width; start += kStaged) {
         if (start > 0) __syncthreads();

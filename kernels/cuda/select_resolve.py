@@ -97,7 +97,8 @@ def select_resolve(
     counters
         The recorder's counters of this layer; updated atomically.
     runners_up
-        The best pages that were not selected and have no frame, as many as come by; written.
+        Of about the best hundred pages that were not selected those that have no frame, as far as there is room, in any
+        order; written.
 
     Returns
     -------

@@ -43,7 +43,7 @@ class Selected(NamedTuple):
 
 
 class RunnersUp(NamedTuple):
-    """Pages without a frame that a selection left out, the best first."""
+    """Pages without a frame that a selection left out, of the best ones, in any order."""
 
     pages: torch.Tensor
     """``[B, H, R]``, int32; columns from ``counts`` on mean nothing."""

@@ -235,7 +235,8 @@ def test_accessed_bits_and_counters_are_optional(rng: torch.Generator) -> None:
 
 
 def check_runners_up(case: Case, room: int, rng: torch.Generator) -> int:
-    """Runners-up are the best pages without a frame that were left out, without a gap; how many there are."""
+    """Runners-up are among the best pages without a frame that were left out: all down to one of them, where there is
+    room. How many there are."""
     inputs = Inputs.draw(case, rng)
     batch = len(case.num_pages)
     shape = (batch, case.heads, room)
@@ -257,7 +258,9 @@ def check_runners_up(case: Case, room: int, rng: torch.Generator) -> int:
             missing = [page for page in best if not resident[head][page]]
             count = counts[row][head]
             assert 0 <= count <= room
-            assert found.pages[row, head, :count].tolist() == missing[:count]
+            listed = found.pages[row, head, :count].tolist()
+            assert len(set(listed)) == count
+            assert set(listed) <= set(missing[: count if count < room else None])
             assert found.pages[row, head, count:].eq(-7).all()
     return int(found.counts.sum())
 
@@ -276,9 +279,8 @@ def test_runners_up_are_the_best_pages_left_out(
 
 @pytest.mark.gpu
 def test_there_are_runners_up(rng: torch.Generator) -> None:
-    found = [check_runners_up(Case([4000], width=160, frames=400), 128, rng) for _ in range(20)]
-    assert max(found) > 40
-    assert sum(found) > 200
+    found = [check_runners_up(Case([4000], 160, budget=160, frames=400), 128, rng) for _ in range(20)]
+    assert min(found) > 100
 
 
 def variants() -> Iterator[tuple[int, int]]:
