@@ -22,7 +22,7 @@ MISS_MODES = ("fetch", "split", "auto")
 WAYS = {"raw": "auto, random scores"}
 PARTS = {
     "attend": ("attend", "_merge", "_attend"),
-    "select": ("select_resolve", "hand_over"),
+    "select": ("select_resolve",),
     "score": ("_score", "_locality_scores"),
     "append": ("_append",),
     "importance, admission, filling (behind)": (
@@ -97,8 +97,8 @@ def tpot(result: dict[str, Any], table: Any, provenance: Any) -> str:
             "whose locality is that of SmolLM2 ([locality.md](benchmarks/locality.md)), except for *random scores*, "
             "which are what random weights give: their selection hardly repeats. *fetch*, *split* and *auto* say where "
             "misses are attended; *both work* is the share of the step in which GPU and CPU attend at once. Time to "
-            "first token is that of the prompt's first run; fa3's at 128K includes what it compiles. Measured before "
-            "threads that attend had cores of their own, `attend` handed over and runners-up were loaded.",
+            "first token is that of the prompt's first run; fa3's at 128K includes what it compiles. Measured when "
+            "fewer runners-up were loaded, and every list of a batch was fetched by as many blocks.",
             table(
                 ["context", "batch", "engine", "ms", "of fa3", "hit rate", "both work", "first token, s"],
                 tpot_rows(metrics),
@@ -139,9 +139,9 @@ def miss_path(result: dict[str, Any], table: Any, provenance: Any, plots: Path) 
         [
             "## Where misses are attended",
             f"{result['shape']}. Microseconds of one layer's attention, hits and merge included, by the share of the "
-            "selected pages that is missed. Measured when the CPU was rung 7 to 20 us later, most where much was "
-            "fetched at the same time, and with as many pages missed of every list, the same ones in every replay, "
-            "some of which the processor's caches held.",
+            "selected pages that is missed. Measured when every list was fetched by as many blocks, four at least: "
+            "at batch 8 the CPU was rung after 150 us and more where as much was fetched, and few misses, spread "
+            "unevenly, took as long as those of the list with most.",
             table(
                 ["batch", "missed", "MiB", *MISS_MODES, "CPU's share in auto", "auto / better of both"], rows
             ),

@@ -1,7 +1,7 @@
 // load: pages that were admitted, from host memory into their frames.
 //
-// Which of the candidates were is known only once this runs, so every warp looks at 32 of them at a time and copies those
-// that have a frame, by bulk copies through a ring of its own in shared memory. A few multiprocessors have enough bytes
+// Which of the candidates were is known only once this runs, so warps take turns to look at 32 of a list and copy those that
+// have a frame, by bulk copies through a ring of their own in shared memory. A few multiprocessors have enough bytes
 // under way to fill the bus that way, and the model's kernels keep the others for themselves.
 //
 // Macros: BLOCK_BYTES (of a page, K and V), WARPS, STAGES (pages under way per warp), ARGUMENTS_BYTES (what the launching
@@ -74,26 +74,36 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) load(const __grid_const
     publish_barriers();
     __syncthreads();
     Ring ring{memory + warp * STAGES * BLOCK_BYTES, barriers + warp * STAGES, targets + warp * STAGES};
+    int turn = 0;
 #pragma unroll
     for (int kind = 0; kind < 2; ++kind) {
         const Candidates& c = a.candidates[kind];
         if (c.last == nullptr) continue;
-        const int turns = (c.width + 31) / 32 * a.lists;
-        for (int turn = self; turn < turns; turn += warps) {
-            const int list = turn % a.lists, head = list % a.heads, last = c.last[list];
-            int column = turn / a.lists * 32 + lane + (c.first ? c.first[list] : 0);
-            if (c.cuts) column += max(min(c.cuts[list] - c.first[list], c.room), 0);
-            u64 source = 0, target = 0;
-            if (column < last) {
-                const int page = c.pages[static_cast<long long>(list) * c.width + column];
-                const int frame = a.page_table[head * a.stride_th + page];
-                source = reinterpret_cast<u64>(a.host + page * a.stride_hn + head * a.stride_hh);
-                if (frame >= 0) target = reinterpret_cast<u64>(a.frames + head * a.stride_fh + frame * a.stride_ff);
-            }
-            for (u32 admitted = __ballot_sync(kAll, target != 0); admitted; admitted &= admitted - 1) {
-                const int i = __ffs(admitted) - 1;
-                const u64 from = __shfl_sync(kAll, source, i), to = __shfl_sync(kAll, target, i);
-                if (lane == 0) ring.take(from, to);
+        for (int start = 0; start < a.lists; start += 32) {
+            // Lane i knows list start + i.
+            const int known = min(start + lane, a.lists - 1);
+            int first = c.first ? c.first[known] : 0;
+            const int last = start + lane < a.lists ? c.last[known] : 0;
+            if (c.cuts) first += max(min(c.cuts[known] - first, c.room), 0);
+            for (int i = 0; i < 32; ++i) {
+                const int list = start + i, head = list % a.heads, end = __shfl_sync(kAll, last, i);
+                for (int from = __shfl_sync(kAll, first, i); from < end; from += 32) {
+                    if (turn++ % warps != self) continue;
+                    const int column = from + lane;
+                    u64 source = 0, target = 0;
+                    if (column < end) {
+                        const int page = c.pages[static_cast<long long>(list) * c.width + column];
+                        const int frame = a.page_table[head * a.stride_th + page];
+                        source = reinterpret_cast<u64>(a.host + page * a.stride_hn + head * a.stride_hh);
+                        if (frame >= 0)
+                            target = reinterpret_cast<u64>(a.frames + head * a.stride_fh + frame * a.stride_ff);
+                    }
+                    for (u32 admitted = __ballot_sync(kAll, target != 0); admitted; admitted &= admitted - 1) {
+                        const int j = __ffs(admitted) - 1;
+                        const u64 page = __shfl_sync(kAll, source, j), frame = __shfl_sync(kAll, target, j);
+                        if (lane == 0) ring.take(page, frame);
+                    }
+                }
             }
         }
     }
