@@ -84,6 +84,13 @@ def test_rows_have_their_length_and_only_answers_that_the_text_before_them_gives
     assert answers > 10
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_rows_with_room_for_more_facts_than_there_are_names_are_made(task: str, rows: RowMaker) -> None:
+    for seed in range(8):
+        row = rows.make(RowShape(16384, (0.7, 0.8), 0), {task: 1.0}, random.Random(seed))
+        assert len(row.tokens) == 16385
+
+
 def test_stretched_positions_rise_and_stay_in_bounds(rows: RowMaker) -> None:
     stretched = 0
     for seed in range(20):

@@ -53,6 +53,7 @@ struct Pages {
 // A whole warp calls.
 __device__ __forceinline__ Pages count_pages(const int* num_hits, const int* num_selected, int lists) {
     Pages pages{0, 0};
+#pragma unroll 2
     for (int i = threadIdx.x % 32; i < lists; i += 32) {
         const int hits = num_hits[i];
         pages.hit += hits;
@@ -64,15 +65,20 @@ __device__ __forceinline__ Pages count_pages(const int* num_hits, const int* num
 // Either way takes time to begin and then as long as there are pages, longer where both go on at once since both read
 // DRAM. Misses are divided such that both end together, unless one way alone ends as soon, or before the hits do. A
 // whole warp calls. `costs`, in microseconds: to begin to fetch, per page fetched, to begin on the CPU, per page there,
-// how much longer pages take both at once, per page of a frame (to begin takes as long as to fetch).
+// how much longer pages take both at once, per page of a frame (to begin takes as long as to fetch); aligned to 16 bytes.
 __device__ __forceinline__ Division divide(const int* num_hits, const int* num_selected, const float* costs,
                                            int lists) {
+    // On their way while pages are counted.
+    float begin_fetch, fetch_page, begin_cpu, cpu_page, slower, hit_page;
+    asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(begin_fetch), "=f"(fetch_page), "=f"(begin_cpu), "=f"(cpu_page)
+                 : "l"(costs));
+    asm volatile("ld.global.v2.f32 {%0, %1}, [%2];" : "=f"(slower), "=f"(hit_page) : "l"(costs + 4));
     const auto [hit, missed] = count_pages(num_hits, num_selected, lists);
     Division division{0, 0, missed, 0.f};
     if (missed == 0) return division;
-    const float hits = fminf(costs[0], costs[2]) + hit * costs[5], slower = costs[4];
-    const float begin_fetch = costs[0], fetch = missed * costs[1];
-    const float begin_cpu = costs[2], cpu = missed * costs[3];
+    const float hits = fminf(begin_fetch, begin_cpu) + hit * hit_page;
+    const float fetch = missed * fetch_page, cpu = missed * cpu_page;
     const float balanced = (begin_cpu - begin_fetch + cpu * slower) / ((fetch + cpu) * slower);
     float fetched = fminf(fmaxf(balanced, 0.f), 1.f);
     const float by_fetch = fmaxf(begin_fetch + fetch, hits), by_cpu = fmaxf(begin_cpu + cpu, hits);
@@ -81,6 +87,7 @@ __device__ __forceinline__ Division divide(const int* num_hits, const int* num_s
     if (by_both >= fminf(by_fetch, by_cpu)) fetched = by_fetch <= by_cpu ? 1.f : 0.f;
     division.expected = fminf(by_both, fminf(by_fetch, by_cpu));
     division.share = 256 - static_cast<int>(ceilf(256 * fetched));
+#pragma unroll 2
     for (int i = threadIdx.x % 32; i < lists; i += 32) division.total += division.of(num_selected[i] - num_hits[i]);
     division.total = __reduce_add_sync(kAll, division.total);
     return division;

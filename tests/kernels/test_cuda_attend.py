@@ -188,32 +188,33 @@ def test_what_lies_behind_a_request_s_last_token_does_not_matter(rng: torch.Gene
     "costs",
     [(1e30, 1.0, 0.0, 1.0, 1.0, 0.0), (5.0, 1.0, 0.0, 0.5, 1.2, 0.0), (0.0, 1.0, 1e30, 1.0, 1.0, 0.0)],
 )
+@pytest.mark.parametrize("batch", [3, 25], ids=["handed_over_by_one_block", "by_several"])
 @pytest.mark.parametrize("shape", SHAPES[::4], ids=str)
 def test_the_cpu_s_part_and_the_gpu_s_make_exact_attention(
-    shape: Shape, costs: tuple[float, ...], rng: torch.Generator
+    shape: Shape, costs: tuple[float, ...], batch: int, rng: torch.Generator
 ) -> None:
     from rheo_kernels.cuda.attend import Workspace, attend_selected
     from rheo_kernels.cuda.send_queries import send_queries
     from rheo_sglang.split.cpu_attention import CpuAttention
     from rheo_sglang.split.service import CpuService
 
-    counts = integers(0, 60, (3, shape.heads), rng).tolist()
+    counts = integers(0, 60, (batch, shape.heads), rng).tolist()
     counts[0][0] = 0
     problem = Problem(shape, counts, True, rng)
     width, page_size = problem.pages.shape[2], shape.page_size
-    cpu = CpuAttention(problem.pinned[None], 4, shape.group, width + 2, page_size, 3, True)
+    cpu = CpuAttention(problem.pinned[None], batch + 1, shape.group, width + 2, page_size, 3, True)
     step = torch.zeros((), dtype=torch.int32, device="cuda")
     service = CpuService(cpu, 1, step, torch.tensor(costs, device="cuda"))
     share = service.prepare(0, problem.scale)
-    workspace = Workspace.allocate(3 * shape.heads, shape.group, shape.dim, page_size, width, rng.device)
-    cuts = torch.zeros((3, shape.heads), dtype=torch.int32, device="cuda")
+    workspace = Workspace.allocate(batch * shape.heads, shape.group, shape.dim, page_size, width, rng.device)
+    cuts = torch.zeros((batch, shape.heads), dtype=torch.int32, device="cuda")
     selected = problem.selected
     for _ in range(3):
         step += 1
         problem.q.copy_(normal(problem.q.shape, shape.dtype, rng))
         expected, _ = problem.exact()
         out = torch.full_like(problem.q, torch.nan)
-        staged = torch.zeros((3 * shape.heads, 7, 2, shape.block), dtype=shape.dtype, device="cuda")
+        staged = torch.zeros((batch * shape.heads, 7, 2, shape.block), dtype=shape.dtype, device="cuda")
         send_queries(problem.q, share)
         attend_selected(
             problem.q,
