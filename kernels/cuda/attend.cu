@@ -9,9 +9,9 @@
 //
 // Macros: BF16 (else fp16), DIM, PAGE (tokens), GROUP (query heads per KV head), WARPS, STAGES (pages in flight or in
 // use per warp), LISTED (page lists looked up in the page table, else frames), FETCH (one more warp attends misses from
-// host memory with a ring of MISS_STAGES; about FETCHERS of them do at once), CPU (the first blocks hand a part of them over
-// to the CPU, whose results are merged; see hand_over.cuh for what that needs), ARGUMENTS_BYTES (what the launching side
-// passes).
+// host memory with a ring of MISS_STAGES; about FETCHERS of them do at once), CPU (the first blocks hand a part of them
+// over to the CPU, whose results are merged; see hand_over.cuh for what that needs), ARGUMENTS_BYTES (what the launching
+// side passes).
 
 #include "bulk_copy.cuh"
 #if CPU

@@ -6,7 +6,8 @@
 // memory ends when all that is being read over the bus has come. Lines of that memory are written as a whole, for the
 // others would have to be read first.
 //
-// Macros: LINE_WORDS, TAG_SHIFT and TOKEN_BITS (of words), LISTS_AT_ONCE, CLOCK_BYTES (a row of the clocks on the launching side).
+// Macros: LINE_WORDS, TAG_SHIFT and TOKEN_BITS (of words), LISTS_AT_ONCE, CLOCK_BYTES (a row of the clocks on the
+// launching side).
 
 #include "division.cuh"
 
@@ -139,7 +140,7 @@ __device__ __forceinline__ void wait_for_cpu(const u32* bell, u32 ring) {
     }
 }
 
-// All of it, by the first `blocks`, of THREADS. The very first ends when the CPU has answered and those that merge were told.
+// All of it, by the first `blocks`, of THREADS. The very first ends when the CPU has answered and those that merge know.
 template <int THREADS>
 __device__ __forceinline__ void hand_over(const HandOver& a, const Lists& selected, int step) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;

@@ -1,7 +1,7 @@
 // load: pages that were admitted, from host memory into their frames.
 //
-// Which of the candidates were is known only once this runs, so warps take turns to look at 32 of a list and copy those that
-// have a frame, by bulk copies through a ring of their own in shared memory. A few multiprocessors have enough bytes
+// Which of the candidates were is known only once this runs, so warps take turns to look at 32 of a list and copy those
+// that have a frame, by bulk copies through a ring of their own in shared memory. A few multiprocessors have enough bytes
 // under way to fill the bus that way, and the model's kernels keep the others for themselves.
 //
 // Macros: BLOCK_BYTES (of a page, K and V), WARPS, STAGES (pages under way per warp), ARGUMENTS_BYTES (what the launching
