@@ -404,7 +404,7 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
 #else
         const int fetched = count_pages(a.num_hits, a.num_selected, a.lists).missed;
 #endif
-        fetchers = min((count * FETCHERS + fetched - 1) / max(fetched, 1), splits);
+        if (count > 0) fetchers = min((count * FETCHERS + fetched - 1) / fetched, splits);
         if (split >= fetchers) count = 0;
     }
 #endif
