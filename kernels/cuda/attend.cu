@@ -380,8 +380,8 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
     // This may have been launched while the selection was still being made.
     asm volatile("griddepcontrol.wait;" ::: "memory");
 
-    // Entry n of the warp's list is at first + n * stride of the request's. Neither depends on how long that is, so the
-    // entries are on their way before their number is known.
+    // Entry n of the warp's list is at first + n * stride of the request's. For hits neither depends on how long that is, so
+    // the entries are on their way before their number is known.
 #if LISTED
     const int length = a.num_hits[request];
     const int begin = 0;
