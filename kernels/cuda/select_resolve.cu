@@ -79,9 +79,9 @@ struct Found {
     u32 bin, above, inside;
 };
 
-// Where the last runner-up is: its bin, and keys down to the end of it.
+// Where the last runner-up is: its bin, and keys down to the beginning and to the end of it.
 struct Last {
-    u32 bin, end;
+    u32 bin, begin, end;
 };
 
 struct Shared {
@@ -220,6 +220,7 @@ __device__ __forceinline__ void narrow(const u32 (&keys)[ITEMS], Bracket& bracke
         if (begin < last && last <= end) {
             const bool second = begin + bins.x < last;
             shared.last.bin = 2 * threadIdx.x + second;
+            shared.last.begin = second ? begin + bins.x : begin;
             shared.last.end = second ? end : begin + bins.x;
         }
     }
@@ -229,9 +230,10 @@ __device__ __forceinline__ void narrow(const u32 (&keys)[ITEMS], Bracket& bracke
     if (bracket.reach == kNever && last > bracket.inside) {
         bracket.reach = bracket.low;
     } else if (bracket.reach == kNever && shared.last.bin != found.bin) {
-        // Not the whole of a bin in which there are many.
+        // With that bin or without it, whichever comes nearer to their number, and rather too many than too few.
         const u32 begin = shared.last.bin << shift, end = begin + ((1u << shift) - 1);
-        const bool whole = shared.last.end <= bracket.wanted + 4 * kRunnersUp;
+        const u32 without = shared.last.begin - bracket.wanted, with = shared.last.end - bracket.wanted;
+        const bool whole = without + with <= 2 * kRunnersUp || (without < kRunnersUp / 2 && with <= 4 * kRunnersUp);
         bracket.reach = bracket.high - (whole ? min(end, span) : begin - 1);
     }
     bracket.high -= found.bin << shift;
