@@ -13,7 +13,7 @@ python3 -m pytest -p no:cacheprovider -q --collect-only tests/kernels \
     -k "(triton and not at_scale and not long and not gpu) \
         or (cuda_attend and d128p32 and not cpu_s_part) \
         or cuda_load \
-        or (cuda_select_resolve and test_equals_references_at_the_edges)" |
+        or (cuda_select_resolve and (test_equals_references_at_the_edges or runners_up_are))" |
     awk -F'[' -v cases="${CASES:-3}" '/::/ && seen[$1]++ < cases' >"$shards/tests"
 split -n "r/${JOBS:-6}" "$shards/tests" "$shards/tests."
 

@@ -84,11 +84,17 @@ def test_rows_have_their_length_and_only_answers_that_the_text_before_them_gives
     assert answers > 10
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_rows_with_room_for_more_facts_than_there_are_names_are_made(task: str, rows: RowMaker) -> None:
+@pytest.mark.parametrize(
+    ("curriculum", "task"), [(name, task) for name in CURRICULA for task in CURRICULA[name].mixture.tasks]
+)
+def test_rows_with_room_for_more_facts_than_there_are_names_are_made(
+    curriculum: str, task: str, corpus: Corpus
+) -> None:
+    rows = RowMaker(corpus, CURRICULA[curriculum].mixture)
     for seed in range(8):
         row = rows.make(RowShape(16384, (0.7, 0.8), 0), {task: 1.0}, random.Random(seed))
         assert len(row.tokens) == 16385
+        assert (row.roles >= ANSWER).any()
 
 
 def test_stretched_positions_rise_and_stay_in_bounds(rows: RowMaker) -> None:

@@ -35,7 +35,7 @@ def default_threads() -> int:
     """
     given = os.environ.get("RHEO_CPU_THREADS")
     if not given:
-        return _native.cpus()
+        return len(placement())
     if not given.isdecimal():
         raise ValueError(f"RHEO_CPU_THREADS is '{given}'; allowed: 1 to {_native.max_threads}.")
     return checked_threads(int(given), "RHEO_CPU_THREADS")

@@ -169,7 +169,7 @@ class RowMaker:
             (task,) = rng.choices(list(shares), list(shares.values()))
             room = max(1, (max(content, length // 4) - used) // 48)
             width = min(rng.randint(1, self._mixture.widths[task]), room, len(names) // 6)
-            if len(names) < least_names:
+            if width < 1 or len(names) < least_names:
                 break
             exercise = _draw_exercise(task, width, self._mixture.hops, rng, names)
             facts = [

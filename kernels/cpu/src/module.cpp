@@ -141,7 +141,6 @@ NB_MODULE(_native, m) {
 
     m.def("attend", &attend, "problem"_a, "threads"_a, "isa"_a.none(), without_gil());
     m.def("isas", &isas);
-    m.def("cpus", [] { return Pool::instance().cpus(); });
     m.def("placement", [] { return Pool::instance().placement(); });
     m.attr("max_threads") = Pool::kMaxThreads;
     m.def(
