@@ -29,7 +29,6 @@ from rheo_sglang.evaluation.report import result_document, write_result
 
 SHAPES = {
     "reference": ModelShape(),
-    "small": ModelShape(layers=2, hidden=64, intermediate=64, query_heads=2, kv_heads=1),
     "tiny": ModelShape(layers=2, hidden=64, intermediate=96, query_heads=4, kv_heads=1, head=16),
 }
 

@@ -287,7 +287,7 @@ def test_shipped_checkpoint_retrieves() -> None:
     haystack = Haystack(documentation_text(held_out=True), token_counter(tokenizer))
     with torch.no_grad():
         accuracy = measure_accuracy(model, tokenizer, haystack, 512, 4, 2048, torch.device("cpu"))
-    for task in ("needle", "multikey", "dictionary", "repeated"):
+    for task in TASKS:
         assert accuracy[f"{task}_512"] > 0.9
 
 
@@ -345,10 +345,12 @@ def test_checkpoint_without_state_goes_on_with_a_new_warm_up(folder: Path, tmp_p
     assert (progress.step, progress.warm_from) == (4, 2)
 
 
-def test_shipped_checkpoint_can_be_trained_on() -> None:
+def test_shipped_checkpoint_is_trained_and_can_be_trained_on() -> None:
     progress = Progress.restore(json.loads((SHIPPED / "training.json").read_text()))
     before = progress.step + progress.steps_before
     progress.enter("full")
+    assert progress.pacing is not None and not progress.pacing.planned
+    progress.enter("smoke")
     assert (progress.step, progress.steps_before) == (0, before) and progress.pacing is None
 
 

@@ -105,18 +105,6 @@ FULL = Curriculum(
 )
 """From scratch: rows grow only when every task is learnt at the length before."""
 
-SHORT = Curriculum(
-    stages=(Stage({128: 1}, (0.8, 0.95), 0, most_steps=102_400, least_steps=256),),
-    mixture=Mixture(
-        sources={"library": 1},
-        tasks={"multikey": 1, "vartrack": 2},
-        widths={"multikey": 4, "vartrack": 4},
-        hops=(0,),
-    ),
-    weight_decay=0.0,
-)
-"""Variable tracking without hops, and the lookups by name beside it: a quick look at whether they form."""
-
 SMOKE = Curriculum(
     stages=(
         Stage({128: 1}, (0.5, 0.9), 0, most_steps=8, least_steps=4),
@@ -128,7 +116,7 @@ SMOKE = Curriculum(
 )
 """Seconds on a CPU: shows that the training runs, not that it teaches."""
 
-CURRICULA = {"full": FULL, "short": SHORT, "smoke": SMOKE}
+CURRICULA = {"full": FULL, "smoke": SMOKE}
 
 
 def learning_rate_scale(stage: Stage, stage_step: int, steps_since_start: int, warm_up: int = 50) -> float:
