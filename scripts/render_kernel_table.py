@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from marked_page import fill
 from measurement import REPOSITORY, RESULTS
 
 PAGE = REPOSITORY / "docs" / "kernels.md"
-START, END = "<!-- kernels_gpu: start -->", "<!-- kernels_gpu: end -->"
 BATCHES, CONTEXTS = (1, 4, 8, 32), ("8k", "32k", "128k")
 
 
@@ -57,9 +57,7 @@ def tables(result: dict[str, Any]) -> str:
 def main() -> None:
     """Replace what stands between the markers of the page."""
     result = json.loads((RESULTS / "kernels_gpu.json").read_text())
-    before, rest = PAGE.read_text().split(START)
-    after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{START}\n\n{tables(result)}\n\n{END}{after}")
+    fill(PAGE, "kernels_gpu", tables(result))
 
 
 if __name__ == "__main__":

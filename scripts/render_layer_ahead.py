@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from marked_page import fill
 from measurement import RESULTS
 from qwen3_shape import CONFIG
 from render_results import PLOTS, provenance, table
 
 PAGE = PLOTS / "layer-ahead.md"
 MODELS = ("smollm2", "reference")
-START, END = "<!-- layer_ahead: start -->", "<!-- layer_ahead: end -->"
 PREDICTORS = {"layer_input": "layer input", "before_mlp": "before MLP"}
 GROUPS = (
     ("smollm2", "text", "SmolLM2, text"),
@@ -229,8 +229,7 @@ def main() -> None:
     """Replace what stands between the markers of the page."""
     results = {model: json.loads((RESULTS / f"layer_ahead_{model}.json").read_text()) for model in MODELS}
     kernels = json.loads((RESULTS / "kernels_gpu.json").read_text())
-    before, rest = PAGE.read_text().split(START)
-    PAGE.write_text(f"{before}{START}\n\n{tables(results, kernels)}\n\n{END}{rest.split(END)[1]}")
+    fill(PAGE, "layer_ahead", tables(results, kernels))
 
 
 if __name__ == "__main__":

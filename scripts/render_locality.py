@@ -13,14 +13,13 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from marked_page import fill
 from measurement import RESULTS
 from render_results import PLOTS, provenance, table
 
 NAME = "locality_smollm2"
 PAGE = PLOTS / "locality.md"
 PLOT = PLOTS / "locality_reselection.svg"
-START, END = "<!-- locality_smollm2: start -->", "<!-- locality_smollm2: end -->"
-START_AHEAD, END_AHEAD = "<!-- runners_up: start -->", "<!-- runners_up: end -->"
 PAGE_SIZES = (16, 32)
 LAGS = ("1", "4", "16", "64")
 
@@ -131,12 +130,9 @@ def plot(metrics: dict[str, Any]) -> None:
 def main() -> None:
     """Replace what stands between the markers of the page, and the plot."""
     result = json.loads((RESULTS / f"{NAME}.json").read_text())
-    page = PAGE.read_text()
     ahead = json.loads((RESULTS / "runners_up.json").read_text())
-    for start, end, content in ((START, END, tables(result)), (START_AHEAD, END_AHEAD, runners_up(ahead))):
-        before, rest = page.split(start)
-        page = f"{before}{start}\n\n{content}\n\n{end}{rest.split(end)[1]}"
-    PAGE.write_text(page)
+    fill(PAGE, NAME, tables(result))
+    fill(PAGE, "runners_up", runners_up(ahead))
     plot(result["metrics"])
 
 

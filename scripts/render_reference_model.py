@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Draw the table of docs/reference-model.md from docs/benchmarks/results/reference_structure.json.
+"""Draw the tables of docs/reference-model.md and of the model card from the result files.
 
-python scripts/render_reference_structure.py
+python scripts/render_reference_model.py
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from measurement import RESULTS
+from marked_page import fill
+from measurement import REPOSITORY, RESULTS
 from render_results import DOCS, provenance, table
 
-NAME = "reference_structure"
+from rheo_sglang.evaluation.tasks import TASKS
+
 PAGE = DOCS / "reference-model.md"
-START, END = "<!-- reference_structure: start -->", "<!-- reference_structure: end -->"
+CARD = REPOSITORY / "models" / "rheo-reference" / "README.md"
+LENGTHS = ("1k", "4k", "8k", "16k", "32k", "64k")
+SERVED = {"dense": "fa3", "rheo5": "rheo, 5 %", "rheo10": "rheo, 10 %", "rheo20": "rheo, 20 %"}
 MODELS = {"smollm2": "SmolLM2", "reference": "rheo-reference"}
 MASS = {
     "oracle": "oracle",
@@ -52,13 +56,39 @@ def rows(metrics: dict[str, Any]) -> Iterator[list[Any]]:
                     ]
 
 
+def accuracy(metrics: dict[str, Any]) -> str:
+    """Share of turns that the model answers exactly, by task and length."""
+    rows = [[task, *(f"{metrics[f'{task}_{length}']:.2f}" for length in LENGTHS)] for task in TASKS]
+    return table(["task", *map(str.upper, LENGTHS)], rows)
+
+
+def budgets(metrics: dict[str, Any]) -> str:
+    """Share of items and of whole answers that servers give right, by task, server and length."""
+    rows = []
+    for task in TASKS:
+        for engine, name in SERVED.items():
+            row = [task, name]
+            for length in LENGTHS:
+                items, whole = (metrics[f"{engine}_{task}_{length}{kind}"] for kind in ("", "_exact"))
+                row.append(f"{items:.3f}" if items == whole else f"{items:.3f} ({whole:.3f})")
+            rows.append(row)
+    return table(["task", "server", *map(str.upper, LENGTHS)], rows)
+
+
 def main() -> None:
-    """Replace what stands between the markers of the page."""
-    result = json.loads((RESULTS / f"{NAME}.json").read_text())
+    """Replace what stands between the markers of the pages."""
+    model, structure = (
+        json.loads((RESULTS / f"{name}.json").read_text())
+        for name in ("reference_model", "reference_structure")
+    )
     header = ["context", "model, text", "page", "budget", *MASS.values(), *HITS.values()]
-    before, rest = PAGE.read_text().split(START)
-    content = f"{table(header, list(rows(result['metrics'])))}\n\n{provenance(result)}"
-    PAGE.write_text(f"{before}{START}\n\n{content}\n\n{END}{rest.split(END)[1]}")
+    fill(CARD, "accuracy", accuracy(model["metrics"]))
+    fill(PAGE, "budgets", f"{budgets(model['metrics'])}\n\n{provenance(model)}")
+    fill(
+        PAGE,
+        "reference_structure",
+        f"{table(header, list(rows(structure['metrics'])))}\n\n{provenance(structure)}",
+    )
 
 
 if __name__ == "__main__":
