@@ -6,7 +6,7 @@
 ``prefill``: HBM that a prompt of ``--tokens`` takes with 4 GiB of frames, beside the bound that rheo promises at start.
 ``decode``: time per output token behind ``--decode-tokens``; their KV is seeded by chunks that attend to themselves
 alone (see local_prefill.py) unless ``--prefill`` asks for dense attention, and decode is the real one in either case.
-Random weights have no locality, so it is timed ``raw`` and with page scores whose locality is SmolLM2's (``fitted``).
+Random weights have no locality, so page scores are ``fitted``: of a process whose locality is SmolLM2's.
 """
 
 from __future__ import annotations

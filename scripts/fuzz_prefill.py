@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from check_gpu_exactness import TIE, TOP, differences
+from check_gpu_exactness import TOP, differences, is_tie
 from engine_benchmark import flush
 from measurement import MODEL, gpu_in_words, keep_result, machine_in_words, result_document, text_prompts
 from sglang_server import CPU_ENVIRONMENT
@@ -165,7 +165,7 @@ def compare(requests: list[Request], dense: list[Any], mine: list[Any]) -> dict[
         for one, other in zip(dense, mine, strict=True)
     ]
     found = differences(cut, mine)
-    ties = sum(GPU and one["logprob_gap"] is not None and one["logprob_gap"] <= TIE for one in found)
+    ties = sum(GPU and is_tie(one) for one in found)
     whole = [len(one["tokens"]) == request.new_tokens for one, request in zip(mine, requests, strict=True)]
     incomplete = sum(
         not done and request.abort_after_tokens is None for done, request in zip(whole, requests, strict=True)

@@ -92,13 +92,12 @@ def tpot(result: dict[str, Any], table: Any, provenance: Any) -> str:
     return "\n\n".join(
         [
             "## Time per output token",
-            f"{metrics['shape']}'s shape, {metrics['weights']}, random prompts; all engines in one run, one after the "
-            "other. Gaps between tokens, median. With frames for 10 % of the KV, page scores come from a process "
+            f"{metrics['shape']}'s shape, {metrics['weights']}, random prompts; all engines on one machine, one after "
+            "the other. Gaps between tokens, median. With frames for 10 % of the KV, page scores come from a process "
             "whose locality is that of SmolLM2 ([locality.md](benchmarks/locality.md)), except for *random scores*, "
             "which are what random weights give: their selection hardly repeats. *fetch*, *split* and *auto* say where "
             "misses are attended; *both work* is the share of the step in which GPU and CPU attend at once. Time to "
-            "first token is that of the prompt's first run; fa3's at 128K includes what it compiles. Measured when "
-            "fewer runners-up were loaded, and every list of a batch was fetched by as many blocks.",
+            "first token is that of the prompt's first run; fa3's at 128K includes what it compiles.",
             table(
                 ["context", "batch", "engine", "ms", "of fa3", "hit rate", "both work", "first token, s"],
                 tpot_rows(metrics),
@@ -139,9 +138,7 @@ def miss_path(result: dict[str, Any], table: Any, provenance: Any, plots: Path) 
         [
             "## Where misses are attended",
             f"{result['shape']}. Microseconds of one layer's attention, hits and merge included, by the share of the "
-            "selected pages that is missed. Measured when every list was fetched by as many blocks, four at least: "
-            "at batch 8 the CPU was rung after 150 us and more where as much was fetched, and few misses, spread "
-            "unevenly, took as long as those of the list with most.",
+            "selected pages that is missed.",
             table(
                 ["batch", "missed", "MiB", *MISS_MODES, "CPU's share in auto", "auto / better of both"], rows
             ),
