@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gzip
 import json
 import os
 import random
@@ -27,6 +26,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from decode_profile import gpu_events, kernel_profile
 from locality.plugin import ENVIRONMENT, install
 from measurement import RESULTS, gpu_in_words, keep_result, result_document
 from qwen3_shape import CONFIG, make_shape
@@ -69,7 +69,7 @@ ENGINES = {
             {"budget_ratio": ratio, "frame_pool_tokens": batch * CONTEXTS["128k"] // 10},
             [[("128k", batch)]],
             not scores,
-            [] if scores else [("128k", 1)],
+            [] if scores else [("128k", batch)],
         )
         for batch in (1, 4)
         for suffix, ratio in SELECTED.items()
@@ -166,33 +166,6 @@ def misses_between(before: dict[str, float], after: dict[str, float], tpot_ms: f
     }
 
 
-def kernel_profile(trace: Path) -> dict[str, Any]:
-    """Time of every GPU kernel and copy per decode step (us), and how much of the step none ran."""
-    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
-    kernels = sorted(
-        (e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")), key=lambda e: e["ts"]
-    )
-    totals: dict[str, list[float]] = {}
-    busy, reached = 0.0, kernels[0]["ts"]
-    for event in kernels:
-        totals.setdefault(event["name"], []).append(event["dur"])
-        end = event["ts"] + event["dur"]
-        busy += max(0.0, end - max(reached, event["ts"]))
-        reached = max(reached, end)
-    span = reached - kernels[0]["ts"]
-    steps = max(len(v) for name, v in totals.items() if "rope" in name) / LAYERS
-    rows = {
-        name[:90]: {"us_per_step": sum(v) / steps, "launches_per_step": len(v) / steps}
-        for name, v in sorted(totals.items(), key=lambda item: -sum(item[1]))[:40]
-    }
-    return {
-        "steps": steps,
-        "us_per_step": span / steps,
-        "idle_us_per_step": (span - busy) / steps,
-        "kernels": rows,
-    }
-
-
 async def profile(engine: Any, context: str, batch: int) -> dict[str, Any]:
     """Profile the GPU over the last decode steps of one batch."""
     folder = Path(tempfile.mkdtemp())
@@ -220,7 +193,7 @@ async def profile(engine: Any, context: str, batch: int) -> dict[str, Any]:
     await answers
     await manager.stop_profile()
     traces = sorted(folder.rglob("*.json.gz"))
-    return kernel_profile(traces[0]) if traces else {}
+    return kernel_profile(gpu_events(traces[0]), LAYERS) if traces else {}
 
 
 def host_tokens(groups: list[list[tuple[str, int]]]) -> int:

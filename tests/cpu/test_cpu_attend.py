@@ -184,6 +184,20 @@ def test_an_outlier_in_a_later_page_rescales_the_earlier_ones(isa: str) -> None:
     assert_attended(case, attend(*case.operands, threads=1), isa)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rise", [0.5, 3.0, 7.9, 8.1, 12.0, -3.0, -12.0])
+def test_logits_that_rise_or_fall_from_page_to_page(isa: str, dtype: torch.dtype, rise: float) -> None:
+    pages = 12
+    case = random_case(dtype, batch=1, heads=1, pages=pages, width=pages)
+    query = case.q[0, 1].float()
+    keys = reference.block_keys(case.blocks, 16)
+    for page in range(pages):
+        keys[0, page] += (rise * page / case.scale * query / query.square().sum())[:, None].to(dtype)
+    case.index[0, 0] = torch.arange(pages)
+    case.valid.fill_(16)
+    assert_attended(case, attend(*case.operands, threads=1), isa)
+
+
 def test_strides_of_blocks_queries_and_lists() -> None:
     case = random_case(batch=2, heads=2, pages=5, width=4)
     wide = torch.randn(2, 3, 2, 8, 64)
