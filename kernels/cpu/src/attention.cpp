@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 
 #include "numeric.hpp"
 #include "pool.hpp"
@@ -47,6 +48,11 @@ bool is_page(const Problem& p, int32_t index, int32_t valid) {
 
 const int32_t* valid_of(const Problem& p, int row) {
     return row_of(p.valid, p.valid_request_stride, p.valid_head_stride, p.shape.heads, row);
+}
+
+// Sum of a query head's weights.
+float sum_of(const State& state, int g) {
+    return std::accumulate(state.sum + g * kSumLanes, state.sum + (g + 1) * kSumLanes, 0.0f);
 }
 
 }  // namespace
@@ -186,8 +192,8 @@ void Attention::process(int participant, int run) {
         if (row_begin == row_end) continue;
         const bool whole = row_begin >= begin && row_end <= end;
         State& state = whole ? scratch.state : workspace_.partial(run, row_begin < begin ? 0 : 1);
-        std::fill_n(state.max, shape.group, -std::numeric_limits<float>::infinity());
-        std::fill_n(state.sum, shape.group, 0.0f);
+        std::fill_n(state.reference, shape.group, -std::numeric_limits<float>::infinity());
+        std::fill_n(state.sum, shape.group * kSumLanes, 0.0f);
         std::memset(state.mixed, 0, problem_.row_elements() * sizeof(float));
         load_query(row, scratch);
         for (const int64_t stop = std::min(row_end, end); position < stop; ++position) {
@@ -233,11 +239,12 @@ void Attention::finish(int row, const State& state) {
     const Shape& shape = problem_.shape;
     for (int g = 0; g < shape.group; ++g) {
         const int64_t query = static_cast<int64_t>(row) * shape.group + g;
-        const float factor = state.sum[g] > 0.0f ? 1.0f / state.sum[g] : 0.0f;
+        const float sum = sum_of(state, g);
+        const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
         const float* mixed = state.mixed + g * shape.dim;
         float* out = problem_.out + query * shape.dim;
         for (int d = 0; d < shape.dim; ++d) out[d] = mixed[d] * factor;
-        problem_.lse[query] = state.max[g] + std::log(state.sum[g]);
+        problem_.lse[query] = state.reference[g] + std::log(sum);
     }
 }
 
@@ -259,18 +266,20 @@ void Attention::merge(int row, int first_run, int last_run, State& total) {
     };
     for (int g = 0; g < shape.group; ++g) {
         float top = -std::numeric_limits<float>::infinity();
-        for (int run = first_run; run <= last_run; ++run) top = std::max(top, partial(run).max[g]);
+        for (int run = first_run; run <= last_run; ++run) top = std::max(top, partial(run).reference[g]);
         float sum = 0.0f;
         float* mixed = total.mixed + g * shape.dim;
         std::fill_n(mixed, shape.dim, 0.0f);
         for (int run = first_run; run <= last_run; ++run) {
             const State& part = partial(run);
-            const float weight = part.sum[g] > 0.0f ? std::exp(part.max[g] - top) : 0.0f;
-            sum += weight * part.sum[g];
+            const float part_sum = sum_of(part, g);
+            const float weight = part_sum > 0.0f ? std::exp(part.reference[g] - top) : 0.0f;
+            sum += weight * part_sum;
             for (int d = 0; d < shape.dim; ++d) mixed[d] += weight * part.mixed[g * shape.dim + d];
         }
-        total.max[g] = top;
-        total.sum[g] = sum;
+        total.reference[g] = top;
+        std::fill_n(total.sum + g * kSumLanes, kSumLanes, 0.0f);
+        total.sum[g * kSumLanes] = sum;
     }
     finish(row, total);
 }

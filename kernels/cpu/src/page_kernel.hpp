@@ -16,9 +16,14 @@ constexpr int kMaxPageSize = 64;
 // B operands of one step of AMX: two buffers of one row of tiles each.
 constexpr int kTileScratchBytes = 2 * (kMaxPageSize / 16) * kTileBytes;
 
-// The running softmax of one group over the pages seen so far: max and sum [G], mixed (weighted V) [G, D].
+// Lanes of a head's sum: those of the widest vector, so that adding to it takes no step across lanes.
+constexpr int kSumLanes = 16;
+
+// The running softmax of one group over the pages seen so far: weights are exp(logit - reference), and the reference
+// [G] stays near the largest logit; sum of weights [G, kSumLanes], all lanes of a head added up; mixed (weighted V)
+// [G, D].
 struct State {
-    float* max;
+    float* reference;
     float* sum;
     float* mixed;
 };
@@ -29,7 +34,6 @@ struct Scratch {
     uint16_t* query_bf16;    // [padded G, D padded to 32], zero outside [G, D]; only for bfloat16 queries
     float* logits;           // [padded G, P]: logits, then float32 weights
     uint16_t* weights_bf16;  // [padded G, P padded to 32], zero outside [G, P]
-    float* correction;       // [G]: what the state so far is multiplied by
     std::byte* tiles;        // kTileScratchBytes
     float* fresh;            // [kTileRows, 32]: weighted V of one page and 32 elements
     State state;             // for runs whose row no other run shares

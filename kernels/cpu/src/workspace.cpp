@@ -42,7 +42,7 @@ void Workspace::reserve(const Shape& shape, int rows, int threads) {
         return reinterpret_cast<float*>(allocate(count * sizeof(float)));
     };
     const auto halves = [&](size_t count) { return reinterpret_cast<uint16_t*>(allocate(count * 2)); };
-    const auto state = [&] { return State{floats(group), floats(group), floats(group * dim)}; };
+    const auto state = [&] { return State{floats(group), floats(group * kSumLanes), floats(group * dim)}; };
 
     memory_.clear();
     scratch_.clear();
@@ -53,7 +53,6 @@ void Workspace::reserve(const Shape& shape, int rows, int threads) {
             .query_bf16 = halves(padded_group * padded_dim),
             .logits = floats(padded_group * tokens),
             .weights_bf16 = halves(padded_group * padded_tokens),
-            .correction = floats(group),
             .tiles = allocate(kTileScratchBytes),
             .fresh = floats(kTileRows * 32),
             .state = state(),

@@ -45,15 +45,15 @@ struct Avx2 {
         const __m256i kept = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane);
         return _mm256_blendv_ps(_mm256_set1_ps(otherwise), x, _mm256_castsi256_ps(kept));
     }
+    using Mask = __m256;
+    static Mask none() { return _mm256_setzero_ps(); }
+    static Mask above(Vec a, Vec b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
+    static Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }
+    static bool any(Mask mask) { return _mm256_movemask_ps(mask) != 0; }
     static float reduce_max(Vec x) {
         __m128 half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
         half = _mm_max_ps(half, _mm_movehl_ps(half, half));
         return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
-    }
-    static float reduce_add(Vec x) {
-        __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-        half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-        return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
     }
 
     // A pair of bfloat16 vectors is its even and its odd elements: one shift and one mask for both.

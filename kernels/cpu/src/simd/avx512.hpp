@@ -42,8 +42,12 @@ struct Avx512 {
         const __mmask16 kept = _mm512_cmplt_epi32_mask(lane, _mm512_set1_epi32(count));
         return _mm512_mask_mov_ps(_mm512_set1_ps(otherwise), kept, x);
     }
+    using Mask = __mmask16;
+    static Mask none() { return 0; }
+    static Mask above(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+    static Mask either(Mask a, Mask b) { return static_cast<Mask>(a | b); }
+    static bool any(Mask mask) { return mask != 0; }
     static float reduce_max(Vec x) { return _mm512_reduce_max_ps(x); }
-    static float reduce_add(Vec x) { return _mm512_reduce_add_ps(x); }
 
     // A pair of bfloat16 vectors is the even and the odd elements of one line: one shift and one mask for
     // both.

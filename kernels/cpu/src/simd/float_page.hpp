@@ -43,7 +43,7 @@ void key_block(const Shape& shape, const typename S::template Element<kv>* keys,
     }
 }
 
-// mixed[g, d0 .. d0 + n * width) = correction * mixed + weights . V over the page's valid tokens.
+// mixed[g, d0 .. d0 + n * width) += weights . V over the page's valid tokens.
 template <class S, Dtype kv, int heads, int n>
 void value_block(const Shape& shape, const typename S::template Element<kv>* values, int valid, int d0,
                  int g0, const Scratch& scratch, State& state, Prefetcher& ahead) {
@@ -62,10 +62,9 @@ void value_block(const Shape& shape, const typename S::template Element<kv>* val
     }
     for (int g = 0; g < heads; ++g) {
         S::template natural<kv>(sums[g]);
-        const auto correction = S::set1(scratch.correction[g0 + g]);
         float* mixed = state.mixed + (g0 + g) * shape.dim + d0;
         for (int i = 0; i < n; ++i)
-            S::store(mixed + i * S::width, S::fma(S::load(mixed + i * S::width), correction, sums[g][i]));
+            S::store(mixed + i * S::width, S::add(S::load(mixed + i * S::width), sums[g][i]));
     }
 }
 

@@ -49,11 +49,14 @@ struct Portable {
     static Vec keep_first(Vec x, int count, float otherwise) {
         return Mask{0, 1, 2, 3} < count ? x : set1(otherwise);
     }
+    static Mask none() { return Mask{}; }
+    static Mask above(Vec a, Vec b) { return a > b; }
+    static Mask either(Mask a, Mask b) { return a | b; }
+    static bool any(Mask mask) { return (mask[0] | mask[1] | mask[2] | mask[3]) != 0; }
     static float reduce_max(Vec x) {
         const Vec pairs = max(x, Vec{x[2], x[3], x[0], x[1]});
         return pairs[0] > pairs[1] ? pairs[0] : pairs[1];
     }
-    static float reduce_add(Vec x) { return (x[0] + x[2]) + (x[1] + x[3]); }
 
     template <Dtype kv, int n>
     static void load_kv(const Element<kv>* p, Vec (&rows)[n]) {

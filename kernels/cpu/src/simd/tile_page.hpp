@@ -138,7 +138,7 @@ inline void order_logits(const Shape& shape, Scratch& scratch) {
     }
 }
 
-// mixed[., d0 .. d0 + 16 n) = correction * mixed + weights . V over the page's valid tokens.
+// mixed[., d0 .. d0 + 16 n) += weights . V over the page's valid tokens.
 template <class Tiles, int n>
 inline void tile_values(const Shape& shape, const uint16_t* values, int valid, int d0, Scratch& scratch,
                         State& state, Prefetcher& ahead) {
@@ -151,11 +151,9 @@ inline void tile_values(const Shape& shape, const uint16_t* values, int valid, i
             __m512 sums[n];
             for (int i = 0; i < n; ++i) sums[i] = _mm512_loadu_ps(fresh + 16 * i);
             natural_pairs(sums);
-            const __m512 correction = _mm512_set1_ps(scratch.correction[g]);
             float* mixed = state.mixed + g * shape.dim + d0;
             for (int i = 0; i < n; ++i)
-                _mm512_storeu_ps(mixed + 16 * i,
-                                 _mm512_fmadd_ps(_mm512_loadu_ps(mixed + 16 * i), correction, sums[i]));
+                _mm512_storeu_ps(mixed + 16 * i, _mm512_add_ps(_mm512_loadu_ps(mixed + 16 * i), sums[i]));
         }
     }
 }

@@ -65,11 +65,9 @@ void value_block(const Shape& shape, const uint16_t* values, int valid, int d0, 
     }
     for (int g = 0; g < heads; ++g) {
         natural_pairs(sums[g]);
-        const __m512 correction = _mm512_set1_ps(scratch.correction[g0 + g]);
         float* mixed = state.mixed + (g0 + g) * shape.dim + d0;
         for (int i = 0; i < n; ++i)
-            _mm512_storeu_ps(mixed + 16 * i,
-                             _mm512_fmadd_ps(_mm512_loadu_ps(mixed + 16 * i), correction, sums[g][i]));
+            _mm512_storeu_ps(mixed + 16 * i, _mm512_add_ps(_mm512_loadu_ps(mixed + 16 * i), sums[g][i]));
     }
 }
 
