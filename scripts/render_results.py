@@ -15,6 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from cpu_sections import cpu_attention, cpu_server
 from exactness_sections import exactness, exactness_gpu, fuzzed_prefill
 from measurement import REPOSITORY, RESULTS
 from prefill_sections import prefill
@@ -145,6 +146,8 @@ def main() -> None:
         ("behaviour_smollm2", behaviour, PLOTS),
         ("tpot_gpu", tpot),
         ("split_gpu", miss_path, PLOTS),
+        ("cpu_attention", cpu_attention, PLOTS),
+        ("cpu_server", cpu_server),
         ("prefill_gpu", prefill, PLOTS),
     ):
         result = load(name)
