@@ -1,0 +1,167 @@
+#!/usr/bin/env python3
+"""Compare builds of the CPU kernel on one machine, in turns, since its memory is now faster, now slower.
+
+    python scripts/compare_cpu_builds.py 39fbaef . --threads 1 2
+
+A build is a git revision or a folder with the sources; the first is what the others are compared with. Each is built
+into a folder of its own and runs in a process of its own, on its own scattered pages; a round asks every process for
+the same figure, in one order and then in the other. Prints GB/s, and the median ratio to the first build; ``--out``
+keeps both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from bench_cpu_attention import GROUPS
+from measurement import REPOSITORY, keep_result, result_document
+from tqdm import tqdm
+
+from rheo_kernels.cpu import available_isas
+
+SCRIPTS = Path(__file__).resolve().parent
+
+
+def build(source: str, target: Path) -> Path:
+    """Install the package from a revision or a folder into a folder below ``target``, and return that."""
+    folder = Path(source)
+    if not folder.is_dir():
+        archive = subprocess.run(["git", "archive", source], cwd=REPOSITORY, capture_output=True)
+        if archive.returncode:
+            raise SystemExit(f"{source} is neither a folder nor a revision of this repository.")
+        folder = target / "source"
+        folder.mkdir(parents=True)
+        subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+    installed = target / "installed"
+    options = (
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--disable-pip-version-check",
+        "--target",
+        installed,
+    )
+    if subprocess.run([sys.executable, "-m", "pip", "install", *options, folder.resolve()]).returncode:
+        raise SystemExit(f"{source} could not be built; see pip's message above.")
+    return installed
+
+
+class Worker:
+    """A process that measures one build.
+
+    Parameters
+    ----------
+    process
+        Of cpu_build_worker.py.
+    """
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def ask(self, what: str) -> float:
+        """GB/s of ``read``, or of a variant and a group size."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{what}\n")
+        self.process.stdin.flush()
+        return float(self.answer())
+
+    def answer(self) -> str:
+        """The next line."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().strip()
+        if not line:
+            raise SystemExit("A build's process ended; see its message above.")
+        return line
+
+
+@contextmanager
+def worker(installed: Path, threads: int, gib: float, seconds: float) -> Iterator[Worker]:
+    """Start the process of one build; without site (-S) no editable install comes before it."""
+    path = os.pathsep.join(map(str, (installed, SCRIPTS, sysconfig.get_path("purelib"))))
+    options = ("--threads", str(threads), "--gib", str(gib), "--seconds", str(seconds))
+    process = subprocess.Popen(
+        [sys.executable, "-S", SCRIPTS / "cpu_build_worker.py", *options],
+        env={**os.environ, "PYTHONPATH": path},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        started = Worker(process)
+        loaded = Path(started.answer())
+        if loaded != installed:
+            raise SystemExit(f"Instead of the build, {loaded} was loaded.")
+        yield started
+
+
+def compare(workers: list[Worker], what: str, rounds: int) -> list[list[float]]:
+    """GB/s of every worker in every round."""
+    rates: list[list[float]] = [[] for _ in workers]
+    for turn in range(rounds):
+        for i in range(len(workers)) if turn % 2 == 0 else reversed(range(len(workers))):
+            rates[i].append(workers[i].ask(what))
+    return rates
+
+
+def main() -> None:
+    """Build, compare, print, and keep the result if asked to."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "builds", nargs="+", metavar="BUILD", help="a git revision, or a folder with the sources"
+    )
+    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="numbers of threads (default: 1)")
+    parser.add_argument("--isas", nargs="+", help="variants (default: all that run here but generic)")
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="turns of every build for a figure (default: 15)"
+    )
+    parser.add_argument("--seconds", type=float, default=0.05, help="shortest time of a turn (default: 0.05)")
+    parser.add_argument(
+        "--gib", type=float, default=2.0, help="GiB of host pages for each build (default: 2)"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    arguments = parser.parse_args()
+    isas = arguments.isas or [isa for isa in available_isas() if isa != "generic"]
+    asked = ["read", *(f"{isa} {group}" for isa in isas for group in GROUPS)]
+    metrics: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        targets = [
+            build(name, Path(folder).resolve() / str(i))
+            for i, name in enumerate(tqdm(arguments.builds, desc="builds", leave=False))
+        ]
+        for threads in arguments.threads:
+            with ExitStack() as stack:
+                workers = [
+                    stack.enter_context(worker(target, threads, arguments.gib, arguments.seconds))
+                    for target in targets
+                ]
+                for what in asked:
+                    rates = compare(workers, what, arguments.rounds)
+                    key = f"{what.replace(' ', '_g')}_{threads}t"
+                    cells = []
+                    for i, mine in enumerate(rates):
+                        metrics[f"{key}_build{i}_gbps"] = rate = statistics.median(mine)
+                        cells.append(f"{rate:7.2f}")
+                        if i:
+                            ratios = (one / first for one, first in zip(mine, rates[0], strict=True))
+                            metrics[f"{key}_build{i}_ratio"] = ratio = statistics.median(ratios)
+                            cells.append(f"({ratio:.3f})")
+                    print(f"{threads} threads, {what:<14}", *cells, flush=True)
+    if arguments.out is not None:
+        rounded = {key: float(f"{value:.4g}") for key, value in metrics.items()}
+        shape = "8 KV heads of 128, page 32, bfloat16; build 0 is the first of the command"
+        keep_result(arguments.out, result_document(arguments.out.stem, rounded, shape=shape))
+
+
+if __name__ == "__main__":
+    main()
