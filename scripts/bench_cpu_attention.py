@@ -145,7 +145,9 @@ def chosen_isa(pool: HostPool, group: int, threads: int) -> str:
     """The variant that a server takes for a group size."""
     isa = fastest_isa(pool.blocks, group, PAGE, threads)
     if isa is None:
-        raise SystemExit("No variant of the CPU kernel works on this machine; `rheo doctor` says why.")
+        raise SystemExit(
+            "No variant of the CPU kernel works on this machine: misses are attended by the torch reference."
+        )
     return isa
 
 

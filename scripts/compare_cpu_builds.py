@@ -3,10 +3,10 @@
 
     python scripts/compare_cpu_builds.py 39fbaef . --threads 1 2
 
-A build is a git revision or a folder with the sources; the first is what the others are compared with. Each is built
-into a folder of its own and runs in a process of its own, on its own scattered pages; a round asks every process for
-the same figure, in one order and then in the other. Prints GB/s, and the median ratio to the first build; ``--out``
-keeps both.
+A build is a git revision or a folder with the sources; the first is what the others are compared with. Each runs in
+several processes, on scattered pages of their own; a round asks every process for the same figure, in one order and
+then in the other, and a build's is the mean of its processes'. Prints GB/s, the median ratio to the first build, and
+how far the processes of the first build differ; ``--out`` keeps them.
 """
 
 from __future__ import annotations
@@ -103,13 +103,22 @@ def worker(installed: Path, threads: int, gib: float, seconds: float) -> Iterato
         yield started
 
 
-def compare(workers: list[Worker], what: str, rounds: int) -> list[list[float]]:
-    """GB/s of every worker in every round."""
-    rates: list[list[float]] = [[] for _ in workers]
+def compare(builds: list[list[Worker]], what: str, rounds: int) -> dict[str, float]:
+    """Median GB/s of every build, its ratio to the first, and the spread of the first one's processes."""
+    turns = [(build, copy) for copy in range(len(builds[0])) for build in range(len(builds))]
+    rates: list[list[list[float]]] = [[[] for _ in workers] for workers in builds]
     for turn in range(rounds):
-        for i in range(len(workers)) if turn % 2 == 0 else reversed(range(len(workers))):
-            rates[i].append(workers[i].ask(what))
-    return rates
+        for build, copy in turns if turn % 2 == 0 else reversed(turns):
+            rates[build][copy].append(builds[build][copy].ask(what))
+    means = [[statistics.mean(copies) for copies in zip(*mine, strict=True)] for mine in rates]
+    found = {f"build{i}_gbps": statistics.median(mine) for i, mine in enumerate(means)}
+    for i, mine in enumerate(means[1:], 1):
+        found[f"build{i}_ratio"] = statistics.median(
+            one / base for one, base in zip(mine, means[0], strict=True)
+        )
+    copies = [statistics.median(mine) for mine in rates[0]]
+    found["same_build_spread"] = max(copies) / min(copies)
+    return found
 
 
 def main() -> None:
@@ -121,13 +130,19 @@ def main() -> None:
         "builds", nargs="+", metavar="BUILD", help="a git revision, or a folder with the sources"
     )
     parser.add_argument("--threads", type=int, nargs="+", default=[1], help="numbers of threads (default: 1)")
-    parser.add_argument("--isas", nargs="+", help="variants (default: all that run here but generic)")
+    parser.add_argument(
+        "--isas",
+        nargs="+",
+        choices=available_isas(),
+        help="variants (default: all that run here but generic)",
+    )
+    parser.add_argument("--copies", type=int, default=2, help="processes of every build (default: 2)")
     parser.add_argument(
         "--rounds", type=int, default=15, help="turns of every build for a figure (default: 15)"
     )
     parser.add_argument("--seconds", type=float, default=0.05, help="shortest time of a turn (default: 0.05)")
     parser.add_argument(
-        "--gib", type=float, default=2.0, help="GiB of host pages for each build (default: 2)"
+        "--gib", type=float, default=2.0, help="GiB of host pages for each process (default: 2)"
     )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
@@ -142,21 +157,19 @@ def main() -> None:
         for threads in arguments.threads:
             with ExitStack() as stack:
                 workers = [
-                    stack.enter_context(worker(target, threads, arguments.gib, arguments.seconds))
+                    [
+                        stack.enter_context(worker(target, threads, arguments.gib, arguments.seconds))
+                        for _ in range(arguments.copies)
+                    ]
                     for target in targets
                 ]
                 for what in asked:
-                    rates = compare(workers, what, arguments.rounds)
-                    key = f"{what.replace(' ', '_g')}_{threads}t"
-                    cells = []
-                    for i, mine in enumerate(rates):
-                        metrics[f"{key}_build{i}_gbps"] = rate = statistics.median(mine)
-                        cells.append(f"{rate:7.2f}")
-                        if i:
-                            ratios = (one / first for one, first in zip(mine, rates[0], strict=True))
-                            metrics[f"{key}_build{i}_ratio"] = ratio = statistics.median(ratios)
-                            cells.append(f"({ratio:.3f})")
-                    print(f"{threads} threads, {what:<14}", *cells, flush=True)
+                    found = compare(workers, what, arguments.rounds)
+                    metrics |= {
+                        f"{what.replace(' ', '_g')}_{threads}t_{key}": value for key, value in found.items()
+                    }
+                    figures = ", ".join(f"{key} {value:.3f}" for key, value in found.items())
+                    print(f"{threads} threads, {what}: {figures}", flush=True)
     if arguments.out is not None:
         rounded = {key: float(f"{value:.4g}") for key, value in metrics.items()}
         shape = "8 KV heads of 128, page 32, bfloat16; build 0 is the first of the command"

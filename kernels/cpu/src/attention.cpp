@@ -192,7 +192,7 @@ void Attention::process(int participant, int run) {
         if (row_begin == row_end) continue;
         const bool whole = row_begin >= begin && row_end <= end;
         State& state = whole ? scratch.state : workspace_.partial(run, row_begin < begin ? 0 : 1);
-        std::fill_n(state.reference, shape.group, -std::numeric_limits<float>::infinity());
+        std::fill_n(state.shift, shape.group, -std::numeric_limits<float>::infinity());
         std::fill_n(state.sum, shape.group * kSumLanes, 0.0f);
         std::memset(state.mixed, 0, problem_.row_elements() * sizeof(float));
         load_query(row, scratch);
@@ -244,7 +244,7 @@ void Attention::finish(int row, const State& state) {
         const float* mixed = state.mixed + g * shape.dim;
         float* out = problem_.out + query * shape.dim;
         for (int d = 0; d < shape.dim; ++d) out[d] = mixed[d] * factor;
-        problem_.lse[query] = state.reference[g] + std::log(sum);
+        problem_.lse[query] = state.shift[g] + std::log(sum);
     }
 }
 
@@ -266,18 +266,18 @@ void Attention::merge(int row, int first_run, int last_run, State& total) {
     };
     for (int g = 0; g < shape.group; ++g) {
         float top = -std::numeric_limits<float>::infinity();
-        for (int run = first_run; run <= last_run; ++run) top = std::max(top, partial(run).reference[g]);
+        for (int run = first_run; run <= last_run; ++run) top = std::max(top, partial(run).shift[g]);
         float sum = 0.0f;
         float* mixed = total.mixed + g * shape.dim;
         std::fill_n(mixed, shape.dim, 0.0f);
         for (int run = first_run; run <= last_run; ++run) {
             const State& part = partial(run);
             const float part_sum = sum_of(part, g);
-            const float weight = part_sum > 0.0f ? std::exp(part.reference[g] - top) : 0.0f;
+            const float weight = part_sum > 0.0f ? std::exp(part.shift[g] - top) : 0.0f;
             sum += weight * part_sum;
             for (int d = 0; d < shape.dim; ++d) mixed[d] += weight * part.mixed[g * shape.dim + d];
         }
-        total.reference[g] = top;
+        total.shift[g] = top;
         std::fill_n(total.sum + g * kSumLanes, kSumLanes, 0.0f);
         total.sum[g * kSumLanes] = sum;
     }

@@ -19,11 +19,11 @@ constexpr int kTileScratchBytes = 2 * (kMaxPageSize / 16) * kTileBytes;
 // Lanes of a head's sum: those of the widest vector, so that adding to it takes no step across lanes.
 constexpr int kSumLanes = 16;
 
-// The running softmax of one group over the pages seen so far: weights are exp(logit - reference), and the reference
-// [G] stays near the largest logit; sum of weights [G, kSumLanes], all lanes of a head added up; mixed (weighted V)
-// [G, D].
+// The running softmax of one group over the pages seen so far: weights are exp(logit - shift), and the shift [G] is at
+// most kSlack (softmax.hpp) below the largest logit; sum of weights [G, kSumLanes], a head's in all of its lanes
+// together; mixed (weighted V) [G, D].
 struct State {
-    float* reference;
+    float* shift;
     float* sum;
     float* mixed;
 };

@@ -21,6 +21,7 @@ struct Avx2 {
     static constexpr int width = 8;
     static constexpr int group_chunk = 4;
     using Vec = __m256;
+    using Mask = __m256;
     template <Dtype kv>
     using Element = typename Avx2Element<kv>::type;
 
@@ -45,7 +46,6 @@ struct Avx2 {
         const __m256i kept = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane);
         return _mm256_blendv_ps(_mm256_set1_ps(otherwise), x, _mm256_castsi256_ps(kept));
     }
-    using Mask = __m256;
     static Mask none() { return _mm256_setzero_ps(); }
     static Mask above(Vec a, Vec b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
     static Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }

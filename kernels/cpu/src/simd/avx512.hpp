@@ -21,6 +21,7 @@ struct Avx512 {
     static constexpr int width = 16;
     static constexpr int group_chunk = 8;
     using Vec = __m512;
+    using Mask = __mmask16;
     template <Dtype kv>
     using Element = typename Avx512Element<kv>::type;
 
@@ -42,7 +43,6 @@ struct Avx512 {
         const __mmask16 kept = _mm512_cmplt_epi32_mask(lane, _mm512_set1_epi32(count));
         return _mm512_mask_mov_ps(_mm512_set1_ps(otherwise), kept, x);
     }
-    using Mask = __mmask16;
     static Mask none() { return 0; }
     static Mask above(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
     static Mask either(Mask a, Mask b) { return static_cast<Mask>(a | b); }
