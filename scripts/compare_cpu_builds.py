@@ -86,7 +86,8 @@ class Worker:
 @contextmanager
 def worker(installed: Path, threads: int, gib: float, seconds: float) -> Iterator[Worker]:
     """Start the process of one build; without site (-S) no editable install comes before it."""
-    path = os.pathsep.join(map(str, (installed, SCRIPTS, sysconfig.get_path("purelib"))))
+    libraries = (sysconfig.get_path("purelib"), os.environ.get("PYTHONPATH"))
+    path = os.pathsep.join(map(str, (installed, SCRIPTS, *filter(None, libraries))))
     options = ("--threads", str(threads), "--gib", str(gib), "--seconds", str(seconds))
     process = subprocess.Popen(
         [sys.executable, "-S", SCRIPTS / "cpu_build_worker.py", *options],

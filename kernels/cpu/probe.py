@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 SECONDS = 20.0
 """How long a variant may take to attend a few pages."""
 MOST_TRIED = 3
-TIMED_PAGES, TIMED_RUNS = 2048, 7
+TIMED_PAGES, TIMED_RUNS = 4096, 31
 HEADS, GROUP, DIM, PAGE_SIZE, PAGES, ANSWER = 2, 4, 128, 32, 40, 1.5
 RIGHT, WRONG = 0, 1
 
@@ -76,7 +76,8 @@ def fastest_isa(blocks: torch.Tensor, group: int, page_size: int, threads: int |
     valid = torch.full_like(index, page_size)
     out, lse = torch.zeros(q.shape), torch.zeros(q.shape[:2])
     batch = torch.ones(1, dtype=torch.int32)
-    problem = describe(q, blocks, (index, valid), 1.0, page_size, out, lse, batch)
+    scale = q.shape[2] ** -0.5
+    problem = describe(q, blocks, (index, valid), scale, page_size, out, lse, batch)
     tasks = {isa: _native.Task(problem, checked_threads(threads), isa) for isa in isas}
     times: dict[str, list[float]] = {isa: [] for isa in isas}
     for _ in range(TIMED_RUNS):

@@ -322,7 +322,6 @@ class CudaDecode:
                 table.importance[layer],
                 scratch,
             )
-        self.appending.join()
         self.attention.select_resolve(
             scores,
             batch.pages,
@@ -339,6 +338,7 @@ class CudaDecode:
             **({} if step.runners_up is None else {"runners_up": step.runners_up[layer]}),
         )
         self.misses.start(layer, step, q, scale)
+        self.appending.join()
         self.misses.finish(layer, step, q, scale, out)
         if layer == len(self.frames) - 1 and not self.ended_by_model:
             self.end_step()

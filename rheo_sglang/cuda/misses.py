@@ -37,7 +37,7 @@ class MissPath(ABC):
 
     @abstractmethod
     def send(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
-        """Send ahead what needs no selection, on the current stream; the selection waits for it."""
+        """Send ahead what needs no selection, on the current stream; attention waits for it."""
         ...
 
     @abstractmethod

@@ -37,6 +37,7 @@ def register() -> None:
     from rheo_kernels.cuda.share import Costs
     from rheo_sglang.cuda.costs import NEVER, only_cpu
     from rheo_sglang.cuda.decode import CudaDecode
+    from rheo_sglang.cuda.streams import SideStream
 
     settings = json.loads(os.environ[ENVIRONMENT])
     switch = Path(settings["switch"]) if "switch" in settings else None
@@ -47,6 +48,7 @@ def register() -> None:
     written = 0
     seeds: dict[int, torch.Tensor] = {}
     unread: dict[torch.Size, torch.Tensor] = {}
+    scoring: list[SideStream] = []
 
     def prepare_and_switch(self: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal written
@@ -67,10 +69,12 @@ def register() -> None:
 
     def score_twice(self: Any, layer: int, step: Any, *args: Any) -> None:
         scores, pages = step.scores, step.batch.num_pages
-        with self.appending.fork():
+        if not scoring:
+            scoring.append(SideStream(scores.device))
+        with scoring[0].fork():
             locality_scores(scores, pages, self.table.step, layer, seeds[len(scores)], locality)
         score(self, layer, replace(step, scores=unread[scores.shape]), *args)
-        self.appending.join()
+        scoring[0].join()
 
     setattr(CudaDecode, "prepare", prepare_and_switch)  # noqa: B010 - the types are those of any call
     setattr(CudaDecode, "_score", score_twice)  # noqa: B010

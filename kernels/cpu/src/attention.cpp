@@ -196,6 +196,7 @@ void Attention::process(int participant, int run) {
         std::fill_n(state.sum, shape.group * kSumLanes, 0.0f);
         std::memset(state.mixed, 0, problem_.row_elements() * sizeof(float));
         load_query(row, scratch);
+        if (choice_.kernel->open) choice_.kernel->open(shape, scratch);
         for (const int64_t stop = std::min(row_end, end); position < stop; ++position) {
             const Listed next = position + 1 < end ? cursor.next() : page;
             if (page.valid > 0)
@@ -204,6 +205,7 @@ void Attention::process(int participant, int run) {
                 missing_blocks_.fetch_add(1, std::memory_order_relaxed);
             page = next;
         }
+        if (choice_.kernel->close) choice_.kernel->close(shape, scratch, state);
         if (whole)
             finish(row, state);
         else

@@ -35,7 +35,8 @@ struct Scratch {
     float* logits;           // [padded G, P]: logits, then float32 weights
     uint16_t* weights_bf16;  // [padded G, P padded to 32], zero outside [G, P]
     std::byte* tiles;        // kTileScratchBytes
-    float* fresh;            // [kTileRows, 32]: weighted V of one page and 32 elements
+    float* fresh;            // two tiles: weighted V of one page and 32 elements
+    float* mixed_tiles;      // [padded G, D] in tiles: State.mixed, while the tiles of a row are summed up
     State state;             // for runs whose row no other run shares
 };
 
@@ -46,10 +47,13 @@ struct Page {
     int valid;  // tokens to attend, 1 .. P
 };
 
+// All but `attend` may be null.
 struct PageKernel {
-    void (*begin)(const Shape&);  // before a run of pages on a thread, may be null
+    void (*begin)(const Shape&);                              // before a run of pages on a thread
+    void (*open)(const Shape&, Scratch&);                     // before those of its pages that belong to one row
     void (*attend)(const Shape&, const Page&, Scratch&, State&);
-    void (*end)();  // after the run, may be null
+    void (*close)(const Shape&, const Scratch&, State&);      // after them; the state is whole only now
+    void (*end)();                                            // after the run
 };
 
 // The kernel of a variant for the shape's dtypes, or null: it leaves them to the next narrower variant.

@@ -55,6 +55,7 @@ void Workspace::reserve(const Shape& shape, int rows, int threads) {
             .weights_bf16 = halves(padded_group * padded_tokens),
             .tiles = allocate(kTileScratchBytes),
             .fresh = floats(kTileRows * 32),
+            .mixed_tiles = floats(padded_group * dim),
             .state = state(),
         });
     }

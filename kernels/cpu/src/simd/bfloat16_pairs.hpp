@@ -2,15 +2,14 @@
 #pragma once
 
 #include "avx512.hpp"
-#include "softmax.hpp"
 
 namespace rheo {
 namespace {
 
 // Interleaves 16 n elements of two rows into n vectors of (row a, row b) pairs.
 //
-// n = 2 takes one unpack per loaded line. An unpack works within 128-bit lanes, so the pairs come in an order
-// that `natural_pairs` undoes on the sums; n = 1 keeps the order.
+// n = 2 takes one unpack per loaded line. An unpack works within 128-bit lanes, so the pairs come in an order of their
+// own, the unpacked order; `natural_pairs` undoes it on sums. n = 1 keeps the order.
 template <int n>
 inline void load_pairs(const uint16_t* a, const uint16_t* b, __m512i (&pairs)[n]) {
     if constexpr (n == 2) {
@@ -37,23 +36,26 @@ inline void natural_pairs(__m512 (&sums)[n]) {
     }
 }
 
-// The second row of the last pair where the number of valid tokens is odd: what is stored there may be NaN.
+// Tokens of a page stay in the order in which their logits come, which is that of load_pairs: 16 tokens as they are,
+// more in blocks of 32, each in unpacked order, of which `kUnpackedTokens` are the first half and those 4 further on
+// the second.
+constexpr int kUnpackedStep = 4;
+alignas(64) constexpr int32_t kNaturalTokens[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+alignas(64) constexpr int32_t kUnpackedTokens[16] = {0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27};
+
+// First of the two tokens that are the pair-th of a block; the second is the one after.
+template <bool unpacked>
+constexpr int first_token(int pair) {
+    if constexpr (!unpacked) return 2 * pair;
+    return kUnpackedTokens[2 * (pair % 8)] + pair / 8 * kUnpackedStep;
+}
+
+// Stands for tokens from the page's valid ones on: what is stored there may be NaN.
 alignas(64) const uint16_t zero_row[32] = {};
 
 constexpr int padded_to_32(int length) {
     return (length + 31) / 32 * 32;
 }
-
-// Weights rounded to bfloat16, [G, P padded to 32].
-struct Bfloat16Weights {
-    template <class S>
-    static __m512 store(const Shape& shape, Scratch& scratch, int g, int token, __m512 w) {
-        const __m256i narrow = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(w));
-        uint16_t* row = scratch.weights_bf16 + g * padded_to_32(shape.page_size);
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + token), narrow);
-        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
-    }
-};
 
 }  // namespace
 }  // namespace rheo

@@ -86,7 +86,7 @@ void attend_page(const Shape& shape, const Page& page, Scratch& scratch, State& 
             t += n * S::width;
         }
     });
-    softmax<S, Float32Weights>(shape, page.valid, scratch, state);
+    softmax<S>(shape, page.valid, scratch, state);
     for_each_chunk<S::group_chunk>(shape.group, [&](int g0, auto heads) {
         for (int d = 0; d < shape.dim;) {
             const int n = block_vectors<S>(shape.dim - d);
@@ -102,9 +102,9 @@ void attend_page(const Shape& shape, const Page& page, Scratch& scratch, State& 
 
 template <class S>
 const PageKernel* float_page_kernel(const Shape& shape) {
-    static constexpr PageKernel float32{nullptr, attend_page<S, Dtype::float32>, nullptr};
-    static constexpr PageKernel bfloat16{nullptr, attend_page<S, Dtype::bfloat16>, nullptr};
-    static constexpr PageKernel float16{nullptr, attend_page<S, Dtype::float16>, nullptr};
+    static constexpr PageKernel float32{.attend = attend_page<S, Dtype::float32>};
+    static constexpr PageKernel bfloat16{.attend = attend_page<S, Dtype::bfloat16>};
+    static constexpr PageKernel float16{.attend = attend_page<S, Dtype::float16>};
     switch (shape.kv) {
         case Dtype::float32:
             return &float32;

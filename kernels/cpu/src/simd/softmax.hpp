@@ -30,40 +30,41 @@ typename S::Vec exp_up_to_slack(typename S::Vec x) {
     return S::zero_below(x, S::set1(-87.0f), S::scale_by_power(y, n));
 }
 
-// Weights stay float32, in the place of the logits.
-struct Float32Weights {
-    template <class S>
-    static typename S::Vec store(const Shape& shape, Scratch& scratch, int g, int token, typename S::Vec w) {
-        S::store(scratch.logits + g * shape.page_size + token, w);
-        return w;
-    }
-};
-
-// Moves the shifts that a page's logits outgrow to the page's largest, and what was summed up with them.
 template <class S>
-[[gnu::noinline]] void move_shifts(const Shape& shape, const Scratch& scratch, State& state) {
-    for (int g = 0; g < shape.group; ++g) {
-        const float* logits = scratch.logits + g * shape.page_size;
+inline void scale_values(float* values, int count, float factor) {
+    const auto factors = S::set1(factor);
+    for (int i = 0; i < count; i += S::width) S::store(values + i, S::mul(S::load(values + i), factors));
+}
+
+// Moves the shifts that a page's logits [G, P], times `scale`, outgrow to the page's largest, and the sums with them;
+// rescale(g, factor) does the same for what was mixed for a head.
+template <class S, class Rescale>
+[[gnu::noinline]] void move_shifts(const Shape& shape, const float* logits, float scale, State& state,
+                                   const Rescale& rescale) {
+    for (int g = 0; g < shape.group; ++g, logits += shape.page_size) {
         auto top = S::set1(-INFINITY);
         for (int t = 0; t < shape.page_size; t += S::width) top = S::max(S::load(logits + t), top);
-        const float page_max = S::reduce_max(top), shift = state.shift[g];
+        const float page_max = scale * S::reduce_max(top), shift = state.shift[g];
         if (!(page_max > shift + kSlack)) continue;
-        const auto correction = S::set1(std::exp(shift - page_max));
-        const auto rescale = [&](float* values, int count) {
-            for (int i = 0; i < count; i += S::width) S::store(values + i, S::mul(S::load(values + i), correction));
-        };
-        rescale(state.sum + g * kSumLanes, kSumLanes);
-        rescale(state.mixed + g * shape.dim, shape.dim);
+        const float factor = std::exp(shift - page_max);
+        scale_values<S>(state.sum + g * kSumLanes, kSumLanes, factor);
+        rescale(g, factor);
         state.shift[g] = page_max;
     }
 }
 
-// Turns the scaled logits [G, P] of a page into weights exp(logit - shift), 0 for masked tokens, and adds them to the
-// sums. What is added is the weights as stored, so that rounding them to a narrow type does not bias the output.
+// Rescales State.mixed.
+template <class S>
+auto rescale_mixed(const Shape& shape, State& state) {
+    return [&](int g, float factor) { scale_values<S>(state.mixed + g * shape.dim, shape.dim, factor); };
+}
+
+// Turns the scaled logits [G, P] of a page into weights exp(logit - shift) in their place, 0 for masked tokens, and
+// adds them to the sums.
 //
 // Online softmax (Milakov and Gimelshein, 2018), whose shift need not be the largest logit: unless one has to move, no
 // maximum or sum across lanes is taken, and nothing that was summed up before is touched.
-template <class S, class Weights>
+template <class S>
 void softmax(const Shape& shape, int valid, Scratch& scratch, State& state) {
     const int tokens = shape.page_size;
     if (valid < tokens) {
@@ -81,15 +82,16 @@ void softmax(const Shape& shape, int valid, Scratch& scratch, State& state) {
             outgrown = S::either(outgrown, S::above(S::load(logits + t), bound));
     }
     if (S::any(outgrown)) [[unlikely]]
-        move_shifts<S>(shape, scratch, state);
+        move_shifts<S>(shape, scratch.logits, 1.0f, state, rescale_mixed<S>(shape, state));
     for (int g = 0; g < shape.group; ++g) {
-        const float* logits = scratch.logits + g * tokens;
+        float* logits = scratch.logits + g * tokens;
         const auto shift = S::set1(state.shift[g]);
         float* sums = state.sum + g * kSumLanes;
         auto sum = S::load(sums);
         for (int t = 0; t < tokens; t += S::width) {
             const auto weights = exp_up_to_slack<S>(S::sub(S::load(logits + t), shift));
-            sum = S::add(sum, Weights::template store<S>(shape, scratch, g, t, weights));
+            S::store(logits + t, weights);
+            sum = S::add(sum, weights);
         }
         S::store(sums, sum);
     }

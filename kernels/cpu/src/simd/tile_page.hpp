@@ -1,14 +1,16 @@
 // tile_page: attention to one page with AMX tiles, bfloat16 KV and queries.
 //
-// Logits are Q [G, D] K [D, P], the output is W [G, P] V [P, D]: both products want their right operand as
-// rows of pairs ([k / 2, n, 2]), which is two rows of the page interleaved. That interleaving (one unpack and
-// one store per line) costs more than the products, which do 16 query heads in the time of one.
+// Logits are Q [G, D] K [D, P], the output is W [G, P] V [P, D]: both products want their right operand as rows of
+// pairs ([k / 2, n, 2]), which is two rows of the page interleaved. That interleaving (one unpack and one store per
+// line) costs more than the products, which do 16 query heads in the time of one. A product reads what was interleaved
+// one step before, so that the stores have left for the cache when the tiles are loaded; the first step of V is
+// interleaved in front of the last product of K.
 #pragma once
 
+#include <cstring>
 #include <utility>
 
-#include "bfloat16_pairs.hpp"
-#include "prefetch.hpp"
+#include "pair_softmax.hpp"
 
 namespace rheo {
 namespace {
@@ -28,6 +30,10 @@ constexpr int kLeft = 4;
 constexpr int kRight = 5;
 constexpr int kTileElements = kTileBytes / 2;
 
+// Of four pairs interleaved, three ask for as many lines of the next page as they read. The others' lines are asked for
+// while softmax and sums read none, or memory would idle then.
+constexpr int kPairsToSkip = 4;
+
 inline int tile_rows(const Shape& shape) {
     return shape.group < kTileRows ? shape.group : kTileRows;
 }
@@ -42,29 +48,31 @@ inline TileConfiguration tile_configuration(const Shape& shape) {
     return configuration;
 }
 
-// Interleaves 32 rows of 16 n elements into n right operands; rows from `count` on are zero.
-template <int n>
+// Interleaves the pairs of 32 rows of 16 n elements into n right operands; rows from `count` on are zero.
+template <int n, bool unpacked>
 inline void interleave(const uint16_t* rows, int stride, int count, uint16_t* tiles, Prefetcher& ahead) {
-    for (int pair = 0; pair < kTilePairs; ++pair) {
-        const int row = 2 * pair;
+    const auto pair_up = [&](int pair, const uint16_t* first, const uint16_t* second) {
         __m512i pairs[n];
-        if (row < count) {
-            const uint16_t* first = rows + row * stride;
-            load_pairs(first, row + 1 < count ? first + stride : zero_row, pairs);
-            ahead.advance<n * 64>();
-        } else {
-            for (auto& vector : pairs) vector = _mm512_setzero_si512();
+        load_pairs(first, second, pairs);
+        if (pair % kPairsToSkip != kPairsToSkip - 1) ahead.advance<n * 64>();
+        for (int i = 0; i < n; ++i) _mm512_store_si512(tiles + i * kTileElements + pair * 32, pairs[i]);
+    };
+    if (count >= 32) {
+#pragma GCC unroll 16
+        for (int pair = 0; pair < kTilePairs; ++pair) {
+            const uint16_t* first = rows + first_token<unpacked>(pair) * stride;
+            pair_up(pair, first, first + stride);
         }
-        for (int i = 0; i < n; ++i) _mm512_storeu_si512(tiles + i * kTileElements + pair * 32, pairs[i]);
+        return;
+    }
+    for (int pair = 0; pair < kTilePairs; ++pair) {
+        const int row = first_token<unpacked>(pair);
+        pair_up(pair, row < count ? rows + row * stride : zero_row,
+                row + 1 < count ? rows + (row + 1) * stride : zero_row);
     }
 }
 
-template <class Tiles, int... tile>
-inline void zero_sums(std::integer_sequence<int, tile...>) {
-    (Tiles::template zero<tile>(), ...);
-}
-
-// Adds one step of 32 products to every sum: left operand [rows, 32] times the interleaved rows.
+// Adds one step of 32 products to the sums: left operand [rows, 32] times the interleaved rows.
 template <class Tiles, int... tile>
 inline void dot_step(const uint16_t* left, int left_stride, const uint16_t* tiles,
                      std::integer_sequence<int, tile...>) {
@@ -75,104 +83,168 @@ inline void dot_step(const uint16_t* left, int left_stride, const uint16_t* tile
 }
 
 template <class Tiles, int... tile>
-inline void store_sums(float* sums, int stride, std::integer_sequence<int, tile...>) {
-    (Tiles::template store<tile>(sums + 16 * tile, stride * sizeof(float)), ...);
+inline void zero_sums(std::integer_sequence<int, tile...>) {
+    (Tiles::template zero<tile>(), ...);
 }
 
-// sums [rows, 16 n] = left [rows, 32 steps] times `count` rows of the page, as right operands of 32 rows.
-//
-// The rows of step s + 1 are interleaved before step s is multiplied, so that the stores have left for the
-// cache when the tiles are loaded.
-template <class Tiles, int n>
-inline void tile_product(const uint16_t* left, int left_stride, const uint16_t* rows, int stride, int count,
-                         Scratch& scratch, float* sums, int sum_stride, Prefetcher& ahead) {
-    // Blocks of 64 tokens are two pairs of vectors side by side.
-    constexpr int vectors = n == 1 ? 1 : 2;
-    constexpr int blocks = n / vectors;
-    constexpr std::make_integer_sequence<int, n> tiles_of_step{};
-    auto* buffers = reinterpret_cast<uint16_t*>(scratch.tiles);
-    const auto buffer = [&](int step) { return buffers + (step & 1) * n * kTileElements; };
-    const int steps = (count + 31) / 32;
-    zero_sums<Tiles>(tiles_of_step);
-    for (int step = 0; step <= steps; ++step) {
-        if (step < steps) {
-            for (int block = 0; block < blocks; ++block)
-                interleave<vectors>(rows + step * 32 * stride + block * 32, stride, count - step * 32,
-                                    buffer(step) + block * vectors * kTileElements, ahead);
+// Stores tile i at sums + i * offset, its rows `stride` apart.
+template <class Tiles, int... tile>
+inline void store_sums(float* sums, int offset, int stride, std::integer_sequence<int, tile...>) {
+    (Tiles::template store<tile>(sums + tile * offset, stride * sizeof(float)), ...);
+}
+
+// Attention of up to 16 query heads from g0 to a page of `tokens` tokens.
+template <class Tiles, int tokens>
+class TilePage {
+  public:
+    TilePage(const Shape& shape, const Page& page, Scratch& scratch, Prefetcher& ahead, int g0)
+        : shape_(shape),
+          keys_(reinterpret_cast<const uint16_t*>(page.block)),
+          values_(keys_ + shape.dim * tokens),
+          valid_(page.valid),
+          scratch_(scratch),
+          ahead_(ahead),
+          g0_(g0) {}
+
+    // Logits [rows, P] as the products come: in unpacked order, not yet scaled.
+    void logits() {
+        const int stride = padded_to_32(shape_.dim);
+        const uint16_t* query = scratch_.query_bf16 + g0_ * stride;
+        zero_sums<Tiles>(key_tiles);
+        interleave_keys(0);
+        for (int step = 0; step < key_steps(); ++step) {
+            if (step + 1 < key_steps())
+                interleave_keys(step + 1);
+            else
+                interleave_values(0);
+            dot_step<Tiles>(query + step * 32, stride, buffer(step), key_tiles);
         }
-        if (step > 0) dot_step<Tiles>(left + (step - 1) * 32, left_stride, buffer(step - 1), tiles_of_step);
+        store_sums<Tiles>(scratch_.logits + g0_ * tokens, 16, tokens, key_tiles);
     }
-    store_sums<Tiles>(sums, sum_stride, tiles_of_step);
-}
 
-// Logits [padded G, P], as the sums of the products come: tokens in the order of load_pairs, not yet scaled.
-template <class Tiles>
-inline void tile_logits(const Shape& shape, const uint16_t* keys, Scratch& scratch, Prefetcher& ahead) {
-    const int stride = padded_to_32(shape.dim), tokens = shape.page_size;
-    for (int g = 0; g < shape.group; g += kTileRows) {
-        const uint16_t* query = scratch.query_bf16 + g * stride;
-        float* logits = scratch.logits + g * tokens;
-        if (tokens == 16)
-            tile_product<Tiles, 1>(query, stride, keys, tokens, shape.dim, scratch, logits, tokens, ahead);
-        else if (tokens == 32)
-            tile_product<Tiles, 2>(query, stride, keys, tokens, shape.dim, scratch, logits, tokens, ahead);
+    // mixed_tiles += weights . V over the page's valid tokens; `logits` comes first.
+    void values() {
+        const int steps = (valid_ + 31) / 32, count = (shape_.dim + 31) / 32 * steps;
+        if (g0_ > 0) interleave_values(0);
+        for (int at = 0; at < count; ++at) {
+            if (at + 1 < count) interleave_values(at + 1);
+            const int step = at % steps, block = at / steps;
+            if (step == 0) zero_sums<Tiles>(two_tiles);
+            dot_step<Tiles>(scratch_.weights_bf16 + g0_ * kPadded + step * 32, kPadded, buffer(key_steps() + at),
+                            two_tiles);
+            if (step == steps - 1) add_sums(block);
+        }
+    }
+
+  private:
+    static constexpr int kPadded = padded_to_32(tokens);
+    static constexpr int kBufferTiles = tokens == 64 ? 4 : 2;
+    static constexpr std::make_integer_sequence<int, tokens / 16> key_tiles{};
+    static constexpr std::make_integer_sequence<int, 2> two_tiles{};
+    static_assert(2 * kBufferTiles * kTileBytes <= kTileScratchBytes);
+
+    int key_steps() const { return padded_to_32(shape_.dim) / 32; }
+
+    uint16_t* buffer(int turn) const {
+        return reinterpret_cast<uint16_t*>(scratch_.tiles) + turn % 2 * kBufferTiles * kTileElements;
+    }
+
+    void interleave_keys(int step) {
+        constexpr int n = tokens == 16 ? 1 : 2;
+        for (int block = 0; block < tokens / (16 * n); ++block)
+            interleave<n, false>(keys_ + step * 32 * tokens + block * 32, tokens, shape_.dim - step * 32,
+                                 buffer(step) + block * n * kTileElements, ahead_);
+    }
+
+    // The `at`-th step of V: 32 tokens of 32 elements, or of the last 16.
+    void interleave_values(int at) {
+        constexpr bool unpacked = tokens > 16;
+        const int steps = (valid_ + 31) / 32, token = at % steps * 32, d = at / steps * 32;
+        const uint16_t* rows = values_ + token * shape_.dim + d;
+        uint16_t* tiles = buffer(key_steps() + at);
+        if (d + 32 <= shape_.dim)
+            interleave<2, unpacked>(rows, shape_.dim, valid_ - token, tiles, ahead_);
         else
-            tile_product<Tiles, 4>(query, stride, keys, tokens, shape.dim, scratch, logits, tokens, ahead);
+            interleave<1, unpacked>(rows, shape_.dim, valid_ - token, tiles, ahead_);
     }
+
+    // Adds the sums of 32 elements, or of the last 16, to their tiles.
+    void add_sums(int block) {
+        const int rows = tile_rows(shape_), tiles = block * 32 + 32 <= shape_.dim ? 2 : 1;
+        store_sums<Tiles>(scratch_.fresh, rows * 16, 16, two_tiles);
+        float* mixed = scratch_.mixed_tiles + g0_ * shape_.dim + block * 32 * rows;
+        for (int i = 0; i < tiles * rows * 16; i += 32) {
+            ahead_.advance<64>();
+            for (int j = i; j < i + 32 && j < tiles * rows * 16; j += 16)
+                _mm512_storeu_ps(mixed + j,
+                                 _mm512_add_ps(_mm512_loadu_ps(mixed + j), _mm512_loadu_ps(scratch_.fresh + j)));
+        }
+    }
+
+    const Shape& shape_;
+    const uint16_t* const keys_;
+    const uint16_t* const values_;
+    const int valid_;
+    Scratch& scratch_;
+    Prefetcher& ahead_;
+    const int g0_;
+};
+
+// A head's 16 elements in a tile of mixed_tiles [padded G / rows, D / 16, rows, 16].
+inline float* mixed_row(const Shape& shape, const Scratch& scratch, int g, int tile) {
+    const int rows = tile_rows(shape);
+    return scratch.mixed_tiles + g / rows * rows * shape.dim + (tile * rows + g % rows) * 16;
 }
 
-// Scales the logits and brings their tokens into order.
-inline void order_logits(const Shape& shape, Scratch& scratch) {
-    const __m512 scale = _mm512_set1_ps(shape.scale);
-    float* const end = scratch.logits + shape.group * shape.page_size;
-    if (shape.page_size == 16) {
-        for (float* logits = scratch.logits; logits < end; logits += 16)
-            _mm512_storeu_ps(logits, _mm512_mul_ps(_mm512_loadu_ps(logits), scale));
-        return;
-    }
-    for (float* logits = scratch.logits; logits < end; logits += 32) {
-        __m512 pair[2] = {_mm512_loadu_ps(logits), _mm512_loadu_ps(logits + 16)};
-        natural_pairs(pair);
-        _mm512_storeu_ps(logits, _mm512_mul_ps(pair[0], scale));
-        _mm512_storeu_ps(logits + 16, _mm512_mul_ps(pair[1], scale));
-    }
+inline void open_tiles(const Shape& shape, Scratch& scratch) {
+    const int rows = tile_rows(shape);
+    std::memset(scratch.mixed_tiles, 0, sizeof(float) * ((shape.group + rows - 1) / rows * rows) * shape.dim);
 }
 
-// mixed[., d0 .. d0 + 16 n) += weights . V over the page's valid tokens.
-template <class Tiles, int n>
-inline void tile_values(const Shape& shape, const uint16_t* values, int valid, int d0, Scratch& scratch,
-                        State& state, Prefetcher& ahead) {
-    const int stride = padded_to_32(shape.page_size);
-    for (int g0 = 0; g0 < shape.group; g0 += kTileRows) {
-        tile_product<Tiles, n>(scratch.weights_bf16 + g0 * stride, stride, values + d0, shape.dim, valid,
-                               scratch, scratch.fresh, 32, ahead);
-        for (int g = g0; g < shape.group && g < g0 + kTileRows; ++g) {
-            const float* fresh = scratch.fresh + (g - g0) * 32;
-            __m512 sums[n];
-            for (int i = 0; i < n; ++i) sums[i] = _mm512_loadu_ps(fresh + 16 * i);
-            natural_pairs(sums);
-            float* mixed = state.mixed + g * shape.dim + d0;
-            for (int i = 0; i < n; ++i)
-                _mm512_storeu_ps(mixed + 16 * i, _mm512_add_ps(_mm512_loadu_ps(mixed + 16 * i), sums[i]));
+template <class Tiles, int tokens>
+void attend_page_with_tiles(const Shape& shape, const Page& page, Scratch& scratch, State& state) {
+    Prefetcher ahead(page.next, 4 * shape.dim * tokens);
+    for (int g = 0; g < shape.group; g += kTileRows)
+        TilePage<Tiles, tokens>(shape, page, scratch, ahead, g).logits();
+    pair_softmax(shape, page.valid, scratch, state, ahead, [&](int g, float factor) {
+        for (int tile = 0; tile < shape.dim / 16; ++tile)
+            scale_values<Avx512>(mixed_row(shape, scratch, g, tile), 16, factor);
+    });
+    for (int g = 0; g < shape.group; g += kTileRows)
+        TilePage<Tiles, tokens>(shape, page, scratch, ahead, g).values();
+    ahead.finish();
+}
+
+inline void close_tiles(const Shape& shape, const Scratch& scratch, State& state) {
+    for (int g = 0; g < shape.group; ++g) {
+        float* mixed = state.mixed + g * shape.dim;
+        for (int tile = 0; tile < shape.dim / 16; tile += 2) {
+            __m512 pair[2] = {_mm512_loadu_ps(mixed_row(shape, scratch, g, tile))};
+            if (tile + 1 < shape.dim / 16) {
+                pair[1] = _mm512_loadu_ps(mixed_row(shape, scratch, g, tile + 1));
+                natural_pairs(pair);
+                _mm512_storeu_ps(mixed + 16 * tile + 16, pair[1]);
+            }
+            _mm512_storeu_ps(mixed + 16 * tile, pair[0]);
         }
     }
 }
 
-template <class Tiles>
-void attend_page_with_tiles(const Shape& shape, const Page& page, Scratch& scratch, State& state) {
-    const int elements = shape.dim * shape.page_size;
-    const auto* keys = reinterpret_cast<const uint16_t*>(page.block);
-    const uint16_t* values = keys + elements;
-    Prefetcher ahead(page.next, 4 * elements);
+template <class Tiles, void (*begin)(const Shape&), void (*end)(), int tokens>
+constexpr PageKernel tile_kernel{begin, open_tiles, attend_page_with_tiles<Tiles, tokens>, close_tiles, end};
 
-    tile_logits<Tiles>(shape, keys, scratch, ahead);
-    order_logits(shape, scratch);
-    softmax<Avx512, Bfloat16Weights>(shape, page.valid, scratch, state);
-    int d = 0;
-    for (; d + 32 <= shape.dim; d += 32)
-        tile_values<Tiles, 2>(shape, values, page.valid, d, scratch, state, ahead);
-    if (d < shape.dim) tile_values<Tiles, 1>(shape, values, page.valid, d, scratch, state, ahead);
-    ahead.finish();
+template <class Tiles, void (*begin)(const Shape&), void (*end)()>
+const PageKernel* tile_page_kernel(const Shape& shape) {
+    if (!takes_pairs(shape)) return nullptr;
+    switch (shape.page_size) {
+        case 16:
+            return &tile_kernel<Tiles, begin, end, 16>;
+        case 32:
+            return &tile_kernel<Tiles, begin, end, 32>;
+        case 64:
+            return &tile_kernel<Tiles, begin, end, 64>;
+    }
+    return nullptr;
 }
 
 }  // namespace

@@ -39,8 +39,7 @@ void end() {
 }  // namespace
 
 const PageKernel* page_kernel(const Shape& shape) {
-    static constexpr PageKernel kernel{begin, attend_page_with_tiles<HardwareTiles>, end};
-    return shape.kv == Dtype::bfloat16 && shape.query == Dtype::bfloat16 ? &kernel : nullptr;
+    return tile_page_kernel<HardwareTiles, begin, end>(shape);
 }
 
 }  // namespace rheo::amx_bf16

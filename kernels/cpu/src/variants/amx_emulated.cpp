@@ -62,8 +62,7 @@ void begin(const Shape& shape) {
 }  // namespace
 
 const PageKernel* page_kernel(const Shape& shape) {
-    static constexpr PageKernel kernel{begin, attend_page_with_tiles<EmulatedTiles>, nullptr};
-    return shape.kv == Dtype::bfloat16 && shape.query == Dtype::bfloat16 ? &kernel : nullptr;
+    return tile_page_kernel<EmulatedTiles, begin, nullptr>(shape);
 }
 
 }  // namespace rheo::amx_emulated

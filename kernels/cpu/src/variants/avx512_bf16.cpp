@@ -2,9 +2,8 @@
 //
 // Each loaded line costs one unpack (pairs of rows interleaved) and G dot products of 32 elements, half the
 // multiply-adds of float32 arithmetic and no conversion.
-#include "../simd/bfloat16_pairs.hpp"
 #include "../simd/group.hpp"
-#include "../simd/prefetch.hpp"
+#include "../simd/pair_softmax.hpp"
 
 namespace rheo::avx512_bf16 {
 namespace {
@@ -38,14 +37,12 @@ void key_block(const Shape& shape, const uint16_t* keys, int t0, int g0, Scratch
         }
     }
     for (int g = 0; g < heads; ++g) {
-        natural_pairs(sums[g]);
         float* logits = scratch.logits + (g0 + g) * shape.page_size + t0;
-        for (int i = 0; i < n; ++i)
-            _mm512_storeu_ps(logits + 16 * i, _mm512_mul_ps(sums[g][i], _mm512_set1_ps(shape.scale)));
+        for (int i = 0; i < n; ++i) _mm512_storeu_ps(logits + 16 * i, sums[g][i]);
     }
 }
 
-template <int heads, int n>
+template <bool unpacked, int heads, int n>
 void value_block(const Shape& shape, const uint16_t* values, int valid, int d0, int g0,
                  const Scratch& scratch, State& state, Prefetcher& ahead) {
     __m512 sums[heads][n];
@@ -53,14 +50,18 @@ void value_block(const Shape& shape, const uint16_t* values, int valid, int d0, 
         for (auto& sum : row) sum = _mm512_setzero_ps();
     const int stride = padded_to_32(shape.page_size);
     const uint16_t* weights = scratch.weights_bf16 + g0 * stride;
-    for (int t = 0; t < valid; t += 2) {
-        const uint16_t* row = values + t * shape.dim + d0;
-        __m512i pairs[n];
-        load_pairs(row, t + 1 < valid ? row + shape.dim : zero_row, pairs);
-        ahead.advance<n * 64>();
-        for (int g = 0; g < heads; ++g) {
-            const __m512i weight = broadcast_pair(weights + g * stride + t);
-            for (int i = 0; i < n; ++i) sums[g][i] = dot(sums[g][i], pairs[i], weight);
+    for (int t0 = 0; t0 < valid; t0 += 32) {
+        for (int pair = 0; pair < 16; ++pair) {
+            const int t = t0 + first_token<unpacked>(pair);
+            if (t >= valid) continue;
+            const uint16_t* row = values + t * shape.dim + d0;
+            __m512i pairs[n];
+            load_pairs(row, t + 1 < valid ? row + shape.dim : zero_row, pairs);
+            ahead.advance<n * 64>();
+            for (int g = 0; g < heads; ++g) {
+                const __m512i weight = broadcast_pair(weights + g * stride + t0 + 2 * pair);
+                for (int i = 0; i < n; ++i) sums[g][i] = dot(sums[g][i], pairs[i], weight);
+            }
         }
     }
     for (int g = 0; g < heads; ++g) {
@@ -71,6 +72,7 @@ void value_block(const Shape& shape, const uint16_t* values, int valid, int d0, 
     }
 }
 
+template <bool unpacked>
 void attend_page(const Shape& shape, const Page& page, Scratch& scratch, State& state) {
     const int elements = shape.dim * shape.page_size;
     const auto* keys = reinterpret_cast<const uint16_t*>(page.block);
@@ -83,13 +85,13 @@ void attend_page(const Shape& shape, const Page& page, Scratch& scratch, State& 
         for (; t + 32 <= shape.page_size; t += 32) key_block<count, 2>(shape, keys, t, g0, scratch, ahead);
         if (t < shape.page_size) key_block<count, 1>(shape, keys, t, g0, scratch, ahead);
     });
-    softmax<Avx512, Bfloat16Weights>(shape, page.valid, scratch, state);
+    pair_softmax(shape, page.valid, scratch, state, ahead, rescale_mixed<Avx512>(shape, state));
     for_each_chunk<Avx512::group_chunk>(shape.group, [&](int g0, auto heads) {
         constexpr int count = decltype(heads)::get;
         int d = 0;
         for (; d + 32 <= shape.dim; d += 32)
-            value_block<count, 2>(shape, values, page.valid, d, g0, scratch, state, ahead);
-        if (d < shape.dim) value_block<count, 1>(shape, values, page.valid, d, g0, scratch, state, ahead);
+            value_block<unpacked, count, 2>(shape, values, page.valid, d, g0, scratch, state, ahead);
+        if (d < shape.dim) value_block<unpacked, count, 1>(shape, values, page.valid, d, g0, scratch, state, ahead);
     });
     ahead.finish();
 }
@@ -97,8 +99,9 @@ void attend_page(const Shape& shape, const Page& page, Scratch& scratch, State& 
 }  // namespace
 
 const PageKernel* page_kernel(const Shape& shape) {
-    static constexpr PageKernel kernel{nullptr, attend_page, nullptr};
-    return shape.kv == Dtype::bfloat16 && shape.query == Dtype::bfloat16 ? &kernel : nullptr;
+    static constexpr PageKernel natural{.attend = attend_page<false>}, unpacked{.attend = attend_page<true>};
+    if (!takes_pairs(shape)) return nullptr;
+    return shape.page_size == 16 ? &natural : &unpacked;
 }
 
 }  // namespace rheo::avx512_bf16
