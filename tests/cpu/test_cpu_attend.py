@@ -131,6 +131,15 @@ def test_all_masked_but_one_token_in_every_page(isa: str, page_size: int) -> Non
 
 
 @pytest.mark.parametrize(("isa", "dtype"), ARITHMETICS, indirect=["isa"], ids=str)
+@pytest.mark.parametrize("page_size", [16, 32, 64])
+def test_every_number_of_valid_tokens(isa: str, dtype: torch.dtype, page_size: int) -> None:
+    case = random_case(dtype, 2, page_size, 32, batch=page_size, heads=1, pages=page_size, width=1)
+    case.index[:, 0, 0] = torch.randperm(page_size).int()
+    case.valid[:, 0, 0] = torch.arange(1, page_size + 1)
+    assert_attended(case, attend(*case.operands), isa)
+
+
+@pytest.mark.parametrize(("isa", "dtype"), ARITHMETICS, indirect=["isa"], ids=str)
 @pytest.mark.parametrize(("page_size", "dim"), [(16, 48), (32, 64), (64, 80)])
 def test_tokens_past_the_valid_ones_do_not_matter(
     isa: str, dtype: torch.dtype, page_size: int, dim: int
@@ -184,17 +193,28 @@ def test_an_outlier_in_a_later_page_rescales_the_earlier_ones(isa: str) -> None:
     assert_attended(case, attend(*case.operands, threads=1), isa)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "page_size", "dim", "group"),
+    [
+        (torch.float32, 16, 64, 4),
+        (torch.bfloat16, 16, 64, 4),
+        (torch.bfloat16, 32, 80, 5),
+        (torch.bfloat16, 64, 128, 18),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("rise", [0.5, 3.0, 7.9, 8.1, 12.0, -3.0, -12.0])
-def test_logits_that_rise_or_fall_from_page_to_page(isa: str, dtype: torch.dtype, rise: float) -> None:
+def test_logits_that_rise_or_fall_from_page_to_page(
+    isa: str, dtype: torch.dtype, rise: float, page_size: int, dim: int, group: int
+) -> None:
     pages = 12
-    case = random_case(dtype, batch=1, heads=1, pages=pages, width=pages)
+    case = random_case(dtype, group, page_size, dim, batch=1, heads=1, pages=pages, width=pages)
     query = case.q[0, 1].float()
-    keys = reference.block_keys(case.blocks, 16)
+    keys = reference.block_keys(case.blocks, page_size)
     for page in range(pages):
         keys[0, page] += (rise * page / case.scale * query / query.square().sum())[:, None].to(dtype)
     case.index[0, 0] = torch.arange(pages)
-    case.valid.fill_(16)
+    case.valid.fill_(page_size)
     assert_attended(case, attend(*case.operands, threads=1), isa)
 
 
