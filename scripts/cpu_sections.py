@@ -60,8 +60,8 @@ def cpu_attention(result: dict[str, Any], table: Any, provenance: Any, plots: Pa
                 share_rows(metrics),
             ),
             f"![GB/s by threads](benchmarks/{PICTURE})",
-            "On all cores, the variants that the choice a server makes at its start fell on reach "
-            f"{shares} of a read's (the goal is {GOAL:.2f}); that of group 4 attends "
+            f"On all cores, the variants that were chosen, as a server chooses one at its start, reach {shares} of a "
+            f"read's (the goal is {GOAL:.2f}); that of group 4 attends "
             f"{metrics['gbps_all_cores_g4']:.0f} GB/s and is {metrics['speedup_vs_torch']:.0f} times as fast as the "
             "torch reference. A call takes "
             + ", ".join(f"{us:.0f} us for {pages} pages" for pages, us in calls.items())

@@ -22,6 +22,10 @@ SECONDS = 20.0
 """How long a variant may take to attend a few pages."""
 MOST_TRIED = 3
 TIMED_PAGES, TIMED_RUNS = 4096, 31
+TIMED_BYTES = 2**31
+"""Of the host pool, far more than caches hold."""
+TOUCHED = 4096
+"""Bytes of a page of memory."""
 HEADS, GROUP, DIM, PAGE_SIZE, PAGES, ANSWER = 2, 4, 128, 32, 40, 1.5
 RIGHT, WRONG = 0, 1
 
@@ -57,7 +61,8 @@ def fastest_isa(blocks: torch.Tensor, group: int, page_size: int, threads: int |
     Parameters
     ----------
     blocks
-        Host pages, ``[H, N, 2, D * P]``, any strides over ``H`` and ``N``.
+        Host pages, ``[H, N, 2, D * P]``, any strides over ``H`` and ``N``. They stay as they are, but up to
+        `TIMED_BYTES` of them are touched: what never was written would be read from one page of zeros in the cache.
     group
         Query heads of a KV head.
     page_size
@@ -69,6 +74,9 @@ def fastest_isa(blocks: torch.Tensor, group: int, page_size: int, threads: int |
     if len(isas) < 2:
         return isas[0] if isas else None
     heads, pages, _, block = blocks.shape
+    pages = min(pages, max(TIMED_BYTES // (heads * 2 * block * blocks.element_size()), 1))
+    touched = blocks[:, :pages].flatten(2)[..., :: TOUCHED // blocks.element_size()]
+    touched.copy_(touched.clone())
     width = max(min(TIMED_PAGES // heads, pages), 1)
     draw = torch.Generator().manual_seed(0)
     q = torch.randn((1, heads * group, block // page_size), generator=draw).to(blocks.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -127,6 +128,12 @@ def test_a_single_token_returns_its_value_and_its_logit(isa: str, dtype: torch.d
 def test_all_masked_but_one_token_in_every_page(isa: str, page_size: int) -> None:
     case = random_case(torch.bfloat16, page_size=page_size)
     case.valid.clamp_(max=1)
+    assert_attended(case, attend(*case.operands), isa)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.0, -0.2])
+def test_any_scale(isa: str, scale: float) -> None:
+    case = replace(random_case(torch.bfloat16, page_size=32), scale=scale)
     assert_attended(case, attend(*case.operands), isa)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 
+import psutil
 import pytest
 import torch
 
 from rheo_kernels.cpu import available_isas, probe
+from rheo_sglang.pools.blocks import host_pool
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +57,20 @@ def test_the_fastest_variant_is_one_that_works(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("RHEO_CPU_ISA", raising=False)
     blocks = torch.randn(100, 2, 2, 64 * 16).bfloat16().transpose(0, 1)
     assert probe.fastest_isa(blocks, 4, 16, threads=2) in probe.working_isas()
+
+
+def test_the_choice_reads_memory_and_leaves_pages_as_they_are() -> None:
+    written = torch.randn(100, 2, 2, 64 * 16).bfloat16()
+    before = written.clone()
+    probe.fastest_isa(written.transpose(0, 1), 4, 16, threads=2)
+    assert torch.equal(written, before)
+
+    unwritten = host_pool(1, 4096, 2, 64, 32, torch.bfloat16)[0]
+    process = psutil.Process()
+    resident = process.memory_info().rss
+    probe.fastest_isa(unwritten.transpose(0, 1), 4, 32, threads=2)
+    assert process.memory_info().rss - resident > 0.9 * unwritten.nbytes
+    assert not unwritten.any()
 
 
 def test_no_variant_is_fastest_where_none_works(monkeypatch: pytest.MonkeyPatch) -> None:

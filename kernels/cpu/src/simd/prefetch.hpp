@@ -8,7 +8,7 @@ namespace {
 
 // Pages are scattered blocks of a few KB: the hardware prefetchers lose the stream at the end of each, and
 // the softmax between K and V stalls the loads. Asking for one line of the next page per line consumed keeps
-// the number of lines in flight even over the whole page.
+// the number of lines in flight even over the whole page; a variant that spends long between K and V asks there, too.
 class Prefetcher {
   public:
     Prefetcher(const std::byte* block, size_t bytes) : line_(block), end_(block + bytes) {}
@@ -25,7 +25,8 @@ class Prefetcher {
     }
 
   private:
-    static constexpr int kLocality = RHEO_PREFETCH_LOCALITY;
+    // Into L2: with the next page in L1 as well, a page takes longer (docs/kernels.md).
+    static constexpr int kLocality = 2;
     const std::byte* line_;
     const std::byte* end_;
 };
