@@ -6,7 +6,7 @@ Qwen3-8B's shape, bfloat16, pages of 32 tokens: 128K tokens of context of which 
 per KV head and request, each of them missed with the same probability. Missed pages lie at random places of a host
 pool far beyond the caches, at others in every replay. Every figure is the median replay of a CUDA graph of several
 layers, over the number of layers: hits, misses, merge and launch included. The division of ``auto`` rests on what the
-same kernel was measured to take at the start, as in a server.
+same kernel was measured to take at the start and took in the replays before, as in a server.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from cpu_sections import cpu_attention, cpu_server
 from exactness_sections import exactness, exactness_gpu, fuzzed_prefill
 from measurement import REPOSITORY, RESULTS
 from prefill_sections import prefill
-from speed_sections import miss_path, tpot
+from speed_sections import miss_path, tpot, tpot_select4
 
 DOCS = REPOSITORY / "docs"
 PLOTS = DOCS / "benchmarks"
@@ -145,6 +145,7 @@ def main() -> None:
         ("fuzz_prefill_gpu", fuzzed_prefill),
         ("behaviour_smollm2", behaviour, PLOTS),
         ("tpot_gpu", tpot),
+        ("tpot_select4_gpu", tpot_select4),
         ("split_gpu", miss_path, PLOTS),
         ("cpu_attention", cpu_attention, PLOTS),
         ("cpu_server", cpu_server),

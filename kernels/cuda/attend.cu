@@ -396,7 +396,8 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
     // written to the host's memory waits behind what is being read there.
     if (fetches) {
 #if CPU
-        const Division division = divide(a.num_hits, a.num_selected, a.handing.costs, a.lists);
+        const Division division = divide(a.num_hits, a.num_selected, a.handing.costs,
+                                         a.handing.paces + a.handing.layer, a.lists);
         const int handed = division.of(count), fetched = division.missed - division.total;
         count -= handed;
         if (lane == 0) by_cpu = handed;

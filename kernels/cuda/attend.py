@@ -136,7 +136,7 @@ class _HandOver(ctypes.Structure):
     _fields_ = [
         *(
             (name, ctypes.c_void_p)
-            for name in ("entries", "counts", "bell", "num_runners_up", "costs", "clocks", "rules")
+            for name in ("entries", "counts", "bell", "num_runners_up", "costs", "clocks", "paces", "rules")
         ),
         *((name, ctypes.c_int) for name in ("width", "layer", "layers", "blocks")),
     ]
@@ -321,7 +321,7 @@ def _shape(q: torch.Tensor, frames: torch.Tensor) -> tuple[int, int, int]:
 
 
 def _handing(cpu: CpuShare, layer: int, runners_up: RunnersUp | None) -> _HandOver:
-    shared = ("entries", "counts", "bell", "costs", "clocks", "rules")
+    shared = ("entries", "counts", "bell", "costs", "clocks", "paces", "rules")
     return _HandOver(
         **{name: getattr(cpu, name).data_ptr() for name in shared},
         num_runners_up=None if runners_up is None else runners_up.counts.data_ptr(),

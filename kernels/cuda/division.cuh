@@ -17,17 +17,30 @@ struct Division {
     int total;       // misses that it attends in all lists
     int missed;      // misses of all lists
     float expected;  // microseconds until hits and misses are attended, 0 without misses
+    // By the costs alone, microseconds until what is fetched is attended, and what the CPU attends; 0 if that is nothing,
+    // or if the hits take longer than what is fetched.
+    float fetch, cpu;
 
     __device__ __forceinline__ int of(int missed) const { return missed * share >> 8; }
 };
 
-// A layer's clock, in nanoseconds: what the latest step noted, and sums over the steps before it that had misses.
+// How many times as long as by the costs either way took in a layer of late: neighbours, loads behind the layers and the
+// server's own threads share memory and bus with it.
+struct Pace {
+    float fetch, cpu;
+};
+
+// A layer's clock, in nanoseconds: what the latest step noted, and sums over steps that had misses, which the next layer
+// adds up, so a single one has none.
 struct Clock {
     u64 began;     // when the selection was there; 0 if nothing was missed
     u64 expected;  // how long it was to take
+    u64 fetch;     // by the costs alone, see Division
+    u64 cpu;
     u64 rung;      // when the CPU had been rung
     u64 attended;  // when the GPU had attended hits and what it fetched
-    u64 answered;  // when it also knew of the CPU's results
+    u64 replied;   // when the CPU answered; 0 if it had no part
+    u64 answered;  // when every list's last block knew of it
     u64 ended;     // when everything was merged
     u64 heard;     // number of the ring that the CPU answered last
     u64 steps, sum_expected, sum_rung, sum_attended, sum_answered, sum_ended;  // times since the layer began
@@ -66,18 +79,21 @@ __device__ __forceinline__ Pages count_pages(const int* num_hits, const int* num
 // DRAM. Misses are divided such that both end together, unless one way alone ends as soon, or before the hits do. A
 // whole warp calls. `costs`, in microseconds: to begin to fetch, per page fetched, to begin on the CPU, per page there,
 // how much longer pages take both at once, per page of a frame (to begin takes as long as to fetch); aligned to 16 bytes.
+// `pace` is the layer's, aligned to 8.
 __device__ __forceinline__ Division divide(const int* num_hits, const int* num_selected, const float* costs,
-                                           int lists) {
+                                           const Pace* pace, int lists) {
     // On their way while pages are counted.
-    float begin_fetch, fetch_page, begin_cpu, cpu_page, slower, hit_page;
+    float begin_fetch, fetch_page, begin_cpu, cpu_page, slower, hit_page, fetch_pace, cpu_pace;
     asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
                  : "=f"(begin_fetch), "=f"(fetch_page), "=f"(begin_cpu), "=f"(cpu_page)
                  : "l"(costs));
     asm volatile("ld.global.v2.f32 {%0, %1}, [%2];" : "=f"(slower), "=f"(hit_page) : "l"(costs + 4));
+    asm volatile("ld.global.v2.f32 {%0, %1}, [%2];" : "=f"(fetch_pace), "=f"(cpu_pace) : "l"(pace));
     const auto [hit, missed] = count_pages(num_hits, num_selected, lists);
-    Division division{0, 0, missed, 0.f};
+    Division division{0, 0, missed, 0.f, 0.f, 0.f};
     if (missed == 0) return division;
     const float hits = fminf(begin_fetch, begin_cpu) + hit * hit_page;
+    begin_fetch *= fetch_pace, fetch_page *= fetch_pace, begin_cpu *= cpu_pace, cpu_page *= cpu_pace;
     const float fetch = missed * fetch_page, cpu = missed * cpu_page;
     const float balanced = (begin_cpu - begin_fetch + cpu * slower) / ((fetch + cpu) * slower);
     float fetched = fminf(fmaxf(balanced, 0.f), 1.f);
@@ -90,6 +106,11 @@ __device__ __forceinline__ Division divide(const int* num_hits, const int* num_s
 #pragma unroll 2
     for (int i = threadIdx.x % 32; i < lists; i += 32) division.total += division.of(num_selected[i] - num_hits[i]);
     division.total = __reduce_add_sync(kAll, division.total);
+    const int fetched_pages = missed - division.total;
+    const float longer = division.total > 0 && fetched_pages > 0 ? slower : 1.f;
+    const float fetch_part = begin_fetch + fetched_pages * fetch_page * longer;
+    if (fetched_pages > 0 && fetch_part >= hits) division.fetch = fetch_part / fetch_pace;
+    if (division.total > 0) division.cpu = (begin_cpu + division.total * cpu_page * longer) / cpu_pace;
     return division;
 }
 

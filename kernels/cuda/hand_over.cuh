@@ -16,6 +16,9 @@ namespace {
 constexpr float kBusShare = 0.9f;              // of the bus's time, what loads may take
 constexpr u64 kPatience = 60'000'000'000ull;  // nanoseconds that the CPU may take
 constexpr int kListsAtOnce = LISTS_AT_ONCE;    // lists of a warp whose pages are being read
+constexpr float kLearned = 1 / 8.f;            // of what a step says about a pace
+constexpr float kForgotten = 1 / 64.f;         // of a pace, in a step that says nothing, so that either way is tried again
+constexpr float kMostPace = 4.f;               // and its inverse the least
 
 struct HandOver {
     // In memory that the CPU sees:
@@ -26,6 +29,7 @@ struct HandOver {
     const int* num_runners_up; // [B, H]; null: none
     const float* costs;        // see division.cuh
     Clock* clocks;             // of every layer
+    Pace* paces;               // of every layer
     int* rules;                // [layers, 3]: of 256 misses, the CPU's; of 65536 of those and of runners-up, how many to load
     int width, layer, layers;
     int blocks;                // that hand over
@@ -50,8 +54,25 @@ __device__ __forceinline__ void send(u64* to, u32 left, u32 right, u32 tag) {
     asm volatile("st.relaxed.sys.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(above | left), "l"(above | right) : "memory");
 }
 
-// Add the last step's times of a layer to its sums, and begin this step's.
-__device__ __forceinline__ void restart(Clock& clock, u64 now, const Division& division) {
+// Begin a step's times of a layer. Those of the blocks that merge are not reset, they only ever rise.
+__device__ __forceinline__ void begin_clock(Clock& clock, u64 now, const Division& division) {
+    clock.began = division.expected > 0 ? now : 0;
+    clock.expected = static_cast<u64>(1000 * division.expected);
+    clock.fetch = static_cast<u64>(1000 * division.fetch);
+    clock.cpu = static_cast<u64>(1000 * division.cpu);
+    clock.rung = now;
+    clock.replied = 0;
+}
+
+__device__ __forceinline__ float learn(float pace, u64 expected, u64 took) {
+    if (expected == 0) return pace + (1 - pace) * kForgotten;
+    const float now = static_cast<float>(took) / static_cast<float>(expected);
+    return pace + (fminf(fmaxf(now, 1 / kMostPace), kMostPace) - pace) * kLearned;
+}
+
+// Add a step's times of a layer to its sums, and learn its pace from them. In the kernel of the layer behind it, when they
+// are complete and nobody divides by its pace.
+__device__ __forceinline__ void end_clock(Clock& clock, Pace& pace) {
     if (clock.began) {
         clock.steps += 1;
         clock.sum_expected += clock.expected;
@@ -60,9 +81,8 @@ __device__ __forceinline__ void restart(Clock& clock, u64 now, const Division& d
         clock.sum_answered += clock.answered - clock.began;
         clock.sum_ended += clock.ended - clock.began;
     }
-    clock.began = division.expected > 0 ? now : 0;
-    clock.expected = static_cast<u64>(1000 * division.expected);
-    clock.rung = clock.attended = clock.answered = clock.ended = now;
+    pace.fetch = learn(pace.fetch, clock.fetch, clock.attended - clock.began);
+    pace.cpu = learn(pace.cpu, clock.replied ? clock.cpu : 0, clock.replied - clock.began);
 }
 
 // Microseconds from one layer to the next, as far as this step or, in its first layer, the one before tells; 0 if unknown.
@@ -146,7 +166,8 @@ __device__ __forceinline__ void hand_over(const HandOver& a, const Lists& select
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const u32 ring = ring_number(step, a.layer, a.layers);
     const u64 now = nanoseconds();
-    const Division division = divide(selected.num_hits, selected.num_selected, a.costs, selected.lists);
+    const Division division =
+        divide(selected.num_hits, selected.num_selected, a.costs, a.paces + a.layer, selected.lists);
     Clock& clock = a.clocks[a.layer];
     if (blockIdx.x == 0 && warp == THREADS / 32 - 1) {
         int runners_up = 0;
@@ -156,7 +177,9 @@ __device__ __forceinline__ void hand_over(const HandOver& a, const Lists& select
         if (lane == 0) {
             const float layer_time = period(a.clocks, a.layer, a.layers, now);
             limit_loads(a.rules + 3 * a.layer, division, runners_up, layer_time, a.costs[1]);
-            restart(clock, now, division);
+            begin_clock(clock, now, division);
+            const int before = a.layer ? a.layer - 1 : a.layers - 1;
+            if (before != a.layer) end_clock(a.clocks[before], a.paces[before]);
         }
     }
     if (division.total == 0) return;
@@ -168,6 +191,7 @@ __device__ __forceinline__ void hand_over(const HandOver& a, const Lists& select
     if (blockIdx.x != 0 || threadIdx.x != 0) return;
     clock.rung = nanoseconds();
     wait_for_cpu(a.bell, ring);
+    clock.replied = nanoseconds();
     asm volatile("st.release.gpu.global.u64 [%0], %1;" ::"l"(&clock.heard), "l"(static_cast<u64>(ring)) : "memory");
 }
 

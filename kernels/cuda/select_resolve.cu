@@ -23,7 +23,7 @@ constexpr int kVectors = ITEMS / 4;
 constexpr int kBins = 2 * THREADS;               // two a thread
 constexpr int kStaged = 2 * THREADS;             // columns of the result in shared memory at a time
 constexpr int kFew = 128;                        // keys that are ranked rather than counted
-constexpr u32 kRunnersUp = 96;                   // runners-up, frames or not: about as many, where scores differ
+constexpr u32 kRunnersUp = 48;                   // runners-up, frames or not: about as many, where scores differ
 constexpr bool kAhead = ITEMS <= 8;              // registers hold pages and frames beside the keys
 constexpr int kTogether = ITEMS == 16 ? 16 : 8;  // otherwise: items looked up at a time
 constexpr u32 kAll = 0xffffffffu;

@@ -97,7 +97,7 @@ def select_resolve(
     counters
         The recorder's counters of this layer; updated atomically.
     runners_up
-        Of about the best hundred pages that were not selected those that have no frame, as far as there is room, in any
+        Of about the best 48 pages that were not selected those that have no frame, as far as there is room, in any
         order; written.
 
     Returns

@@ -25,9 +25,21 @@ class Costs(NamedTuple):
 
 
 CLOCK_SUMS = ("steps", "sum_expected", "sum_rung", "sum_attended", "sum_answered", "sum_ended")
-CLOCK = ("began", "expected", "rung", "attended", "answered", "ended", "heard", *CLOCK_SUMS)
+CLOCK_STEP = (
+    "began",
+    "expected",
+    "fetch",
+    "cpu",
+    "rung",
+    "attended",
+    "replied",
+    "answered",
+    "ended",
+    "heard",
+)
+CLOCK = (*CLOCK_STEP, *CLOCK_SUMS)
 """Columns of `CpuShare.clocks`, in nanoseconds: the latest step's, the number of the latest ring that was answered, and
-sums over the steps before with misses."""
+sums over steps with misses, without the step of the latest layer. A single layer has no sums."""
 
 
 class CpuShare(NamedTuple):
@@ -54,6 +66,9 @@ class CpuShare(NamedTuple):
     """What decides how misses are divided, `Costs`, ``[6]``, float32, on the device."""
     clocks: torch.Tensor
     """What each layer's misses were expected to take and took, ``[L, len(CLOCK)]``, int64, on the device."""
+    paces: torch.Tensor
+    """How many times as long as by the costs fetching and the CPU took in each layer of late, ``[L, 2]``, float32, on
+    the device, 1 to begin with. The next layer's kernel learns it from the layer's clock; a single layer's stays."""
     rules: torch.Tensor
     """Which of each layer's candidates may be admitted, ``[L, 3]``, int32, on the device: see `gather_misses`."""
     step: torch.Tensor

@@ -62,6 +62,7 @@ class Trial:
         self.share = share = share._replace(
             step=torch.full((), FIRST_STEP, dtype=torch.int32, device=device),
             clocks=torch.zeros_like(share.clocks),
+            paces=share.paces.clone(),
             rules=torch.zeros_like(share.rules),
             costs=torch.tensor(ALL_FETCHED, dtype=torch.float32, device=device),
         )

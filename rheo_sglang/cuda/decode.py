@@ -285,7 +285,12 @@ class CudaDecode:
         step, table, page_size = self.step, self.table, self.page_size
         assert step is not None
         batch, frames, page_table = step.batch, self.frames[layer], table.frame_of[layer]
-        with self.appending.fork():
+        # The score is launched first, so that what runs beside it takes no place from it.
+        beside = self.appending.fork()
+        if not step.variant.dense:
+            self.misses.join()
+            self._score(layer, step, q, scale)
+        with beside:
             append(
                 k,
                 v,
@@ -310,8 +315,6 @@ class CudaDecode:
         table, config, page_size, batch = self.table, self.config, self.page_size, step.batch
         scores = step.scores
         assert step.selected is not None and scores is not None
-        self.misses.join()
-        self._score(layer, step, q, scale)
         with self.behind.fork():
             scratch = self.scratch if q.shape[0] > 1 else None
             update_importance(

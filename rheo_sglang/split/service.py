@@ -80,7 +80,7 @@ class CpuService:
 
     Attributes
     ----------
-    clocks, rules
+    clocks, paces, rules
         See `CpuShare`.
     """
 
@@ -88,9 +88,10 @@ class CpuService:
         self.attention = attention
         self.bell = Doorbell(torch.zeros(WORDS, dtype=torch.int32, pin_memory=True), layers)
         self.clocks = torch.zeros((layers, len(CLOCK)), dtype=torch.int64, device=step.device)
+        self.paces = torch.ones((layers, 2), device=step.device)
         self.rules = torch.tensor([[0, ALL, ALL]] * layers, dtype=torch.int32, device=step.device)
         results = attention.out, attention.lse
-        state = self.bell.words, costs, self.clocks, self.rules, step, layers
+        state = self.bell.words, costs, self.clocks, self.paces, self.rules, step, layers
         self._shares = [CpuShare(*handed, *results, *state) for handed in attention.handed]
         self._scales: dict[int, float] = {}
 
@@ -110,6 +111,6 @@ class CpuService:
         return self._shares[layer]
 
     def totals(self) -> MissTotals:
-        """What misses took so far, the latest step apart. Waits for the device."""
+        """What misses took so far, the latest layer apart. Waits for the device."""
         sums = self.clocks[:, -len(CLOCK_SUMS) :].sum(0).tolist()
         return MissTotals._make((*sums, self.bell.rings, self.bell.late, 1e9 * self.bell.busy_seconds))

@@ -202,41 +202,32 @@ def test_the_cpu_s_part_and_the_gpu_s_make_exact_attention(
     counts[0][0] = 0
     problem = Problem(shape, counts, True, rng)
     width, page_size = problem.pages.shape[2], shape.page_size
-    cpu = CpuAttention(problem.pinned[None], batch + 1, shape.group, width + 2, page_size, 3, True)
+    host = problem.pinned.expand(2, *problem.pinned.shape)
+    cpu = CpuAttention(host, batch + 1, shape.group, width + 2, page_size, 3, True)
     step = torch.zeros((), dtype=torch.int32, device="cuda")
-    service = CpuService(cpu, 1, step, torch.tensor(costs, device="cuda"))
-    share = service.prepare(0, problem.scale)
+    service = CpuService(cpu, 2, step, torch.tensor(costs, device="cuda"))
     workspace = Workspace.allocate(batch * shape.heads, shape.group, shape.dim, page_size, width, rng.device)
     cuts = torch.zeros((batch, shape.heads), dtype=torch.int32, device="cuda")
     selected = problem.selected
     for _ in range(3):
         step += 1
-        problem.q.copy_(normal(problem.q.shape, shape.dtype, rng))
-        expected, _ = problem.exact()
-        out = torch.full_like(problem.q, torch.nan)
-        staged = torch.zeros((batch * shape.heads, 7, 2, shape.block), dtype=shape.dtype, device="cuda")
-        send_queries(problem.q, share)
-        attend_selected(
-            problem.q,
-            problem.frames,
-            problem.pinned,
-            selected,
-            problem.scale,
-            page_size,
-            workspace,
-            out,
-            staged,
-            share,
-            cuts,
-        )
-        assert relative_error(out, expected) < TOLERANCE[shape.dtype]
-    assert service.rules.tolist() in ([[0, 65536, 65536]], [[256, 65536, 65536]]) or costs[0] == 5.0
+        for layer in range(2):
+            share = service.prepare(layer, problem.scale)
+            problem.q.copy_(normal(problem.q.shape, shape.dtype, rng))
+            expected, _ = problem.exact()
+            out = torch.full_like(problem.q, torch.nan)
+            staged = torch.zeros((batch * shape.heads, 7, 2, shape.block), dtype=shape.dtype, device="cuda")
+            send_queries(problem.q, share)
+            operands = problem.q, problem.frames, problem.pinned, selected, problem.scale, page_size
+            attend_selected(*operands, workspace, out, staged, share, cuts, layer)
+            assert relative_error(out, expected) < TOLERANCE[shape.dtype]
+    assert service.rules[:, 0].tolist() in ([0, 0], [256, 256]) or costs[0] == 5.0
     timed = service.totals()
-    assert timed.layers == 2, "the latest step is not summed yet"
+    assert timed.layers == 5, "the latest layer is not summed yet"
     assert 0 < timed.attended <= timed.took < 60e9
     assert timed.expected > 0
     service.bell.close()
-    assert service.bell.rings == (0 if costs[2] > 1e29 else 3)
+    assert service.bell.rings == (0 if costs[2] > 1e29 else 6)
     fetched = int((cuts - selected.num_hits).sum())
     missed = int((selected.num_selected - selected.num_hits).sum())
     if costs[0] > 1e29:
@@ -245,3 +236,57 @@ def test_the_cpu_s_part_and_the_gpu_s_make_exact_attention(
         assert fetched == missed
     else:
         assert 0 < fetched < missed
+
+
+@pytest.mark.gpu
+def test_a_layer_divides_by_the_pace_that_the_next_one_learnt(rng: torch.Generator) -> None:
+    from rheo_kernels.cuda.attend import Workspace, attend_selected
+    from rheo_kernels.cuda.send_queries import send_queries
+    from rheo_kernels.cuda.share import CLOCK
+    from rheo_sglang.split.cpu_attention import CpuAttention
+    from rheo_sglang.split.service import CpuService
+
+    shape = SHAPES[0]
+    problem = Problem(shape, [[8] * shape.heads], True, rng)
+    width, page_size = problem.pages.shape[2], shape.page_size
+    host = problem.pinned.expand(2, *problem.pinned.shape)
+    cpu = CpuAttention(host, 1, shape.group, width, page_size, 2, True)
+    step = torch.zeros((), dtype=torch.int32, device="cuda")
+    service = CpuService(cpu, 2, step, torch.tensor((0.0, 1.0, 0.0, 1.0, 1.0, 0.0), device="cuda"))
+    workspace = Workspace.allocate(shape.heads, shape.group, shape.dim, page_size, width, rng.device)
+    cuts = torch.zeros((1, shape.heads), dtype=torch.int32, device="cuda")
+    selected = problem.selected
+    selected.num_hits.zero_()
+    selected.misses[0] = torch.where(selected.valid[0] > 0, problem.pages[0], -1)
+    expected, _ = problem.exact()
+
+    def attend(layer: int) -> None:
+        share = service.prepare(layer, problem.scale)
+        send_queries(problem.q, share)
+        out = torch.full_like(problem.q, torch.nan)
+        operands = problem.q, problem.frames, problem.pinned, selected, problem.scale, page_size, workspace
+        attend_selected(*operands, out, None, share, cuts, layer)
+        assert relative_error(out, expected) < TOLERANCE[shape.dtype]
+
+    def note(layer: int, **times: int) -> None:
+        for name, nanoseconds in times.items():
+            service.clocks[layer, CLOCK.index(name)] = nanoseconds
+
+    step += 1
+    attend(0)
+    assert service.rules[0, 0] == 128 and int((cuts == 4).sum()) == shape.heads, "either way half"
+    note(0, began=1000, fetch=10_000, attended=21_000, cpu=5000, replied=1000 + 40_000)
+    note(1, began=0, fetch=0, cpu=0, replied=0)
+    attend(1)
+    learnt = service.paces.tolist()
+    assert learnt == [[1 + 1 / 8, 1 + 3 / 8], [1, 1]], "twice as long, and more than may count"
+    step += 1
+    note(0, began=1000, fetch=0, cpu=5000, replied=0)
+    attend(1)
+    learnt = service.paces[0].tolist()
+    assert learnt == pytest.approx([1 + 63 / 64 / 8, 1 + 63 / 64 * 3 / 8]), "nothing was learnt"
+    service.paces[0] = torch.tensor([1.0, 3.0])
+    step += 1
+    attend(0)
+    assert service.rules[0, 0] == 64 and int((cuts == 6).sum()) == shape.heads, "a quarter there"
+    service.bell.close()

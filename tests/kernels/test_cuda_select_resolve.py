@@ -280,7 +280,7 @@ def test_runners_up_are_the_best_pages_left_out(
 @pytest.mark.gpu
 def test_there_are_runners_up(rng: torch.Generator) -> None:
     found = [check_runners_up(Case([4000], 160, budget=160, frames=400), 128, rng) for _ in range(20)]
-    assert min(found) > 80
+    assert min(found) > 50
 
 
 def variants() -> Iterator[tuple[int, int]]:

@@ -9,7 +9,6 @@
 #include <numeric>
 
 #include "numeric.hpp"
-#include "pool.hpp"
 
 namespace rheo {
 namespace {
@@ -128,7 +127,7 @@ Attention::Attention(const Problem& problem, Workspace& workspace, int threads, 
     Pool::instance().reserve(threads);
 }
 
-int Attention::run(int batch, uint32_t tag) noexcept {
+int Attention::run(int batch, uint32_t tag, std::chrono::microseconds awake) noexcept {
     tag_ = tag;
     rows_ = std::clamp(batch, 0, problem_.max_batch) * problem_.shape.heads;
     total_ = count_pages(rows_);
@@ -139,7 +138,7 @@ int Attention::run(int batch, uint32_t tag) noexcept {
     const auto body = [](void* self, int participant, int run) {
         static_cast<Attention*>(self)->process(participant, run);
     };
-    return Pool::instance().run(threads_, runs_, body, this);
+    return Pool::instance().run(threads_, runs_, body, this, awake);
 }
 
 int64_t Attention::count_pages(int rows) {

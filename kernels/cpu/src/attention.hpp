@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "isa.hpp"
+#include "pool.hpp"
 #include "problem.hpp"
 #include "workspace.hpp"
 
@@ -18,9 +19,9 @@ class Attention {
     // Threads beyond what the problem can use cost nothing. The workspace must outlive the object.
     Attention(const Problem&, Workspace&, int threads, std::optional<Isa> limit);
 
-    // Attends for this many requests, whose words bear this tag, and says how many threads came late. Does not allocate,
-    // throw, or touch Python. One call at a time.
-    int run(int batch, uint32_t tag) noexcept;
+    // Attends for this many requests, whose words bear this tag, and says how many threads came late. Afterwards threads
+    // stay awake for a while. Does not allocate, throw, or touch Python. One call at a time.
+    int run(int batch, uint32_t tag, std::chrono::microseconds awake = Pool::kBetweenLayers) noexcept;
     // The same for as many as memory says, whose words, if there are any, bear 0.
     int run() noexcept { return run(*problem_.batch, 0); }
 

@@ -12,7 +12,8 @@
 namespace rheo {
 namespace {
 
-// Longer than what lies between two decode steps, prefills apart; and when a server counts as idle.
+// Longer than what lies between two decode steps, prefills apart, which threads that attend stay awake for, too: a layer
+// that rarely has a part for the CPU must not wait until they are; and when a server counts as idle.
 constexpr std::chrono::milliseconds kPatience{20}, kIdle{1000};
 constexpr timespec kNap{0, 50'000}, kIdleNap{0, 1'000'000};
 constexpr int kSpinsPerLook = 256;
@@ -54,7 +55,7 @@ void Doorbell::serve(uint32_t seen) {
             seen = now;
             const auto begin = std::chrono::steady_clock::now();
             Attention* const attention = tasks_[(now - 1) % count_].load(std::memory_order_acquire);
-            const int late = attention ? attention->run(static_cast<int>(ring >> 32), now) : 0;
+            const int late = attention ? attention->run(static_cast<int>(ring >> 32), now, kPatience) : 0;
             answered.store(now, std::memory_order_release);
             heard = std::chrono::steady_clock::now();
             napping = false;

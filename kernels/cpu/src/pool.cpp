@@ -17,8 +17,6 @@
 namespace rheo {
 namespace {
 
-// Longer than the gap between two layers of a decode step, shorter than what an idle server should burn.
-constexpr std::chrono::microseconds kSpin{1000};
 constexpr int kSpinsPerLook = 64;
 
 std::atomic<Pool*> current{nullptr};
@@ -94,7 +92,8 @@ uint32_t Pool::wait_for_job(int index, uint32_t seen) {
             seen = epoch;
         }
         pause();
-        if (may_spin && (spins % kSpinsPerLook != 0 || std::chrono::steady_clock::now() - begin < kSpin))
+        if (may_spin && (spins % kSpinsPerLook != 0 || std::chrono::steady_clock::now() - begin <
+                                                           job_.awake.load(std::memory_order_relaxed)))
             continue;
         self.asleep.store(1);
         if (job_.epoch.load() == seen) futex(self.asleep, FUTEX_WAIT, 1);
@@ -134,7 +133,7 @@ void Pool::take_shared(int participant) {
         job_.body(job_.context, participant, chunk);
 }
 
-int Pool::run(int participants, int chunks, Body body, void* context) {
+int Pool::run(int participants, int chunks, Body body, void* context, std::chrono::microseconds awake) {
     if (participants <= 1 || chunks <= 1) {
         for (int chunk = 0; chunk < chunks; ++chunk) body(context, 0, chunk);
         return 0;
@@ -147,6 +146,7 @@ int Pool::run(int participants, int chunks, Body body, void* context) {
     job_.chunks = chunks;
     job_.firsts = firsts;
     job_.helpers.store(participants - 1, std::memory_order_relaxed);
+    job_.awake.store(awake, std::memory_order_relaxed);
     next_chunk_.store(firsts, std::memory_order_relaxed);
     uint32_t epoch = job_.epoch.load(std::memory_order_relaxed) + 1;
     if (epoch == 0) epoch = 1;

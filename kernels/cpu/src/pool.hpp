@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -12,8 +13,8 @@ namespace rheo {
 // The caller is participant 0 and works too; worker i is participant i + 1 and pinned to the CPU at i + 1 of
 // placement_order(), which leaves the first for the caller (it is not pinned: the thread is not ours).
 //
-// Workers spin for a while after a job of theirs, so that the layers of one decode step pay no wake-up, and then
-// sleep on a futex, each on its own: those that jobs do without leave their cores to others. Every participant has
+// Workers spin for a while after a job, so that what follows soon pays no wake-up, and then sleep on a futex, each on
+// its own: those that jobs do without leave their cores to others. Every participant has
 // a first chunk of its own, claimed in its own cache line, and takes others from a counter; the caller claims the
 // first chunks of those that did not come, so that a worker that wakes late or lost its core delays nobody.
 class Pool {
@@ -21,6 +22,9 @@ class Pool {
     using Body = void (*)(void* context, int participant, int chunk);
 
     static constexpr int kMaxThreads = 1024;
+
+    // How long workers spin: longer than what lies between two layers, shorter than what an idle server should burn.
+    static constexpr std::chrono::microseconds kBetweenLayers{1000};
 
     // The process's pool. It is never destroyed, so that its threads may outlive static destructors, and made
     // anew in a forked child, which inherits no threads.
@@ -34,9 +38,10 @@ class Pool {
     void reserve(int participants);
 
     // Calls body(context, participant, chunk) once for every chunk of 0 .. chunks - 1 and returns when all
-    // calls have: how many workers came too late for their first chunk. Jobs of concurrent callers run one after the
-    // other.
-    int run(int participants, int chunks, Body body, void* context);
+    // calls have: how many workers came too late for their first chunk. Afterwards workers spin for as long as `awake`
+    // says. Jobs of concurrent callers run one after the other.
+    int run(int participants, int chunks, Body body, void* context,
+            std::chrono::microseconds awake = kBetweenLayers);
 
   private:
     // One cache line each: written by the worker, looked at by callers.
@@ -67,6 +72,7 @@ class Pool {
         void* context = nullptr;
         int chunks = 0, firsts = 0;  // the first `firsts` chunks belong to one participant each
         std::atomic<int> helpers{0};
+        std::atomic<std::chrono::microseconds> awake{kBetweenLayers};
     };
 
     Job job_;
