@@ -39,7 +39,7 @@ CLOCK_STEP = (
 )
 CLOCK = (*CLOCK_STEP, *CLOCK_SUMS)
 """Columns of `CpuShare.clocks`, in nanoseconds: the latest step's, the number of the latest ring that was answered, and
-sums over steps with misses, without the step of the latest layer. A single layer has no sums."""
+sums over steps with misses, up to the layer before the latest. A single layer has no sums."""
 
 
 class CpuShare(NamedTuple):
