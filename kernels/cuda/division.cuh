@@ -17,9 +17,9 @@ struct Division {
     int total;       // misses that it attends in all lists
     int missed;      // misses of all lists
     float expected;  // microseconds until hits and misses are attended, 0 without misses
-    // By the costs alone, microseconds until what is fetched is attended, and what the CPU attends; 0 if that is nothing,
-    // or if the hits take longer than what is fetched.
-    float fetch, cpu;
+    // The same by the costs alone, whatever the pace, of what is fetched and of the CPU's part; 0 if that is nothing, or if
+    // the hits take longer than what is fetched.
+    float expected_fetch, expected_cpu;
 
     __device__ __forceinline__ int of(int missed) const { return missed * share >> 8; }
 };
@@ -35,8 +35,7 @@ struct Pace {
 struct Clock {
     u64 began;     // when the selection was there; 0 if nothing was missed
     u64 expected;  // how long it was to take
-    u64 fetch;     // by the costs alone, see Division
-    u64 cpu;
+    u64 expected_fetch, expected_cpu;  // by the costs alone, see Division
     u64 rung;      // when the CPU had been rung
     u64 attended;  // when the GPU had attended hits and what it fetched
     u64 replied;   // when the CPU answered; 0 if it had no part
@@ -109,8 +108,9 @@ __device__ __forceinline__ Division divide(const int* num_hits, const int* num_s
     const int fetched_pages = missed - division.total;
     const float longer = division.total > 0 && fetched_pages > 0 ? slower : 1.f;
     const float fetch_part = begin_fetch + fetched_pages * fetch_page * longer;
-    if (fetched_pages > 0 && fetch_part >= hits) division.fetch = fetch_part / fetch_pace;
-    if (division.total > 0) division.cpu = (begin_cpu + division.total * cpu_page * longer) / cpu_pace;
+    if (fetched_pages > 0 && fetch_part >= hits) division.expected_fetch = fetch_part / fetch_pace;
+    if (division.total > 0)
+        division.expected_cpu = (begin_cpu + division.total * cpu_page * longer) / cpu_pace;
     return division;
 }
 

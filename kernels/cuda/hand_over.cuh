@@ -58,8 +58,8 @@ __device__ __forceinline__ void send(u64* to, u32 left, u32 right, u32 tag) {
 __device__ __forceinline__ void begin_clock(Clock& clock, u64 now, const Division& division) {
     clock.began = division.expected > 0 ? now : 0;
     clock.expected = static_cast<u64>(1000 * division.expected);
-    clock.fetch = static_cast<u64>(1000 * division.fetch);
-    clock.cpu = static_cast<u64>(1000 * division.cpu);
+    clock.expected_fetch = static_cast<u64>(1000 * division.expected_fetch);
+    clock.expected_cpu = static_cast<u64>(1000 * division.expected_cpu);
     clock.rung = now;
     clock.replied = 0;
 }
@@ -81,8 +81,8 @@ __device__ __forceinline__ void end_clock(Clock& clock, Pace& pace) {
         clock.sum_answered += clock.answered - clock.began;
         clock.sum_ended += clock.ended - clock.began;
     }
-    pace.fetch = learn(pace.fetch, clock.fetch, clock.attended - clock.began);
-    pace.cpu = learn(pace.cpu, clock.replied ? clock.cpu : 0, clock.replied - clock.began);
+    pace.fetch = learn(pace.fetch, clock.expected_fetch, clock.attended - clock.began);
+    pace.cpu = learn(pace.cpu, clock.replied ? clock.expected_cpu : 0, clock.replied - clock.began);
 }
 
 // Microseconds from one layer to the next, as far as this step or, in its first layer, the one before tells; 0 if unknown.

@@ -28,8 +28,8 @@ CLOCK_SUMS = ("steps", "sum_expected", "sum_rung", "sum_attended", "sum_answered
 CLOCK_STEP = (
     "began",
     "expected",
-    "fetch",
-    "cpu",
+    "expected_fetch",
+    "expected_cpu",
     "rung",
     "attended",
     "replied",

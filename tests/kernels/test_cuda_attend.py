@@ -275,13 +275,13 @@ def test_a_layer_divides_by_the_pace_that_the_next_one_learnt(rng: torch.Generat
     step += 1
     attend(0)
     assert service.rules[0, 0] == 128 and int((cuts == 4).sum()) == shape.heads, "either way half"
-    note(0, began=1000, fetch=10_000, attended=21_000, cpu=5000, replied=1000 + 40_000)
-    note(1, began=0, fetch=0, cpu=0, replied=0)
+    note(0, began=1000, expected_fetch=10_000, attended=21_000, expected_cpu=5000, replied=41_000)
+    note(1, began=0, expected_fetch=0, expected_cpu=0, replied=0)
     attend(1)
     learnt = service.paces.tolist()
     assert learnt == [[1 + 1 / 8, 1 + 3 / 8], [1, 1]], "twice as long, and more than may count"
     step += 1
-    note(0, began=1000, fetch=0, cpu=5000, replied=0)
+    note(0, began=1000, expected_fetch=0, expected_cpu=5000, replied=0)
     attend(1)
     learnt = service.paces[0].tolist()
     assert learnt == pytest.approx([1 + 63 / 64 / 8, 1 + 63 / 64 * 3 / 8]), "nothing was learnt"
