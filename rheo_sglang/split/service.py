@@ -86,7 +86,7 @@ class CpuService:
 
     def __init__(self, attention: CpuAttention, layers: int, step: torch.Tensor, costs: torch.Tensor) -> None:
         self.attention = attention
-        self.bell = Doorbell(torch.zeros(WORDS, dtype=torch.int32, pin_memory=True), layers)
+        self.bell = Doorbell(torch.zeros(WORDS, dtype=torch.int32, pin_memory=step.is_cuda), layers)
         self.clocks = torch.zeros((layers, len(CLOCK)), dtype=torch.int64, device=step.device)
         self.paces = torch.ones((layers, 2), device=step.device)
         self.rules = torch.tensor([[0, ALL, ALL]] * layers, dtype=torch.int32, device=step.device)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
+import simt
 import torch
 
 GPU = torch.cuda.is_available()
 LATE = not GPU and "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1"
+PROCESSORS = 132
+"""Multiprocessors of the GPU that `simt` stands in for."""
 
 if not GPU and not LATE:
     with pytest.MonkeyPatch.context() as patch:
@@ -34,6 +38,18 @@ def device(monkeypatch: pytest.MonkeyPatch) -> str:
         return "cuda"
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     return "cpu"
+
+
+@pytest.fixture
+def cuda_kernels(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA C++ kernels run on the GPU where there is one, and on the CPU, one fiber a thread, where there is none."""
+    if GPU:
+        return
+    for name in ("attend", "load", "select_resolve", "send_queries"):
+        module = importlib.import_module(f"rheo_kernels.cuda.{name}")
+        monkeypatch.setattr(module, "compile_kernel", simt.compile_kernel)
+    properties = SimpleNamespace(multi_processor_count=PROCESSORS)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
 
 
 @pytest.fixture

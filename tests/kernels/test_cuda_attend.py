@@ -6,10 +6,13 @@ import dataclasses
 
 import pytest
 import torch
+from conftest import GPU
 from test_triton_attend import TOLERANCE, exact_attend
-from triton_cases import GPU_SHAPES, Shape, integers, normal, page_lists, permutation, relative_error
+from triton_cases import GPU_SHAPES, Shape, integers, normal, page_lists, permutation, pinned, relative_error
 
-SHAPES = [dataclasses.replace(shape, heads=2) for shape in GPU_SHAPES]
+pytestmark = pytest.mark.usefixtures("cuda_kernels")
+
+SHAPES = [dataclasses.replace(shape, heads=2) for shape in (GPU_SHAPES if GPU else GPU_SHAPES[::7])]
 
 
 def test_the_source_compiles_for_hopper() -> None:
@@ -35,10 +38,10 @@ class Problem:
 
         self.shape, heads, width, total = shape, shape.heads, max(map(max, counts)) + 3, 400
         self.host = normal((total, heads, 2, shape.block), shape.dtype, rng)
-        self.frames = torch.full((heads, total, 2, shape.block), torch.nan, dtype=shape.dtype, device="cuda")
+        self.frames = torch.full((heads, total, 2, shape.block), torch.nan, dtype=shape.dtype, device=rng.device)
         batch = len(counts)
-        self.pages = torch.full((batch, heads, width), -1, dtype=torch.int32, device="cuda")
-        self.selected = Selected.allocate(batch, heads, width, "cuda")
+        self.pages = torch.full((batch, heads, width), -1, dtype=torch.int32, device=rng.device)
+        self.selected = Selected.allocate(batch, heads, width, rng.device)
         for field in self.selected:
             field.fill_(-1)
         self.selected.valid.zero_()
@@ -56,7 +59,7 @@ class Problem:
             self.frames[h, frame_of[h].long()] = self.host[:, h]
         self.q = normal((batch, heads * shape.group, shape.dim), shape.dtype, rng)
         self.scale = shape.dim**-0.5
-        self.pinned = self.host.cpu().pin_memory()
+        self.pinned = pinned(self.host)
 
     def exact(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Output and LSE in float64."""
@@ -65,7 +68,17 @@ class Problem:
         return exact_attend(self.q, blocks, self.pages, valid, self.scale, self.shape.page_size)
 
 
-@pytest.mark.gpu
+def check_staged(problem: Problem, staged: torch.Tensor, room: int) -> None:
+    """The first ``room`` missed pages of each list were kept as they are in host memory, and nothing else."""
+    batch, heads, selected = problem.q.shape[0], problem.shape.heads, problem.selected
+    for b in range(batch):
+        for h in range(heads):
+            first, last = int(selected.num_hits[b, h]), int(selected.num_selected[b, h])
+            kept = selected.misses[b, h, first:last][:room].long()
+            assert torch.equal(staged[b * heads + h, : kept.numel()], problem.host[kept, h])
+            assert staged[b * heads + h, kept.numel() :].isnan().all()
+
+
 @pytest.mark.parametrize("misses", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_selected_pages_equal_exact_attention(shape: Shape, misses: bool, rng: torch.Generator) -> None:
@@ -74,18 +87,18 @@ def test_selected_pages_equal_exact_attention(shape: Shape, misses: bool, rng: t
     counts = integers(0, 90, (3, shape.heads), rng).tolist()
     counts[0][0], counts[1][0], counts[2][0] = 0, 1, 200
     problem = Problem(shape, counts, misses, rng)
-    problem.selected.valid[2, 0, 7] = 5
     batch, selected, room = 3, problem.selected, 11
+    selected.valid[2, 0, 7] = 5
+    selected.valid[2, 0, min(int(selected.num_hits[2, 0]) + 3, 199)] = 9
     expected, _ = problem.exact()
     workspace = Workspace.allocate(
         batch * shape.heads, shape.group, shape.dim, shape.page_size, 203, rng.device
     )
     out = torch.full_like(problem.q, torch.nan)
-    staged = torch.full(
-        (batch * shape.heads, room, 2, shape.block), torch.nan, dtype=shape.dtype, device="cuda"
-    )
+    staged = torch.empty((batch * shape.heads, room, 2, shape.block), dtype=shape.dtype, device=rng.device)
     host = problem.pinned if misses else None
-    for _ in range(2):
+    for _ in range(3):
+        staged.fill_(torch.nan)
         attend_selected(
             problem.q,
             problem.frames,
@@ -100,17 +113,10 @@ def test_selected_pages_equal_exact_attention(shape: Shape, misses: bool, rng: t
         assert relative_error(out, expected) < TOLERANCE[shape.dtype]
         assert out[0, : shape.group].eq(0).all(), "an empty list has no output"
         assert workspace.arrived.eq(0).all()
-    if not misses:
-        return
-    for b in range(batch):
-        for h in range(shape.heads):
-            first, last = int(selected.num_hits[b, h]), int(selected.num_selected[b, h])
-            kept = selected.misses[b, h, first:last][:room].long()
-            assert torch.equal(staged[b * shape.heads + h, : kept.numel()], problem.host[kept, h])
-            assert staged[b * shape.heads + h, kept.numel() :].isnan().all()
+        if misses:
+            check_staged(problem, staged, room)
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("shape", SHAPES[::5], ids=str)
 def test_splits_of_hits_merge_to_exact_attention(shape: Shape, rng: torch.Generator) -> None:
     from rheo_kernels import triton as kernels
@@ -123,48 +129,46 @@ def test_splits_of_hits_merge_to_exact_attention(shape: Shape, rng: torch.Genera
     attend_selected(
         problem.q, problem.frames, None, problem.selected, problem.scale, shape.page_size, workspace, None
     )
-    out = torch.full(problem.q.shape, torch.nan, device="cuda")
-    lse = torch.full(problem.q.shape[:2], torch.nan, device="cuda")
+    out = torch.full(problem.q.shape, torch.nan, device=rng.device)
+    lse = torch.full(problem.q.shape[:2], torch.nan, device=rng.device)
     kernels.merge(workspace.parts, None, out, lse)
     assert relative_error(out, expected) < TOLERANCE[shape.dtype]
     assert (lse - expected_lse).abs().max() < max(TOLERANCE[shape.dtype] / 4, 2e-5)
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_listed_pages_equal_exact_attention_wherever_they_are(shape: Shape, rng: torch.Generator) -> None:
     from rheo_kernels.cuda.attend import Workspace, attend_listed
 
     heads, page_size, total = shape.heads, shape.page_size, 200
     host = normal((total, heads, 2, shape.block), shape.dtype, rng)
-    seq_lens = torch.tensor([100 * page_size - 3, 1, 0, 30 * page_size], dtype=torch.int32, device="cuda")
+    seq_lens = torch.tensor([100 * page_size - 3, 1, 0, 30 * page_size], dtype=torch.int32, device=rng.device)
     num_pages = (-(-seq_lens // page_size)).tolist()
     pages = page_lists(num_pages, 110, total, rng)
-    table = torch.full((heads, total), -1, dtype=torch.int32, device="cuda")
-    frames = torch.full((heads, total, 2, shape.block), torch.nan, dtype=shape.dtype, device="cuda")
+    table = torch.full((heads, total), -1, dtype=torch.int32, device=rng.device)
+    frames = torch.full((heads, total, 2, shape.block), torch.nan, dtype=shape.dtype, device=rng.device)
     for h in range(heads):
         resident = permutation(total, rng)[: total * 2 // 3]
         taken = permutation(total, rng)[: resident.numel()]
         table[h, resident] = taken.to(torch.int32)
         frames[h, taken] = host[resident, h]
     listed = pages.masked_fill(pages >= total, -1)[:, None].expand(-1, heads, -1).contiguous()
-    tokens = (seq_lens[:, None] - torch.arange(110, device="cuda") * page_size).clamp(0, page_size)
+    tokens = (seq_lens[:, None] - torch.arange(110, device=rng.device) * page_size).clamp(0, page_size)
     valid = tokens[:, None].expand(-1, heads, -1).contiguous().int()
     q = normal((4, heads * shape.group, shape.dim), shape.dtype, rng)
     scale = shape.dim**-0.5
     expected, _ = exact_attend(q, host.transpose(0, 1), listed, valid, scale, page_size)
     workspace = Workspace.allocate(4 * heads, shape.group, shape.dim, page_size, 110, rng.device)
     out = torch.full_like(q, torch.nan)
-    missed_at = torch.zeros((), dtype=torch.int32, device="cuda")
-    step = torch.full((), 9, dtype=torch.int32, device="cuda")
+    missed_at = torch.zeros((), dtype=torch.int32, device=rng.device)
+    step = torch.full((), 9, dtype=torch.int32, device=rng.device)
     arguments = (pages, seq_lens, table, scale, page_size, workspace, out, missed_at, step)
-    attend_listed(q, frames, host.cpu().pin_memory(), *arguments)
+    attend_listed(q, frames, pinned(host), *arguments)
     assert relative_error(out, expected) < TOLERANCE[shape.dtype]
     assert out[2].eq(0).all(), "a padded row has an output"
     assert int(missed_at) == 9
 
 
-@pytest.mark.gpu
 def test_what_lies_behind_a_request_s_last_token_does_not_matter(rng: torch.Generator) -> None:
     from rheo_kernels.cuda.attend import Workspace, attend_selected
 
@@ -183,7 +187,6 @@ def test_what_lies_behind_a_request_s_last_token_does_not_matter(rng: torch.Gene
     assert relative_error(out, expected) < TOLERANCE[shape.dtype]
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize(
     "costs",
     [(1e30, 1.0, 0.0, 1.0, 1.0, 0.0), (5.0, 1.0, 0.0, 0.5, 1.2, 0.0), (0.0, 1.0, 1e30, 1.0, 1.0, 0.0)],
@@ -203,11 +206,11 @@ def test_the_cpu_s_part_and_the_gpu_s_make_exact_attention(
     problem = Problem(shape, counts, True, rng)
     width, page_size = problem.pages.shape[2], shape.page_size
     host = problem.pinned.expand(2, *problem.pinned.shape)
-    cpu = CpuAttention(host, batch + 1, shape.group, width + 2, page_size, 3, True)
-    step = torch.zeros((), dtype=torch.int32, device="cuda")
-    service = CpuService(cpu, 2, step, torch.tensor(costs, device="cuda"))
+    cpu = CpuAttention(host, batch + 1, shape.group, width + 2, page_size, 3, host.is_pinned())
+    step = torch.zeros((), dtype=torch.int32, device=rng.device)
+    service = CpuService(cpu, 2, step, torch.tensor(costs, device=rng.device))
     workspace = Workspace.allocate(batch * shape.heads, shape.group, shape.dim, page_size, width, rng.device)
-    cuts = torch.zeros((batch, shape.heads), dtype=torch.int32, device="cuda")
+    cuts = torch.zeros((batch, shape.heads), dtype=torch.int32, device=rng.device)
     selected = problem.selected
     for _ in range(3):
         step += 1
@@ -216,7 +219,7 @@ def test_the_cpu_s_part_and_the_gpu_s_make_exact_attention(
             problem.q.copy_(normal(problem.q.shape, shape.dtype, rng))
             expected, _ = problem.exact()
             out = torch.full_like(problem.q, torch.nan)
-            staged = torch.zeros((batch * shape.heads, 7, 2, shape.block), dtype=shape.dtype, device="cuda")
+            staged = torch.zeros((batch * shape.heads, 7, 2, shape.block), dtype=shape.dtype, device=rng.device)
             send_queries(problem.q, share)
             operands = problem.q, problem.frames, problem.pinned, selected, problem.scale, page_size
             attend_selected(*operands, workspace, out, staged, share, cuts, layer)
@@ -238,7 +241,6 @@ def test_the_cpu_s_part_and_the_gpu_s_make_exact_attention(
         assert 0 < fetched < missed
 
 
-@pytest.mark.gpu
 def test_a_layer_divides_by_the_pace_that_the_next_one_learnt(rng: torch.Generator) -> None:
     from rheo_kernels.cuda.attend import Workspace, attend_selected
     from rheo_kernels.cuda.send_queries import send_queries
@@ -250,11 +252,11 @@ def test_a_layer_divides_by_the_pace_that_the_next_one_learnt(rng: torch.Generat
     problem = Problem(shape, [[8] * shape.heads], True, rng)
     width, page_size = problem.pages.shape[2], shape.page_size
     host = problem.pinned.expand(2, *problem.pinned.shape)
-    cpu = CpuAttention(host, 1, shape.group, width, page_size, 2, True)
-    step = torch.zeros((), dtype=torch.int32, device="cuda")
-    service = CpuService(cpu, 2, step, torch.tensor((0.0, 1.0, 0.0, 1.0, 1.0, 0.0), device="cuda"))
+    cpu = CpuAttention(host, 1, shape.group, width, page_size, 2, host.is_pinned())
+    step = torch.zeros((), dtype=torch.int32, device=rng.device)
+    service = CpuService(cpu, 2, step, torch.tensor((0.0, 1.0, 0.0, 1.0, 1.0, 0.0), device=rng.device))
     workspace = Workspace.allocate(shape.heads, shape.group, shape.dim, page_size, width, rng.device)
-    cuts = torch.zeros((1, shape.heads), dtype=torch.int32, device="cuda")
+    cuts = torch.zeros((1, shape.heads), dtype=torch.int32, device=rng.device)
     selected = problem.selected
     selected.num_hits.zero_()
     selected.misses[0] = torch.where(selected.valid[0] > 0, problem.pages[0], -1)

@@ -16,6 +16,8 @@ from rheo_kernels.cuda.compile import compile_cubin
 from rheo_kernels.cuda.select_resolve import MAX_PAGES, SOURCE, block_shape, defines, select_resolve
 from rheo_kernels.triton.select_resolve import HitCounters, RunnersUp, Selected
 
+pytestmark = pytest.mark.usefixtures("cuda_kernels")
+
 SPECIAL = torch.tensor([torch.inf, -torch.inf, torch.nan, -torch.nan, 1.0, -1.0, 3e38, -3e38, 1e-45, -1e-45])
 
 KINDS = DISTRIBUTIONS | {
@@ -168,7 +170,6 @@ def check(case: Case, rng: torch.Generator) -> None:
         assert whole is not None and whole[:, [0, 2]].eq(1).all() and whole[[0, -1]].eq(1).all()
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("columns", [64, 256, 1000, 2048, 4096, 8192])
 def test_equals_references(columns: int, kind: str, rng: torch.Generator) -> None:
@@ -176,14 +177,12 @@ def test_equals_references(columns: int, kind: str, rng: torch.Generator) -> Non
     check(Case(pages, width=columns // 4, kind=kind, frames=columns, spare=0), rng)
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("columns", [16384, 32768])
 def test_equals_references_on_very_long_contexts(columns: int, kind: str, rng: torch.Generator) -> None:
     check(Case([columns, columns - 77], columns // 4, kind, heads=1, frames=columns // 3, spare=0), rng)
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["normal", "equal", "few levels", "special"])
 @pytest.mark.parametrize(
     "case",
@@ -208,7 +207,6 @@ def test_equals_references_at_the_edges(case: Case, kind: str, rng: torch.Genera
     check(replace(case, kind=kind), rng)
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_triton_kernel(kind: str, rng: torch.Generator) -> None:
     from rheo_kernels import triton as kernels
@@ -226,7 +224,6 @@ def test_equals_the_triton_kernel(kind: str, rng: torch.Generator) -> None:
         assert torch.equal(one, other), name
 
 
-@pytest.mark.gpu
 def test_accessed_bits_and_counters_are_optional(rng: torch.Generator) -> None:
     inputs = Inputs.draw(Case([500, 40], width=60), rng)
     out, _, _ = inputs.run(select_resolve, observed=False)
@@ -265,7 +262,6 @@ def check_runners_up(case: Case, room: int, rng: torch.Generator) -> int:
     return int(found.counts.sum())
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("room", [128, 5])
 @pytest.mark.parametrize("columns", [64, 1000, 4096, 16384])
@@ -277,7 +273,6 @@ def test_runners_up_are_the_best_pages_left_out(
     check_runners_up(case, room, rng)
 
 
-@pytest.mark.gpu
 def test_there_are_runners_up(rng: torch.Generator) -> None:
     found = [check_runners_up(Case([4000], 160, budget=160, frames=400), 128, rng) for _ in range(20)]
     assert min(found) > 50

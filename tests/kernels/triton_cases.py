@@ -44,6 +44,11 @@ GPU_SHAPES = [
 ]
 
 
+def pinned(host: torch.Tensor) -> torch.Tensor:
+    """A copy in memory of the CPU that kernels read, too."""
+    return host.cpu().pin_memory() if host.is_cuda else host.clone()
+
+
 def normal(shape: tuple[int, ...], dtype: torch.dtype, rng: torch.Generator) -> torch.Tensor:
     return torch.randn(shape, generator=rng, device=rng.device, dtype=torch.float32).to(dtype)
 

@@ -1,0 +1,202 @@
+// ptx: the PTX that the kernels write inline. A function is called as the instruction is, `_` for `.` and `::`, and takes
+// the statement's operands in order; one whose statement loops until it holds waits.
+#pragma once
+
+#include <time.h>
+
+#include "cuda.hpp"
+
+namespace simt {
+
+inline float from_bf16(std::uint16_t bits) { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
+inline float from_f16(std::uint16_t bits) { return static_cast<float>(std::bit_cast<_Float16>(bits)); }
+
+inline std::uint16_t to_bf16(float value) {
+    const auto bits = std::bit_cast<std::uint32_t>(value);
+    if (value != value) return 0x7fff;
+    return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+inline std::uint16_t to_f16(float value) { return std::bit_cast<std::uint16_t>(static_cast<_Float16>(value)); }
+
+// What a lane holds of both sides of a product, two numbers a word.
+struct Operands {
+    float a[4][2], b[2][2];
+};
+
+template <typename Convert>
+Operands operands(const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], Convert convert) {
+    Operands result;
+    const auto half = [&](std::uint32_t word, int k) { return convert(static_cast<std::uint16_t>(word >> 16 * k)); };
+    for (int k = 0; k < 2; ++k) {
+        for (int i = 0; i < 4; ++i) result.a[i][k] = half(a[i], k);
+        for (int i = 0; i < 2; ++i) result.b[i][k] = half(b[i], k);
+    }
+    return result;
+}
+
+// C += A B, [16, 16] by [16, 8]. Lane (row, column) = (lane / 4, lane % 4) holds of A, two columns a word, rows row and
+// row + 8 at columns 2 column and then 2 column + 8; of B, two rows a word, column row; of C rows row and row + 8 at
+// columns 2 column and 2 column + 1.
+inline void multiply(float& c0, float& c1, float& c2, float& c3, const Operands& mine) {
+    const Operands* const all = meet_warp("mma", mine);
+    const int row = current->lane() / 4, column = current->lane() % 4;
+    float sums[4] = {c0, c1, c2, c3};
+    for (int later = 0; later < 2; ++later)
+        for (int within = 0; within < 4; ++within)
+            for (int k = 0; k < 2; ++k)
+                for (int i = 0; i < 4; ++i)
+                    sums[i] += all[row * 4 + within].a[i / 2 + 2 * later][k] *
+                               all[(2 * column + i % 2) * 4 + within].b[later][k];
+    c0 = sums[0], c1 = sums[1], c2 = sums[2], c3 = sums[3];
+}
+
+inline Arrival& arrival_at(std::uint32_t address) {
+    if (address % 8) fail("a barrier that is not aligned to 8 bytes");
+    return *reinterpret_cast<Arrival*>(shared_at(address, sizeof(Arrival)));
+}
+
+inline void begin_transfer(Transfer transfer) {
+    const auto aligned = [](const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0; };
+    if (!aligned(transfer.target) || !aligned(transfer.source) || transfer.bytes % 16 || transfer.bytes <= 0)
+        fail("a bulk copy that is not aligned to 16 bytes, or of none");
+    transfer.issuer = current;
+    current->block->transfers.push_back(std::move(transfer));
+}
+
+template <typename Advance>
+void wait_for_stores(Advance advance) {
+    for (auto& transfer : current->block->transfers)
+        if (transfer.issuer == current && transfer.committed) advance(transfer);
+}
+
+}  // namespace simt
+
+namespace ptx {
+
+using simt::Arrival;
+
+inline void griddepcontrol_wait() {}
+inline void griddepcontrol_launch_dependents() {}
+inline void fence_proxy_async() {}
+inline void fence_proxy_async_shared_cta() {}
+inline void fence_mbarrier_init_release_cluster() {}
+
+// %globaltimer
+inline void mov_u64(unsigned long long& now) {
+    timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    now = time.tv_sec * 1'000'000'000ull + time.tv_nsec;
+}
+
+inline void ld_global_v2_f32(float& x, float& y, const void* from) {
+    if (reinterpret_cast<std::uintptr_t>(from) % 8) simt::fail("a word of 8 bytes that is not aligned");
+    const auto* const words = static_cast<const float*>(from);
+    x = words[0], y = words[1];
+}
+inline void ld_global_v4_f32(float& x, float& y, float& z, float& w, const void* from) {
+    if (reinterpret_cast<std::uintptr_t>(from) % 16) simt::fail("a word of 16 bytes that is not aligned");
+    const auto* const words = static_cast<const float*>(from);
+    x = words[0], y = words[1], z = words[2], w = words[3];
+}
+
+template <typename Word>
+void ld_acquire(Word& word, const Word* from) {
+    simt::poll();
+    word = __atomic_load_n(from, __ATOMIC_ACQUIRE);
+}
+inline void ld_acquire_sys_global_u32(unsigned& word, const unsigned* from) { ld_acquire(word, from); }
+inline void ld_acquire_gpu_global_u64(unsigned long long& word, const unsigned long long* from) { ld_acquire(word, from); }
+inline void st_release_gpu_global_u64(unsigned long long* to, unsigned long long word) {
+    __atomic_store_n(to, word, __ATOMIC_RELEASE);
+}
+inline void st_relaxed_sys_global_v2_u64(unsigned long long* to, unsigned long long x, unsigned long long y) {
+    if (reinterpret_cast<std::uintptr_t>(to) % 16) simt::fail("a word of 16 bytes that is not aligned");
+    simt::launch->posted.push_back({to, x});
+    simt::launch->posted.push_back({to + 1, y});
+}
+
+inline void ex2_approx_ftz_f32(float& y, float x) { y = std::exp2(x); }
+
+inline void cvt_rn_bf16x2_f32(unsigned& pair, float high, float low) {
+    pair = static_cast<unsigned>(simt::to_bf16(high)) << 16 | simt::to_bf16(low);
+}
+inline void cvt_rn_f16x2_f32(unsigned& pair, float high, float low) {
+    pair = static_cast<unsigned>(simt::to_f16(high)) << 16 | simt::to_f16(low);
+}
+
+inline void mma_sync_aligned_m16n8k16_row_col_f32_bf16_bf16_f32(float& c0, float& c1, float& c2, float& c3, unsigned a0,
+                                                                unsigned a1, unsigned a2, unsigned a3, unsigned b0,
+                                                                unsigned b1) {
+    simt::multiply(c0, c1, c2, c3, simt::operands({a0, a1, a2, a3}, {b0, b1}, simt::from_bf16));
+}
+inline void mma_sync_aligned_m16n8k16_row_col_f32_f16_f16_f32(float& c0, float& c1, float& c2, float& c3, unsigned a0,
+                                                              unsigned a1, unsigned a2, unsigned a3, unsigned b0,
+                                                              unsigned b1) {
+    simt::multiply(c0, c1, c2, c3, simt::operands({a0, a1, a2, a3}, {b0, b1}, simt::from_f16));
+}
+
+// Lane (row, column) holds columns 2 column and 2 column + 1 of a row, of an 8 by 8 matrix and then of its transpose.
+inline void movmatrix_sync_aligned_m8n8_trans_b16(unsigned& result, unsigned pair) {
+    const int row = simt::current->lane() / 4, column = simt::current->lane() % 4;
+    const unsigned* const all = simt::meet_warp("movmatrix", pair);
+    const auto at = [&](int i, int j) { return all[i * 4 + j / 2] >> 16 * (j % 2) & 0xffff; };
+    result = at(2 * column, row) | at(2 * column + 1, row) << 16;
+}
+
+inline void mbarrier_init_shared_cta_b64(unsigned barrier) { simt::arrival_at(barrier) = {0, 1, 0}; }
+inline void mbarrier_arrive_expect_tx_shared_cta_b64(unsigned barrier, int bytes) {
+    Arrival& arrival = simt::arrival_at(barrier);
+    if (arrival.left == 0) simt::fail("an arrival too many at a barrier of bulk copies");
+    arrival.bytes += bytes;
+    --arrival.left;
+    simt::complete(arrival);
+}
+inline void mbarrier_try_wait_parity_shared_cta_b64(unsigned barrier, unsigned phase) {
+    const Arrival& arrival = simt::arrival_at(barrier);
+    if (arrival.phase != phase) return;
+    simt::current->arrival = &arrival;
+    simt::current->phase = phase;
+    simt::leave();
+    simt::current->arrival = nullptr;
+}
+
+inline void cp_async_bulk_shared_cluster_global_mbarrier_complete_tx_bytes(unsigned target, unsigned long long source,
+                                                                           int bytes, unsigned barrier) {
+    simt::begin_transfer({nullptr, simt::shared_at(target, bytes), reinterpret_cast<const unsigned char*>(source), bytes,
+                          &simt::arrival_at(barrier)});
+}
+inline void cp_async_bulk_global_shared_cta_bulk_group(unsigned long long target, unsigned source, int bytes) {
+    simt::begin_transfer({nullptr, reinterpret_cast<unsigned char*>(target), simt::shared_at(source, bytes), bytes, nullptr});
+}
+inline void cp_async_bulk_commit_group() {
+    for (auto& transfer : simt::current->block->transfers)
+        if (transfer.issuer == simt::current && transfer.arrival == nullptr) transfer.committed = true;
+}
+inline void cp_async_bulk_wait_group_read() { simt::wait_for_stores(simt::read); }
+inline void cp_async_bulk_wait_group() { simt::wait_for_stores(simt::write); }
+
+}  // namespace ptx
+
+namespace simt {
+
+template <typename Arguments>
+void run_kernel(void (*kernel)(Arguments), const void* arguments, unsigned resident) {
+    launch->kernel = [=] { kernel(*static_cast<const std::remove_cv_t<Arguments>*>(arguments)); };
+    run_blocks(resident);
+}
+
+}  // namespace simt
+
+// Launch with a struct of arguments. Writes what went wrong, if anything, into `error` and returns whether anything did.
+#define SIMT_ENTRY(KERNEL)                                                                                             \
+    extern "C" __attribute__((visibility("default"))) bool simt_launch(                                                \
+        unsigned grid_x, unsigned grid_y, unsigned threads, int shared_bytes, const void* arguments, unsigned seed,    \
+        unsigned resident, char* error, std::size_t room) {                                                            \
+        simt::Launch launch;                                                                                           \
+        launch.grid = {grid_x, grid_y, 1}, launch.threads = {threads, 1, 1};                                           \
+        launch.shared_bytes = shared_bytes, launch.random.seed(seed), launch.lazy = launch.draw(2);                                          \
+        simt::launch = &launch;                                                                                        \
+        simt::run_kernel(KERNEL, arguments, resident);                                                                 \
+        std::strncpy(error, launch.error.c_str(), room - 1);                                                           \
+        return !launch.error.empty();                                                                                  \
+    }
