@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 from conftest import GPU
+from cuda_problem import Problem
 from test_triton_attend import TOLERANCE, exact_attend
 from triton_cases import GPU_SHAPES, Shape, integers, normal, page_lists, permutation, pinned, relative_error
 
@@ -28,44 +29,6 @@ def test_the_source_compiles_for_hopper() -> None:
         assert compile_cubin("attend.cu", tuple(defines.items()), "90")
     assert compile_cubin("send_queries.cu", tuple(send_queries.defines(32 * 128, 128).items()), "90")
     assert compile_cubin("load.cu", tuple(load.defines(4 * 128 * 32)[0].items()), "90")
-
-
-class Problem:
-    """Requests whose selected pages are resident, or in part."""
-
-    def __init__(self, shape: Shape, counts: list[list[int]], misses: bool, rng: torch.Generator) -> None:
-        from rheo_kernels.triton import Selected
-
-        self.shape, heads, width, total = shape, shape.heads, max(map(max, counts)) + 3, 400
-        self.host = normal((total, heads, 2, shape.block), shape.dtype, rng)
-        self.frames = torch.full((heads, total, 2, shape.block), torch.nan, dtype=shape.dtype, device=rng.device)
-        batch = len(counts)
-        self.pages = torch.full((batch, heads, width), -1, dtype=torch.int32, device=rng.device)
-        self.selected = Selected.allocate(batch, heads, width, rng.device)
-        for field in self.selected:
-            field.fill_(-1)
-        self.selected.valid.zero_()
-        frame_of = [permutation(total, rng).to(torch.int32) for _ in range(heads)]
-        for b, row in enumerate(counts):
-            for h, count in enumerate(row):
-                pages = permutation(total - 1, rng)[:count].to(torch.int32) + 1
-                hits = int(integers(0, count + 1, (1,), rng)) if misses else count
-                self.pages[b, h, :count] = pages
-                self.selected.hits[b, h, :hits] = frame_of[h][pages[:hits].long()]
-                self.selected.misses[b, h, hits:count] = pages[hits:]
-                self.selected.valid[b, h, :count] = shape.page_size
-                self.selected.num_hits[b, h], self.selected.num_selected[b, h] = hits, count
-        for h in range(heads):
-            self.frames[h, frame_of[h].long()] = self.host[:, h]
-        self.q = normal((batch, heads * shape.group, shape.dim), shape.dtype, rng)
-        self.scale = shape.dim**-0.5
-        self.pinned = pinned(self.host)
-
-    def exact(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Output and LSE in float64."""
-        blocks = self.host.transpose(0, 1)
-        valid = self.selected.valid
-        return exact_attend(self.q, blocks, self.pages, valid, self.scale, self.shape.page_size)
 
 
 def check_staged(problem: Problem, staged: torch.Tensor, room: int) -> None:
@@ -219,7 +182,9 @@ def test_the_cpu_s_part_and_the_gpu_s_make_exact_attention(
             problem.q.copy_(normal(problem.q.shape, shape.dtype, rng))
             expected, _ = problem.exact()
             out = torch.full_like(problem.q, torch.nan)
-            staged = torch.zeros((batch * shape.heads, 7, 2, shape.block), dtype=shape.dtype, device=rng.device)
+            staged = torch.zeros(
+                (batch * shape.heads, 7, 2, shape.block), dtype=shape.dtype, device=rng.device
+            )
             send_queries(problem.q, share)
             operands = problem.q, problem.frames, problem.pinned, selected, problem.scale, page_size
             attend_selected(*operands, workspace, out, staged, share, cuts, layer)

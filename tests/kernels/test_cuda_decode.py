@@ -10,9 +10,12 @@ import pytest
 import torch
 from triton_cases import relative_error
 
+from rheo_kernels.cuda.share import Costs
 from rheo_sglang.batch import build_decode_batch
 from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import RheoConfig
+from rheo_sglang.cuda import decode
+from rheo_sglang.cuda.attention import CudaAttention
 from rheo_sglang.cuda.heads import HeadShape
 from rheo_sglang.decode import DecodeStep
 from rheo_sglang.page_table import PageTable
@@ -26,6 +29,8 @@ SCALE = DIM**-0.5
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 DTYPES = [torch.float32, torch.bfloat16]
 """On a GPU the first is attended in Triton and the second in CUDA C++."""
+COSTS = Costs(5.0, 1.0, 0.0, 0.5, 1.2, 0.1)
+"""By which either way has a part of the misses."""
 
 
 class Server:
@@ -194,6 +199,16 @@ def run(
     return actual
 
 
+@pytest.fixture
+def attended_in_cuda(cuda_kernels: None, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two-byte KV is attended in CUDA C++ on the CPU, too; there, what misses cost is given and not measured."""
+    if device == "cuda":
+        return
+    monkeypatch.setattr(decode, "make_attention", CudaAttention)
+    monkeypatch.setattr(decode, "measure_costs", lambda *measured: COSTS)
+    monkeypatch.setattr(decode, "keep_to_spare_cores", lambda threads: [])
+
+
 @pytest.mark.parametrize(
     ("policy", "miss_mode"),
     [("importance", "split"), ("importance", "fetch"), ("lru", "split"), ("lfu", "fetch")],
@@ -212,6 +227,26 @@ def test_sparse_steps_equal_the_reference(policy: str, miss_mode: str, rng: torc
     report = server.recorder.report()
     assert report["overall"]["samples"] == (3 * 3 + 2 * 3) * LAYERS * HEADS
     assert 0 < report["overall"]["hit_rate"] < 1
+
+
+@pytest.mark.parametrize("miss_mode", ["split", "fetch", "auto"])
+@pytest.mark.parametrize("dense_pages", [0, 6])
+def test_steps_in_cuda_equal_the_reference(
+    dense_pages: int, miss_mode: str, rng: torch.Generator, attended_in_cuda: None
+) -> None:
+    config = RheoConfig(
+        budget_ratio=0.4,
+        budget_min_pages=3,
+        dense_threshold=dense_pages * PAGE_SIZE,
+        miss_mode=miss_mode,
+        cpu_threads=2,
+    )
+    lengths = {1: 11 * PAGE_SIZE - 3, 2: 30, 3: 6 * PAGE_SIZE - 1}
+    server = run(config, 9, lengths, 6, rng.device, dtype=torch.bfloat16)
+    assert isinstance(server.cuda.attention, CudaAttention)
+    report = server.cuda.miss_report()
+    if miss_mode != "fetch":
+        assert report is not None and report["layers_with_misses"] > 0
 
 
 def test_a_mixed_batch_selects_all_of_its_short_requests(rng: torch.Generator) -> None:

@@ -10,13 +10,19 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from simt.translate import translate
-
 from rheo_kernels.cuda.compile import SOURCES
+from simt.translate import translate
 
 HERE = Path(__file__).resolve().parent
 COMPILER = os.environ.get("CXX", "g++")
-OPTIONS = ("-O2", "-std=c++20", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-gnu-unique", "-fno-strict-aliasing", "-w")
+OPTIONS = [
+    *("-O2", "-std=c++20", "-fPIC", "-shared", "-w"),
+    *("-fvisibility=hidden", "-fno-gnu-unique", "-fno-strict-aliasing"),
+]
+SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "--param=asan-stack=0"]
+"""Of accesses to memory that torch allocated; stacks of fibers are none that they know."""
+if os.environ.get("SIMT_SANITIZE") == "1":
+    OPTIONS += SANITIZERS
 RESIDENT = 3
 """Blocks at a time."""
 

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 ASM = re.compile(r"\basm(\s+volatile)?\s*\(")
-DYNAMIC_SHARED = re.compile(r"extern\s+__shared__\s+(?:__align__\(\d+\)\s+)?(?P<type>[\w ]+?)\s+(?P<name>\w+)\[\];")
+DYNAMIC_SHARED = re.compile(
+    r"extern\s+__shared__\s+(?:__align__\(\d+\)\s+)?(?P<type>[\w ]+?)\s+(?P<name>\w+)\[\];"
+)
 LITERAL = re.compile(r'"((?:[^"\\]|\\.)*)"')
 INSTRUCTION = re.compile(r"^\s*(?P<name>[a-z][\w.:]*)\s*(?=[\s;])", re.MULTILINE)
 OPERAND = re.compile(r'^\s*"[=+]?\w"\s*\((?P<expression>.*)\)\s*$', re.DOTALL)
