@@ -229,8 +229,7 @@ def test_sparse_steps_equal_the_reference(policy: str, miss_mode: str, rng: torc
     assert 0 < report["overall"]["hit_rate"] < 1
 
 
-@pytest.mark.parametrize("miss_mode", ["split", "fetch", "auto"])
-@pytest.mark.parametrize("dense_pages", [0, 6])
+@pytest.mark.parametrize(("dense_pages", "miss_mode"), [(0, "split"), (0, "fetch"), (0, "auto"), (6, "auto")])
 def test_steps_in_cuda_equal_the_reference(
     dense_pages: int, miss_mode: str, rng: torch.Generator, attended_in_cuda: None
 ) -> None:
