@@ -3,8 +3,7 @@
 // One lane of a warp calls. Addresses and sizes are multiples of 16 bytes.
 #pragma once
 
-typedef unsigned int u32;
-typedef unsigned long long u64;
+#include "words.cuh"
 
 namespace {
 

@@ -4,12 +4,10 @@
 // Every kernel that asks finds the same answer, since all compute it alike from the same counts.
 #pragma once
 
-typedef unsigned int u32;
-typedef unsigned long long u64;
+#include "words.cuh"
 
 namespace {
 
-constexpr u32 kAll = 0xffffffffu;
 constexpr int kRung = 0, kAnswered = 16;  // words of a doorbell, the first of a line each
 
 struct Division {

@@ -11,8 +11,6 @@
 
 namespace {
 
-constexpr u32 kAll = 0xffffffffu;
-
 struct Candidates {
     const int* pages;     // [B * H, width]
     const int* first;     // [B * H]; null: 0

@@ -11,8 +11,7 @@
 // may overlap the kernel before it, which writes the scores, and the kernel after it). Lists of up to THREADS * ITEMS
 // pages, 32768 at most.
 
-typedef unsigned int u32;
-typedef unsigned long long u64;
+#include "words.cuh"
 
 namespace {
 
@@ -26,7 +25,6 @@ constexpr int kFew = 128;                        // keys that are ranked rather 
 constexpr u32 kRunnersUp = 48;                   // runners-up, frames or not: about as many, where scores differ
 constexpr bool kAhead = ITEMS <= 8;              // registers hold pages and frames beside the keys
 constexpr int kTogether = ITEMS == 16 ? 16 : 8;  // otherwise: items looked up at a time
-constexpr u32 kAll = 0xffffffffu;
 
 // Keys of scores lie between those of -inf and +inf, keys of pages that need no score beyond them.
 constexpr u32 kNever = 0, kLeast = 0x007fffffu, kGreatest = 0xff800000u, kAlways = 0xffffffffu;

@@ -1,4 +1,4 @@
-"""Triton kernels run on the GPU where there is one, and in Triton's interpreter where there is none."""
+"""Kernels run on the GPU where there is one; else Triton's in its interpreter, and those in CUDA C++ in `simt`."""
 
 from __future__ import annotations
 
@@ -42,9 +42,13 @@ def device(monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def cuda_kernels(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA C++ kernels run on the GPU where there is one, and on the CPU, one fiber a thread, where there is none."""
+    """CUDA C++ kernels run on the GPU where there is one, and on the CPU, one fiber a thread, where there is none.
+
+    ``SIMT_SEED`` draws another order of their threads.
+    """
     if GPU:
         return
+    simt.Kernel.launches = int(os.environ.get("SIMT_SEED", "0"))
     for name in ("attend", "load", "select_resolve", "send_queries"):
         module = importlib.import_module(f"rheo_kernels.cuda.{name}")
         monkeypatch.setattr(module, "compile_kernel", simt.compile_kernel)

@@ -132,6 +132,21 @@ def test_listed_pages_equal_exact_attention_wherever_they_are(shape: Shape, rng:
     assert int(missed_at) == 9
 
 
+@pytest.mark.parametrize("factor", [0.0, 300.0], ids=["equal", "huge"])
+def test_scores_may_be_equal_or_huge(factor: float, rng: torch.Generator) -> None:
+    from rheo_kernels.cuda.attend import Workspace, attend_selected
+
+    shape = Shape(heads=2, group=4, dim=128, page_size=32, dtype=torch.bfloat16)
+    problem = Problem(shape, [[70, 1]], True, rng)
+    problem.q *= factor
+    expected, _ = problem.exact()
+    workspace = Workspace.allocate(2, 4, 128, 32, 73, rng.device)
+    out = torch.full_like(problem.q, torch.nan)
+    operands = problem.q, problem.frames, problem.pinned, problem.selected, problem.scale, 32
+    attend_selected(*operands, workspace, out)
+    assert relative_error(out, expected) < TOLERANCE[shape.dtype]
+
+
 def test_what_lies_behind_a_request_s_last_token_does_not_matter(rng: torch.Generator) -> None:
     from rheo_kernels.cuda.attend import Workspace, attend_selected
 

@@ -1,23 +1,13 @@
-// fibers: the threads of a launch, each a fiber, and the order in which they run, drawn from a seed.
-//
-// A few blocks are on the processor at a time, in the order of their index, as on a GPU. A thread runs until it waits for
-// others or polls memory. Only one of all threads of a launch runs at any time, so what races shows as another result
-// under another seed, not as a torn word. What the hardware does on its own, bulk copies and posted writes to the host,
-// it does now and then, or, in every second launch, only when no thread can go on without.
+// fibers: the threads of a launch, each a fiber that runs until it waits for others or polls memory.
 #pragma once
 
-#include <sched.h>
 #include <setjmp.h>
-#include <sys/mman.h>
 #include <ucontext.h>
 
-#include <algorithm>
-#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <deque>
 #include <functional>
-#include <memory>
 #include <random>
 #include <string>
 #include <vector>
@@ -36,9 +26,6 @@ namespace simt {
 
 constexpr int kLanes = 32;
 constexpr std::size_t kStackBytes = 128 << 10;
-constexpr int kGarbage = 0xcb;     // what shared memory holds before it is written: no index, no finite number
-constexpr unsigned kManyIdle = 8;  // blocks of which none gets on, for each that runs, by which all are taken to be stuck
-constexpr auto kPatience = std::chrono::seconds(60);  // that all threads may poll for, with nothing else going on
 
 struct Block;
 
@@ -99,6 +86,7 @@ struct Block {
     uint3 index{};
     Meeting meeting;
     int live = 0;
+    unsigned held = 0, held_for = 0;  // a warp that does not run, and for how many turns
     std::vector<unsigned char> statics, dynamic;
     std::deque<Fiber> fibers;
     std::vector<Warp> warps;
@@ -198,147 +186,6 @@ inline void run(Fiber& fiber) {
     fiber.context.uc_stack.ss_size = kStackBytes;
     makecontext(&fiber.context, begin_fiber, 0);
     setcontext(&fiber.context);
-}
-
-inline unsigned char* take_stack() {
-    if (launch->stacks.empty()) {
-        void* const stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (stack == MAP_FAILED) return nullptr;
-        return static_cast<unsigned char*>(stack);
-    }
-    unsigned char* const stack = launch->stacks.back();
-    launch->stacks.pop_back();
-    return stack;
-}
-
-inline std::unique_ptr<Block> begin_block(unsigned number) {
-    auto block = std::make_unique<Block>();
-    block->index = {number % launch->grid.x, number / launch->grid.x, 0};
-    block->statics.assign(__stop_simt_shared - __start_simt_shared, kGarbage);
-    block->dynamic.assign(launch->shared_bytes, kGarbage);
-    block->warps.resize(launch->threads.x / kLanes);
-    block->live = static_cast<int>(launch->threads.x);
-    for (unsigned i = 0; i < launch->threads.x; ++i) {
-        Fiber& fiber = block->fibers.emplace_back();
-        fiber.block = block.get();
-        fiber.warp = &block->warps[i / kLanes];
-        fiber.thread = {i, 0, 0};
-        fiber.stack = take_stack();
-    }
-    return block;
-}
-
-inline void complete(Arrival& arrival) {
-    if (arrival.bytes != 0 || arrival.left != 0) return;
-    arrival.left = 1;
-    arrival.phase ^= 1;
-}
-
-inline void read(Transfer& transfer) {
-    if (transfer.read) return;
-    transfer.content.assign(transfer.source, transfer.source + transfer.bytes);
-    transfer.read = true;
-}
-
-inline void write(Transfer& transfer) {
-    read(transfer);
-    if (transfer.written) return;
-    std::memcpy(transfer.target, transfer.content.data(), transfer.bytes);
-    transfer.written = true;
-    if (transfer.arrival == nullptr) return;
-    transfer.arrival->bytes -= transfer.bytes;
-    complete(*transfer.arrival);
-}
-
-// Some bulk copies of a block get on, or one if no thread of the launch could. Whether any did.
-inline bool move_transfers(Block& block, bool stuck) {
-    auto& transfers = block.transfers;
-    if (transfers.empty() || (launch->lazy && !stuck)) return false;
-    const auto get_on = [](Transfer& transfer) { transfer.read ? write(transfer) : read(transfer); };
-    bool moved = stuck;
-    if (stuck) get_on(transfers[launch->draw(static_cast<unsigned>(transfers.size()))]);
-    for (auto& transfer : transfers)
-        if (!stuck && launch->draw(4) == 0) get_on(transfer), moved = true;
-    std::erase_if(transfers, [](const Transfer& transfer) { return transfer.written; });
-    return moved;
-}
-
-// The same for words on their way to the host, which wait for bulk copies in a lazy launch.
-inline bool move_posted(bool stuck) {
-    auto& posted = launch->posted;
-    if (posted.empty() || (!stuck && (launch->lazy || launch->draw(4) != 0))) return false;
-    for (unsigned some = 1 + launch->draw(static_cast<unsigned>(posted.size())); some > 0; --some) {
-        std::swap(posted[launch->draw(static_cast<unsigned>(posted.size()))], posted.back());
-        __atomic_store_n(posted.back().to, posted.back().word, __ATOMIC_RELAXED);
-        posted.pop_back();
-    }
-    return true;
-}
-
-// Every thread of a block that can runs once, of most warps. Whether any did more than poll.
-inline bool step(Block& block) {
-    const auto warps = static_cast<unsigned>(block.warps.size());
-    const unsigned first = launch->draw(warps), skipped = launch->draw(2 * warps), turned = launch->draw(kLanes);
-    bool ran = false;
-    for (unsigned i = 0; i < warps; ++i) {
-        const unsigned warp = (first + i) % warps;
-        if (warp == skipped) continue;
-        for (unsigned j = 0; j < kLanes; ++j) {
-            Fiber& fiber = block.fibers[warp * kLanes + (j ^ turned)];
-            if (fiber.ended || !fiber.ready()) continue;
-            const bool polled = fiber.polls;
-            run(fiber);
-            if (!launch->error.empty()) return true;
-            ran = ran || !polled || !fiber.polls;
-        }
-    }
-    return ran;
-}
-
-inline void end_block(Block& block) {
-    for (auto& transfer : block.transfers) {
-        if (transfer.arrival != nullptr || !transfer.read)
-            if (launch->error.empty()) launch->error = "a block ended while bulk copies used its shared memory";
-        write(transfer);
-    }
-}
-
-// Run a launch of up to `resident` blocks at a time to its end.
-inline void run_blocks(unsigned resident) {
-    const unsigned blocks = launch->grid.x * launch->grid.y;
-    std::vector<std::unique_ptr<Block>> running;
-    unsigned begun = 0, idle = 0;  // blocks in a row of which none got on
-    auto moved = std::chrono::steady_clock::now();
-    while ((begun < blocks || !running.empty()) && launch->error.empty()) {
-        while (running.size() < resident && begun < blocks) running.push_back(begin_block(begun++));
-        const unsigned chosen = launch->draw(static_cast<unsigned>(running.size()));
-        Block& block = *running[chosen];
-        std::copy(block.statics.begin(), block.statics.end(), __start_simt_shared);
-        const bool stuck = idle > kManyIdle * running.size();
-        const bool copies = std::any_of(running.begin(), running.end(), [](auto& each) { return !each->transfers.empty(); });
-        bool ran = move_transfers(block, stuck) || move_posted(stuck && !copies);
-        for (unsigned rounds = 1 + launch->draw(16); rounds > 0 && block.live > 0 && launch->error.empty(); --rounds) {
-            if (!step(block)) break;
-            ran = true;
-            move_transfers(block, false);
-        }
-        std::copy(__start_simt_shared, __stop_simt_shared, block.statics.begin());
-        idle = ran ? 0 : idle + 1;
-        const auto now = std::chrono::steady_clock::now();
-        if (ran) moved = now;
-        if (now - moved > kPatience && launch->error.empty())
-            launch->error = "no thread gets on: they wait for each other, or for an answer that does not come";
-        if (stuck) sched_yield();
-        if (block.live > 0) continue;
-        end_block(block);
-        for (auto& fiber : block.fibers) launch->stacks.push_back(fiber.stack);
-        running.erase(running.begin() + chosen);
-        moved = now;
-    }
-    while (move_posted(true)) {}
-    for (auto& block : running)
-        for (auto& fiber : block->fibers) launch->stacks.push_back(fiber.stack);
-    for (unsigned char* stack : launch->stacks) munmap(stack, kStackBytes);
 }
 
 }  // namespace simt

@@ -10,9 +10,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from rheo_kernels.cuda.compile import SOURCES
+from rheo_kernels.cuda import compile as on_gpu
 from simt.translate import translate
 
+SOURCES = Path(os.environ.get("SIMT_SOURCES", on_gpu.SOURCES))
 HERE = Path(__file__).resolve().parent
 COMPILER = os.environ.get("CXX", "g++")
 OPTIONS = [
@@ -41,7 +42,7 @@ class Kernel:
     """
 
     launches = 0
-    """So far, of all kernels: every one has its own order of threads."""
+    """So far, of all kernels: the seed of the next one's order of threads."""
 
     def __init__(self, path: Path) -> None:
         self._launch = ctypes.CDLL(str(path)).simt_launch
@@ -90,7 +91,9 @@ def _compile(source: str, name: str, defines: tuple[tuple[str, int | str], ...])
     text = _run(COMPILER, "-E", "-P", "-x", "c++", f"-I{SOURCES}", *macros, str(SOURCES / source))
     with tempfile.TemporaryDirectory() as folder:
         translated, library = Path(folder, f"{name}.cpp"), Path(folder, f"{name}.so")
-        translated.write_text(f'#include "ptx.hpp"\n{translate(text)}\nSIMT_ENTRY({name})\n')
+        translated.write_text(
+            f'#include "ptx.hpp"\n#include "schedule.hpp"\n{translate(text)}\nSIMT_ENTRY({name})\n'
+        )
         _run(COMPILER, *OPTIONS, f"-I{HERE}", str(translated), "-o", str(library))
         return Kernel(library)
 

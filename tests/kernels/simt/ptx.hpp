@@ -5,6 +5,7 @@
 #include <time.h>
 
 #include "cuda.hpp"
+#include "transfers.hpp"
 
 namespace simt {
 
@@ -48,25 +49,6 @@ inline void multiply(float& c0, float& c1, float& c2, float& c3, const Operands&
                     sums[i] += all[row * 4 + within].a[i / 2 + 2 * later][k] *
                                all[(2 * column + i % 2) * 4 + within].b[later][k];
     c0 = sums[0], c1 = sums[1], c2 = sums[2], c3 = sums[3];
-}
-
-inline Arrival& arrival_at(std::uint32_t address) {
-    if (address % 8) fail("a barrier that is not aligned to 8 bytes");
-    return *reinterpret_cast<Arrival*>(shared_at(address, sizeof(Arrival)));
-}
-
-inline void begin_transfer(Transfer transfer) {
-    const auto aligned = [](const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0; };
-    if (!aligned(transfer.target) || !aligned(transfer.source) || transfer.bytes % 16 || transfer.bytes <= 0)
-        fail("a bulk copy that is not aligned to 16 bytes, or of none");
-    transfer.issuer = current;
-    current->block->transfers.push_back(std::move(transfer));
-}
-
-template <typename Advance>
-void wait_for_stores(Advance advance) {
-    for (auto& transfer : current->block->transfers)
-        if (transfer.issuer == current && transfer.committed) advance(transfer);
 }
 
 }  // namespace simt
@@ -176,27 +158,3 @@ inline void cp_async_bulk_wait_group_read() { simt::wait_for_stores(simt::read);
 inline void cp_async_bulk_wait_group() { simt::wait_for_stores(simt::write); }
 
 }  // namespace ptx
-
-namespace simt {
-
-template <typename Arguments>
-void run_kernel(void (*kernel)(Arguments), const void* arguments, unsigned resident) {
-    launch->kernel = [=] { kernel(*static_cast<const std::remove_cv_t<Arguments>*>(arguments)); };
-    run_blocks(resident);
-}
-
-}  // namespace simt
-
-// Launch with a struct of arguments. Writes what went wrong, if anything, into `error` and returns whether anything did.
-#define SIMT_ENTRY(KERNEL)                                                                                             \
-    extern "C" __attribute__((visibility("default"))) bool simt_launch(                                                \
-        unsigned grid_x, unsigned grid_y, unsigned threads, int shared_bytes, const void* arguments, unsigned seed,    \
-        unsigned resident, char* error, std::size_t room) {                                                            \
-        simt::Launch launch;                                                                                           \
-        launch.grid = {grid_x, grid_y, 1}, launch.threads = {threads, 1, 1};                                           \
-        launch.shared_bytes = shared_bytes, launch.random.seed(seed), launch.lazy = launch.draw(2);                                          \
-        simt::launch = &launch;                                                                                        \
-        simt::run_kernel(KERNEL, arguments, resident);                                                                 \
-        std::strncpy(error, launch.error.c_str(), room - 1);                                                           \
-        return !launch.error.empty();                                                                                  \
-    }

@@ -1,0 +1,131 @@
+// split_merge: what a block makes of its share of a list, and all shares, the CPU's among them, into the output.
+//
+// Macros: those of page_softmax.cuh; WARPS, STAGES, FETCH and MISS_STAGES, see attend.cu.
+#pragma once
+
+#include "bulk_copy.cuh"
+#include "page_softmax.cuh"
+
+namespace {
+
+constexpr int kHitSlots = WARPS * STAGES;
+constexpr int kSlots = kHitSlots + (FETCH ? MISS_STAGES : 0);
+constexpr int kWarps = WARPS + (FETCH ? 1 : 0);
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr int kOutBytes = 4 * GROUP * DIM;
+constexpr int kRingBytes = kSlots * kBlockBytes;
+constexpr int kLseBytes = 4096;
+constexpr int kMergedAtOnce = (kRingBytes - kLseBytes) / kOutBytes;
+constexpr int kQuads = (GROUP * DIM / 4 + 32 * kWarps - 1) / (32 * kWarps);  // of outputs per thread
+
+// Merge what the warps of the block found, and store it as a split's normalised output and base-2 LSE.
+__device__ __forceinline__ void store_split(Softmax& run, unsigned char* scratch, float* out, float* lse) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = lane / 4, column = lane % 4;
+    float* const tops = reinterpret_cast<float*>(scratch);  // [kWarps][8 kHeadTiles]
+    float* const totals = tops + kWarps * 8 * kHeadTiles;
+    float* const mixes = totals + kWarps * 8 * kHeadTiles;  // [kWarps][GROUP][DIM]
+#pragma unroll
+    for (int h = 0; h < kHeadTiles; ++h)
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+#pragma unroll
+            for (int lanes = 4; lanes < 32; lanes *= 2)
+                run.total[h][c] += __shfl_xor_sync(kAll, run.total[h][c], lanes);
+            if (row == 0) {
+                tops[(warp * kHeadTiles + h) * 8 + 2 * column + c] = run.top[h][c];
+                totals[(warp * kHeadTiles + h) * 8 + 2 * column + c] = run.total[h][c];
+            }
+        }
+#pragma unroll
+    for (int h = 0; h < kHeadTiles; ++h)
+#pragma unroll
+        for (int m = 0; m < kLaneDims / 2; ++m)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int head = 8 * h + 2 * column + i % 2, within = 2 * m + i / 2;
+                const int dim = (8 * (within / kVector) + row) * kVector + within % kVector;
+                if (head < GROUP) mixes[(warp * GROUP + head) * DIM + dim] = run.mixed[m][h][i];
+            }
+    __syncthreads();
+    for (int at = threadIdx.x; at < GROUP * DIM; at += 32 * kWarps) {
+        const int head = at / DIM;
+        float top = minus_infinity(), total = 0, mixed = 0;
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) top = fmaxf(top, tops[w * 8 * kHeadTiles + head]);
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) {
+            const float share = tops[w * 8 * kHeadTiles + head] == minus_infinity()
+                                    ? 0.f
+                                    : power_of_2(tops[w * 8 * kHeadTiles + head] - top);
+            total += share * totals[w * 8 * kHeadTiles + head];
+            mixed += share * mixes[w * GROUP * DIM + at];
+        }
+        __stcg(out + at, total > 0 ? mixed / total : 0.f);
+        if (at % DIM == 0) __stcg(lse + head, total > 0 ? top + __log2f(total) : minus_infinity());
+    }
+}
+
+// Merge all splits of a list, and the CPU's part if there is one, into the output. Runs in the block that stored the last
+// of them; the ring is free.
+__device__ __forceinline__ void merge_splits(const float* outs, const float* lses, int splits, unsigned char* memory,
+                                             u64* barrier, const float* cpu_out, const float* cpu_lse,
+                                             unsigned short* out, long long stride_oh) {
+    float* const lse = reinterpret_cast<float*>(memory);  // [parts][GROUP], the CPU's first
+    float* const parts = reinterpret_cast<float*>(memory + kLseBytes);
+    const int host = cpu_out ? 1 : 0, count = host + splits;
+    float top[kQuads], total[kQuads], mixed[kQuads][4];
+    for (int start = 0, phase = 0; start < count; start += kMergedAtOnce, phase ^= 1) {
+        const int many = min(kMergedAtOnce, count - start);
+        const int from_host = start < host ? 1 : 0;
+        if (threadIdx.x == 0) {
+            asm volatile("fence.proxy.async;" ::: "memory");
+            const u32 target = shared_address(parts), arrival = shared_address(barrier);
+            expect(arrival, many * kOutBytes);
+            if (from_host) copy(target, reinterpret_cast<u64>(cpu_out), kOutBytes, arrival);
+            if (many > from_host)
+                copy(target + from_host * kOutBytes,
+                     reinterpret_cast<u64>(outs + (start + from_host - host) * GROUP * DIM),
+                     (many - from_host) * kOutBytes, arrival);
+        }
+        if (start == 0) {
+            for (int i = threadIdx.x; i < count * GROUP; i += 32 * kWarps)
+                lse[i] = i < host * GROUP ? __ldcv(cpu_lse + i) * kLog2E : __ldcg(lses + i - host * GROUP);
+            __syncthreads();
+#pragma unroll
+            for (int k = 0; k < kQuads; ++k) {
+                const int head = min((threadIdx.x + k * 32 * kWarps) * 4 / DIM, GROUP - 1);
+                top[k] = minus_infinity();
+                for (int s = 0; s < count; ++s) top[k] = fmaxf(top[k], lse[s * GROUP + head]);
+                if (top[k] == minus_infinity()) top[k] = 0;
+                total[k] = mixed[k][0] = mixed[k][1] = mixed[k][2] = mixed[k][3] = 0;
+            }
+        }
+        wait_for(shared_address(barrier), phase);
+#pragma unroll
+        for (int k = 0; k < kQuads; ++k) {
+            const int at = (threadIdx.x + k * 32 * kWarps) * 4;
+            if (at >= GROUP * DIM) continue;
+#pragma unroll 4
+            for (int s = 0; s < many; ++s) {
+                const float share = power_of_2(lse[(start + s) * GROUP + at / DIM] - top[k]);
+                const float4 part = *reinterpret_cast<const float4*>(parts + s * GROUP * DIM + at);
+                total[k] += share;
+                mixed[k][0] += share * part.x;
+                mixed[k][1] += share * part.y;
+                mixed[k][2] += share * part.z;
+                mixed[k][3] += share * part.w;
+            }
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int k = 0; k < kQuads; ++k) {
+        const int at = (threadIdx.x + k * 32 * kWarps) * 4;
+        if (at >= GROUP * DIM) continue;
+        const float whole = total[k] > 0 ? 1 / total[k] : 0.f;
+        *reinterpret_cast<uint2*>(out + at / DIM * stride_oh + at % DIM) =
+            make_uint2(pack(mixed[k][0] * whole, mixed[k][1] * whole), pack(mixed[k][2] * whole, mixed[k][3] * whole));
+    }
+}
+
+}  // namespace

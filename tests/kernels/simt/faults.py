@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Puts faults into the CUDA C++ sources, one at a time, and says whether a test finds each on the CPU: faults.py.
+
+Works on copies. Needs the package and pytest. Exits with 1 if a fault was not found.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+SOURCES = REPOSITORY / "kernels" / "cuda"
+SELECTED = "test_cuda_attend.py", "selected_pages"
+SHARED = "test_cuda_attend.py", "cpu_s_part"
+PACED = "test_cuda_attend.py", "pace"
+DIVIDED = "test_cuda_division.py", "division"
+CHOSEN = "test_cuda_select_resolve.py", "equals_references"
+LOADED = "test_cuda_load.py", "loaded"
+WAIT_FOR_STORE = "if (keep && lane == 0) wait_until_read();\n            __syncwarp();\n            blank"
+COUNTED = "depth >> shift], 1u);\n    }\n    __syncthreads();"
+RANKED = "boundary = candidate;\n    }\n    __syncthreads();"
+OTHER_MERGED = "            }\n        }\n        __syncthreads();\n    }\n"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is replaced in a source, by what, and the tests that should find it: a file and a keyword."""
+
+    source: str
+    text: str
+    replacement: str
+    tests: tuple[str, str]
+
+
+FAULTS = [
+    Fault("attend.cu", WAIT_FOR_STORE, "__syncwarp();\n            blank", SELECTED),
+    Fault("attend.cu", "query, run);\n        if (keep && lane == 0) wait_until_read();", "query, run);", SELECTED),
+    Fault("attend.cu", "wait_for(shared_address(barrier), phase);", "", SELECTED),
+    Fault("attend.cu", "wait_for(barrier, phase);", "", SELECTED),
+    Fault("attend.cu", OTHER_MERGED, OTHER_MERGED.replace("__syncthreads();", ""), SELECTED),
+    Fault("attend.cu", "    __syncthreads();\n    for (int at = ", "    for (int at = ", SELECTED),
+    Fault("attend.cu", "run.total[h][c] *= fade[c];", "", SELECTED),
+    Fault("attend.cu", "if (live < PAGE) {", "if (false) {", ("test_cuda_attend.py", "behind")),
+    Fault("attend.cu", "if (threadIdx.x == 0) wait_until_heard(", "if (false) wait_until_heard(", SHARED),
+    Fault("hand_over.cuh", "division.of(missed(i + 1)), ring", "division.of(missed(i)), ring", SHARED),
+    Fault("hand_over.cuh", "kForgotten = 1 / 64.f", "kForgotten = 1 / 32.f", PACED),
+    Fault("division.cuh", "pages.hit += hits;", "pages.hit += 1;", DIVIDED),
+    Fault("division.cuh", "begin_cpu - begin_fetch + cpu * slower", "begin_cpu - begin_fetch + cpu", DIVIDED),
+    Fault("division.cuh", "by_fetch <= by_cpu ?", "by_fetch > by_cpu ?", DIVIDED),
+    Fault("division.cuh", "= fetch_part / fetch_pace", "= fetch_part", DIVIDED),
+    Fault("division.cuh", "begin_cpu *= cpu_pace, ", "", DIVIDED),
+    Fault("division.cuh", "&& fetch_part >= hits", "", DIVIDED),
+    Fault("select_resolve.cu", COUNTED, COUNTED.removesuffix("__syncthreads();"), CHOSEN),
+    Fault("select_resolve.cu", RANKED, RANKED.removesuffix("__syncthreads();"), CHOSEN),
+    Fault("select_resolve.cu", "if (start > 0) __syncthreads();", "", CHOSEN),
+    Fault("load.cu", "            wait_until_read();\n", "", LOADED),
+]  # fmt: skip
+
+
+def is_found(fault: Fault) -> bool:
+    """Whether a test fails on the fault.
+
+    Raises
+    ------
+    ValueError
+        If the source does not hold what is to be replaced, once.
+    """
+    text = (SOURCES / fault.source).read_text()
+    if text.count(fault.text) != 1:
+        raise ValueError(f"{fault.source} holds {fault.text!r} {text.count(fault.text)} times, not once")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(shutil.copytree(SOURCES, Path(folder, "cuda")))
+        (copy / fault.source).write_text(text.replace(fault.text, fault.replacement))
+        tests, keyword = fault.tests
+        command = [sys.executable, "-m", "pytest", "-q", "-x", f"tests/kernels/{tests}", "-k", keyword]
+        finished = subprocess.run(
+            command, cwd=REPOSITORY, env={**os.environ, "SIMT_SOURCES": str(copy)}, capture_output=True
+        )
+    if finished.returncode not in (0, 1):
+        raise RuntimeError(f"{' '.join(command)} did not run: {finished.stdout.decode().strip()}")
+    return finished.returncode == 1
+
+
+def main() -> None:
+    """Try every fault and print what became of it."""
+    found = 0
+    for fault in FAULTS:
+        caught = is_found(fault)
+        found += caught
+        print(
+            f"{'found    ' if caught else 'NOT FOUND'}  {fault.source:<18} {fault.text.strip()!r}", flush=True
+        )
+    print(f"{found} of {len(FAULTS)} faults found")
+    sys.exit(0 if found == len(FAULTS) else 1)
+
+
+if __name__ == "__main__":
+    main()
