@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 import simt
 import torch
+from triton_cases import GPU
 
-GPU = torch.cuda.is_available()
 LATE = not GPU and "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1"
 PROCESSORS = 132
 """Multiprocessors of the GPU that `simt` stands in for."""

@@ -6,10 +6,19 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import GPU
 from cuda_problem import Problem
 from test_triton_attend import TOLERANCE, exact_attend
-from triton_cases import GPU_SHAPES, Shape, integers, normal, page_lists, permutation, pinned, relative_error
+from triton_cases import (
+    GPU,
+    GPU_SHAPES,
+    Shape,
+    integers,
+    normal,
+    page_lists,
+    permutation,
+    pinned,
+    relative_error,
+)
 
 pytestmark = pytest.mark.usefixtures("cuda_kernels")
 

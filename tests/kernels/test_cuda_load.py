@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import GPU
-from triton_cases import GPU_SHAPES, Shape, integers, normal, permutation, pinned
+from triton_cases import GPU, GPU_SHAPES, Shape, integers, normal, permutation, pinned
 
 pytestmark = pytest.mark.usefixtures("cuda_kernels")
 

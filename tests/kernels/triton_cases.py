@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+GPU = torch.cuda.is_available()
+
 
 @dataclass(frozen=True)
 class Shape:
