@@ -19,7 +19,6 @@
 #define threadIdx (simt::current->thread)
 #define blockIdx (simt::current->block->index)
 #define gridDim (simt::launch->grid)
-#define blockDim (simt::launch->threads)
 
 template <typename A, typename B>
 constexpr std::common_type_t<A, B> min(A a, B b) {

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <chrono>
 #include <memory>
+#include <new>
 
 #include "transfers.hpp"
 
@@ -23,7 +24,7 @@ constexpr auto kPatience = std::chrono::seconds(60);  // that all threads may po
 inline unsigned char* take_stack() {
     if (launch->stacks.empty()) {
         void* const stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (stack == MAP_FAILED) return nullptr;
+        if (stack == MAP_FAILED) throw std::bad_alloc();
         return static_cast<unsigned char*>(stack);
     }
     unsigned char* const stack = launch->stacks.back();
