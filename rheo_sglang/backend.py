@@ -11,15 +11,15 @@ from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.logits_processor import LogitsProcessor
 
 from rheo_kernels.cpu import CPU_ISA, fastest_isa
-from rheo_sglang.batch import DecodeBatch, build_decode_batch, page_lists
 from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import ConfigError
-from rheo_sglang.cuda.heads import HeadShape
-from rheo_sglang.decode import DecodeStep
+from rheo_sglang.decode.batch import DecodeBatch, build_decode_batch, page_lists
+from rheo_sglang.decode.heads import HeadShape
+from rheo_sglang.decode.reference_engine import DecodeStep
+from rheo_sglang.decode.reference_residency import Residency
 from rheo_sglang.pools.kv_pool import RheoKVPool
 from rheo_sglang.prefill import Prefill, PrefillBatch, build_prefill_batch
 from rheo_sglang.recorder import Recorder
-from rheo_sglang.residency import Residency
 from rheo_sglang.split.cpu_attention import default_cpu_threads
 from rheo_sglang.validate import captures_decode
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
-    from rheo_sglang.cuda.decode import CudaDecode
-    from rheo_sglang.cuda.variant import Variant
+    from rheo_sglang.decode.gpu_engine import CudaDecode
+    from rheo_sglang.decode.variant import Variant
 
 
 class RheoAttentionBackend(AttentionBackend):
@@ -77,7 +77,7 @@ class RheoAttentionBackend(AttentionBackend):
         self.capturing: Variant | None = None
         self.cuda: CudaDecode | None = None
         if captures_decode(config, pool.device):
-            from rheo_sglang.cuda.decode import CudaDecode
+            from rheo_sglang.decode.gpu_engine import CudaDecode
 
             self.cuda = CudaDecode(
                 config,

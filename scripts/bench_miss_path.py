@@ -24,9 +24,9 @@ from measurement import gpu_in_words, keep_result, result_document
 from rheo_kernels.cpu import CPU_ISA, fastest_isa
 from rheo_kernels.cuda.share import Costs
 from rheo_kernels.triton import Selected
-from rheo_sglang.cuda.attention import CudaAttention
-from rheo_sglang.cuda.costs import ALL_FETCHED, ALL_ON_CPU, measure_costs
-from rheo_sglang.cuda.heads import HeadShape
+from rheo_sglang.decode.attention import CudaAttention
+from rheo_sglang.decode.costs import ALL_FETCHED, ALL_ON_CPU, measure_costs
+from rheo_sglang.decode.heads import HeadShape
 from rheo_sglang.pools.blocks import host_pool
 from rheo_sglang.split.cpu_attention import CpuAttention, default_cpu_threads
 from rheo_sglang.split.service import CpuService, MissTotals

@@ -23,7 +23,7 @@ from rheo_kernels import triton as kernels
 from rheo_kernels.triton.stage import STAGERS
 from rheo_kernels.triton.write import WRITERS
 from rheo_sglang.config import RheoConfig
-from rheo_sglang.cuda.residency import CudaResidency
+from rheo_sglang.decode.gpu_residency import CudaResidency
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
 from rheo_sglang.prefill import Prefill, build_prefill_batch

@@ -50,13 +50,13 @@ def compare(expected: list[dict[str, Any]], got: list[dict[str, Any]]) -> dict[s
 def attention_error(page_size: int) -> float:
     """Relative error of one decode step's attention output against float64, at SmolLM2's shape."""
     from rheo_kernels.reference import write
-    from rheo_sglang.batch import build_decode_batch
     from rheo_sglang.budget.controller import BudgetController
     from rheo_sglang.config import RheoConfig
-    from rheo_sglang.decode import DecodeStep
+    from rheo_sglang.decode.batch import build_decode_batch
+    from rheo_sglang.decode.reference_engine import DecodeStep
+    from rheo_sglang.decode.reference_residency import Residency
     from rheo_sglang.page_table import PageTable
     from rheo_sglang.pools.blocks import frame_pool, host_pool
-    from rheo_sglang.residency import Residency
 
     torch.manual_seed(page_size)
     heads, queries, dim, length = 3, 9, 64, 4000

@@ -27,7 +27,7 @@ from locality.trace import replay
 from measurement import MODEL, RESULTS, write_result
 
 from rheo_sglang.config import RheoConfig
-from rheo_sglang.decode import RUNNERS_UP
+from rheo_sglang.decode.reference_engine import RUNNERS_UP
 
 PAGE_SIZE = 32
 BUDGETS = {"model": (0.1, 0.2), "process": (0.04, 0.08)}

@@ -36,9 +36,9 @@ def register() -> None:
     from locality.kernel import locality_scores
     from locality.process import Locality
     from rheo_kernels.cuda.share import Costs
-    from rheo_sglang.cuda.costs import NEVER, only_cpu
-    from rheo_sglang.cuda.decode import CudaDecode
-    from rheo_sglang.cuda.streams import SideStream
+    from rheo_sglang.decode.costs import NEVER, only_cpu
+    from rheo_sglang.decode.gpu_engine import CudaDecode
+    from rheo_sglang.decode.streams import SideStream
 
     settings = json.loads(os.environ[ENVIRONMENT])
     switch = Path(settings["switch"]) if "switch" in settings else None

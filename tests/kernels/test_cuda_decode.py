@@ -11,17 +11,17 @@ import torch
 from triton_cases import relative_error
 
 from rheo_kernels.cuda.share import Costs
-from rheo_sglang.batch import build_decode_batch
 from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import RheoConfig
-from rheo_sglang.cuda import decode
-from rheo_sglang.cuda.attention import CudaAttention
-from rheo_sglang.cuda.heads import HeadShape
-from rheo_sglang.decode import DecodeStep
+from rheo_sglang.decode import decode
+from rheo_sglang.decode.attention import CudaAttention
+from rheo_sglang.decode.batch import build_decode_batch
+from rheo_sglang.decode.heads import HeadShape
+from rheo_sglang.decode.reference_engine import DecodeStep
+from rheo_sglang.decode.reference_residency import Residency
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
 from rheo_sglang.recorder import Recorder
-from rheo_sglang.residency import Residency
 
 LAYERS, HEADS, GROUP, DIM, PAGE_SIZE, PAGES = 2, 2, 2, 16, 16, 60
 CONTEXT = 14 * PAGE_SIZE
@@ -53,7 +53,7 @@ class Server:
         self.recorder = Recorder(4, LAYERS, HEADS, device, with_mass=False)
         self.tokens = torch.zeros((4, CONTEXT), dtype=torch.int32, device=device)
         if cuda:
-            from rheo_sglang.cuda.decode import CudaDecode
+            from rheo_sglang.decode.gpu_engine import CudaDecode
 
             self.cuda = CudaDecode(
                 config,
@@ -292,7 +292,7 @@ def test_outputs_do_not_depend_on_how_streams_are_timed(
     dtype: torch.dtype, miss_mode: str, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Invariants 3 and 4: every stream is held up for a random while, before and after its work."""
-    from rheo_sglang.cuda.streams import SideStream
+    from rheo_sglang.decode.streams import SideStream
 
     fork, join = SideStream.fork, SideStream.join
     draw = random.Random(7)

@@ -23,7 +23,7 @@ class Prompts:
     """Prompts that are prefilled in chunks, on the CPU in Triton's interpreter or on the GPU with its streams."""
 
     def __init__(self, shape: Shape, lengths: list[int], rng: torch.Generator) -> None:
-        from rheo_sglang.cuda.residency import CudaResidency
+        from rheo_sglang.decode.gpu_residency import CudaResidency
 
         device, size, heads = rng.device, shape.page_size, shape.heads
         pages = 2 + sum(-(-length // size) for length in lengths)

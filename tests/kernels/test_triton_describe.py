@@ -6,9 +6,9 @@ import pytest
 import torch
 from triton_cases import permutation
 
-from rheo_sglang.batch import build_decode_batch
 from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import RheoConfig
+from rheo_sglang.decode.batch import build_decode_batch
 
 ROWS, PAGES, LAYERS, HEADS = 6, 90, 3, 2
 

@@ -8,9 +8,9 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from rheo_kernels.reference import METADATA_ROWS, save
+from rheo_sglang.decode.reference_residency import Residency
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
-from rheo_sglang.residency import Residency
 from rheo_sglang.tiering import POLICIES
 
 LAYERS, HEADS, DIM, PAGE_SIZE, PAGES, FRAMES = 2, 2, 4, 16, 14, 4

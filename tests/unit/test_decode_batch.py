@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rheo_sglang.batch import DecodeBatch, build_decode_batch, page_lists
 from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import RheoConfig
-from rheo_sglang.decode import DecodeStep
+from rheo_sglang.decode.batch import DecodeBatch, build_decode_batch, page_lists
+from rheo_sglang.decode.reference_engine import DecodeStep
+from rheo_sglang.decode.reference_residency import Residency
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
-from rheo_sglang.residency import Residency
 
 HEADS, DIM, PAGES, FRAMES = 2, 16, 12, 4
 

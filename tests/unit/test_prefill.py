@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from rheo_kernels.reference import block_keys
 from rheo_sglang.config import RheoConfig
+from rheo_sglang.decode.reference_residency import Residency
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
 from rheo_sglang.prefill import Prefill, build_prefill_batch
 from rheo_sglang.prefill.seed import SEED_QUERIES
 from rheo_sglang.prefill.staging import GROWTH_STEPS, LEAST_TOKENS, staged_capacity
-from rheo_sglang.residency import Residency
 from unit.plain import relative_error
 
 LAYERS, HEADS, GROUP, DIM, PAGE_SIZE, PAGES, FRAMES = 3, 2, 3, 16, 16, 40, 3

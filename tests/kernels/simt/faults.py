@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-SOURCES = REPOSITORY / "kernels" / "cuda"
+SOURCES = REPOSITORY / "kernels" / "rheo_kernels" / "cuda"
 SELECTED = "test_cuda_attend.py", "selected_pages"
 SHARED = "test_cuda_attend.py", "cpu_s_part"
 PACED = "test_cuda_attend.py", "pace"

@@ -16,7 +16,7 @@ from rheo_kernels.triton import (
     save,
     value_frames,
 )
-from rheo_sglang.cuda.buffers import StepBuffers
+from rheo_sglang.decode.buffers import StepBuffers
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.tiering import SELECTED
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from rheo_kernels.triton import Admitted, Described, RunnersUp, Selected
-from rheo_sglang.cuda.heads import HeadShape
-from rheo_sglang.cuda.variant import Variant
+from rheo_sglang.decode.heads import HeadShape
+from rheo_sglang.decode.variant import Variant
 from rheo_sglang.split.cpu_attention import CpuAttention
 from rheo_sglang.split.service import CpuService
 

@@ -14,11 +14,11 @@ from rheo_kernels.reference import (
     save,
     update_importance,
 )
-from rheo_sglang.batch import DecodeBatch
 from rheo_sglang.config import RheoConfig
+from rheo_sglang.decode.batch import DecodeBatch
+from rheo_sglang.decode.reference_residency import Residency
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.recorder import Recorder
-from rheo_sglang.residency import Residency
 from rheo_sglang.selection.selector import Selector
 
 RUNNERS_UP = 64

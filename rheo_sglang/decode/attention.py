@@ -12,8 +12,8 @@ import torch
 from rheo_kernels import triton as kernels
 from rheo_kernels.cuda.share import CpuShare
 from rheo_kernels.triton import Partials, RunnersUp, Selected
-from rheo_sglang.cuda.buffers import StepBuffers
-from rheo_sglang.cuda.heads import HeadShape
+from rheo_sglang.decode.buffers import StepBuffers
+from rheo_sglang.decode.heads import HeadShape
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ struct HandOver {
     // In memory that the CPU sees:
     u64* entries;              // [X, H, width] words
     u64* counts;               // [X, H] words
-    u32* bell;                 // see kernels/cpu/src/doorbell.hpp
+    u32* bell;                 // see kernels/rheo_kernels/cpu/src/doorbell.hpp
     // On the device:
     const int* num_runners_up; // [B, H]; null: none
     const float* costs;        // see division.cuh

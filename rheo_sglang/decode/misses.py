@@ -9,10 +9,10 @@ import torch
 
 from rheo_kernels.cuda.load import Candidates
 from rheo_kernels.triton import fill, merge
-from rheo_sglang.cuda.attention import Attention, CudaAttention, TritonAttention
-from rheo_sglang.cuda.buffers import StepBuffers
-from rheo_sglang.cuda.residency import CudaResidency
-from rheo_sglang.cuda.streams import SideStream
+from rheo_sglang.decode.attention import Attention, CudaAttention, TritonAttention
+from rheo_sglang.decode.buffers import StepBuffers
+from rheo_sglang.decode.gpu_residency import CudaResidency
+from rheo_sglang.decode.streams import SideStream
 
 
 class MissPath(ABC):

@@ -9,8 +9,8 @@ import torch
 
 from rheo_kernels.cuda.share import CLOCK, Costs
 from rheo_kernels.triton import Selected
-from rheo_sglang.cuda.attention import CudaAttention
-from rheo_sglang.cuda.heads import HeadShape
+from rheo_sglang.decode.attention import CudaAttention
+from rheo_sglang.decode.heads import HeadShape
 from rheo_sglang.split.service import CpuService
 
 logger = logging.getLogger(__name__)

@@ -16,14 +16,14 @@ from rheo_kernels.triton import (
 )
 from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import RheoConfig
-from rheo_sglang.cuda.attention import CudaAttention, make_attention
-from rheo_sglang.cuda.buffers import DecodeBuffers, StepBuffers
-from rheo_sglang.cuda.costs import ALL_ON_CPU, measure_costs, only_cpu
-from rheo_sglang.cuda.heads import HeadShape
-from rheo_sglang.cuda.misses import Both, Fetch, MissPath, Split
-from rheo_sglang.cuda.residency import CudaResidency
-from rheo_sglang.cuda.streams import SideStream
-from rheo_sglang.cuda.variant import Variant, make_variants, pick_variant
+from rheo_sglang.decode.attention import CudaAttention, make_attention
+from rheo_sglang.decode.buffers import DecodeBuffers, StepBuffers
+from rheo_sglang.decode.costs import ALL_ON_CPU, measure_costs, only_cpu
+from rheo_sglang.decode.gpu_residency import CudaResidency
+from rheo_sglang.decode.heads import HeadShape
+from rheo_sglang.decode.misses import Both, Fetch, MissPath, Split
+from rheo_sglang.decode.streams import SideStream
+from rheo_sglang.decode.variant import Variant, make_variants, pick_variant
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.recorder import Recorder
 from rheo_sglang.split.cores import keep_to_spare_cores
