@@ -48,7 +48,7 @@ class RheoConfig:
     """Last pages of a request, the one being written included, always selected."""
     dense_threshold: int = 4096
     """Requests up to this many tokens select all their pages."""
-    metadata: Literal["minmax", "mean"] = "minmax"
+    summary: Literal["bound", "mean"] = "bound"
     """What summarises a page's keys: their bounding box, or their average."""
     grouping: Literal["mean", "max"] = "mean"
     """How the query heads of a GQA group agree on one score."""

@@ -1,4 +1,4 @@
-"""PageTable: residency, metadata and importance of every logical page."""
+"""PageTable: residency, summaries and importance of every logical page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rheo_kernels.reference import METADATA_ROWS
+from rheo_kernels.reference import SUMMARY_ROWS
 from rheo_sglang.tiering import Policy, make_policy
 
 
@@ -21,12 +21,12 @@ class PageTable:
         ``N``: logical pages, SGLang's padding page 0 included.
     frames
         ``F``: frames of each layer and KV head.
-    metadata
-        Metadata kind, a key of ``METADATA_ROWS``.
+    summary
+        Page summary, a key of ``SUMMARY_ROWS``.
     policy
         Name of the tiering policy that values resident pages.
     dtype, device
-        Of the metadata; all tensors live on ``device``.
+        Of the summaries; all tensors live on ``device``.
 
     Attributes
     ----------
@@ -36,17 +36,17 @@ class PageTable:
         Its inverse: logical page in each frame or -1, ``[L, H, F]``, int32.
     unsaved
         Pages whose host copy lacks tokens that their frames hold, ``[L, N]``, bool. Their frames are pinned.
-    metadata
+    summaries
         ``[L, H, N, R, D]``, ``dtype``; meaningful where ``described``.
     described
-        Pages whose metadata has been computed, ``[N]``, bool.
+        Pages whose summary has been computed, ``[N]``, bool.
     importance
         ``[L, H, N]``, float32 in [0, 1].
     step, listed_at
         Decode steps so far, int32 scalar, and the one in which a running request last listed each page, ``[N]``,
         int32.
     described_tokens
-        Keys folded into metadata since the start, counted once per token.
+        Keys folded into summaries since the start, counted once per token.
 
     Notes
     -----
@@ -62,7 +62,7 @@ class PageTable:
         head_dim: int,
         pages: int,
         frames: int,
-        metadata: str,
+        summary: str,
         policy: str,
         dtype: torch.dtype,
         device: str | torch.device,
@@ -70,8 +70,8 @@ class PageTable:
         self.frame_of = torch.full((layers, kv_heads, pages), -1, dtype=torch.int32, device=device)
         self.page_of = torch.full((layers, kv_heads, frames), -1, dtype=torch.int32, device=device)
         self.unsaved = torch.zeros((layers, pages), dtype=torch.bool, device=device)
-        shape = (layers, kv_heads, pages, METADATA_ROWS[metadata], head_dim)
-        self.metadata = torch.zeros(shape, dtype=dtype, device=device)
+        shape = (layers, kv_heads, pages, SUMMARY_ROWS[summary], head_dim)
+        self.summaries = torch.zeros(shape, dtype=dtype, device=device)
         self.described = torch.zeros(pages, dtype=torch.bool, device=device)
         self.importance = torch.zeros((layers, kv_heads, pages), dtype=torch.float32, device=device)
         self.step = torch.zeros((), dtype=torch.int32, device=device)
@@ -91,7 +91,7 @@ class PageTable:
         return self.page_of.shape[2]
 
     def release(self, pages: torch.Tensor) -> None:
-        """Note that pages were freed: their frames, metadata and importance are to be reclaimed.
+        """Note that pages were freed: their frames, summaries and importance are to be reclaimed.
 
         Parameters
         ----------
@@ -145,7 +145,7 @@ class PageTable:
         self._release(torch.arange(self.pages, device=self.frame_of.device))
 
     def describe(self, slots: torch.Tensor, page_size: int) -> None:
-        """Note that this forward pass folds the keys of these tokens into their pages' metadata.
+        """Note that this forward pass folds the keys of these tokens into their pages' summaries.
 
         Parameters
         ----------

@@ -55,12 +55,12 @@ def write_metrics(limit: float) -> dict[str, float]:
     for page_size in (16, 32, 64):
         pages = CHUNK // page_size
         host = torch.zeros((pages + 1, HEADS, 2, DIM * page_size), dtype=DTYPE).pin_memory()
-        metadata = empty(HEADS, pages + 1, 2, DIM)
+        summaries = empty(HEADS, pages + 1, 2, DIM)
         position = torch.arange(CHUNK, device="cuda")
         order = torch.randperm(pages, device="cuda") + 1
         slots = order[position // page_size] * page_size + position % page_size
         for programs in PROGRAMS:
-            us = time_us([partial(kernels.write, k, v, slots, host, metadata, page_size, programs)])
+            us = time_us([partial(kernels.write, k, v, slots, host, summaries, page_size, programs)])
             gbps = 2 * k.nbytes / us / 1e3
             metrics[f"write_gbps_page{page_size}_programs{programs}"] = gbps
             metrics[f"write_pinned_frac_page{page_size}_programs{programs}"] = gbps / limit
@@ -143,7 +143,7 @@ def pass_metrics(name: str, context: int) -> dict[str, float]:
     """One layer of the last chunk's pass of a long prompt, and dense attention of that chunk alone."""
     pages = context // PAGE
     config = RheoConfig()
-    table = PageTable(LAYERS, HEADS, DIM, pages + 1, FRAMES, "minmax", "importance", DTYPE, "cuda")
+    table = PageTable(LAYERS, HEADS, DIM, pages + 1, FRAMES, "bound", "importance", DTYPE, "cuda")
     host = host_pool(LAYERS, pages + 1, HEADS, DIM, PAGE, DTYPE, pinned=True)
     frames = frame_pool(LAYERS, HEADS, FRAMES, DIM, PAGE, DTYPE, "cuda")
     prefill = Prefill(config, table, host, frames, PAGE, CudaResidency(table, host, frames))

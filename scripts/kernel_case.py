@@ -52,8 +52,8 @@ class DecodeCase:
 
         self.q = normal(batch, HEADS * GROUP, DIM)
         self.k, self.v = normal(batch, HEADS, DIM), normal(batch, HEADS, DIM)
-        self.metadata = normal(layers, HEADS, total, 2, DIM).abs_()
-        self.metadata[:, :, :, 0].neg_()
+        self.summaries = normal(layers, HEADS, total, 2, DIM).abs_()
+        self.summaries[:, :, :, 0].neg_()
         self.frames = normal(self.frame_layers, HEADS, frames, 2, DIM * PAGE)
         runs = torch.randperm((total - 1) // RUN, device="cuda")[:, None] * RUN
         runs = runs + torch.arange(RUN, device="cuda") + 1
@@ -114,7 +114,7 @@ class DecodeCase:
 
     def score(self, layer: int) -> None:
         kernels.score(
-            self.q, self.metadata[layer], self.pages, self.num_pages, SCALE, "mean", self.scores[layer]
+            self.q, self.summaries[layer], self.pages, self.num_pages, SCALE, "mean", self.scores[layer]
         )
 
     def select_resolve(self, layer: int) -> None:
@@ -162,7 +162,7 @@ class DecodeCase:
             self.offsets,
             self.table[0],
             self.frames[layer],
-            self.metadata[0],
+            self.summaries[0],
             PAGE,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rheo_sglang.pools.plan import GIB, KVShape
 
 
-def pool_sizes(shape: KVShape, counters: dict[str, int], context: int, metadata: str) -> dict[str, float]:
+def pool_sizes(shape: KVShape, counters: dict[str, int], context: int, summary: str) -> dict[str, float]:
     """GiB that a server's pools take, and its bound for staging prefixes.
 
     Parameters
@@ -16,14 +16,14 @@ def pool_sizes(shape: KVShape, counters: dict[str, int], context: int, metadata:
         The server's: ``pages_total``, and ``frames_total`` over all layers and KV heads.
     context
         Most tokens of a request.
-    metadata
-        Kind of metadata.
+    summary
+        Kind of page summary.
     """
     frames = counters["frames_total"] // (shape.layers * shape.kv_heads)
     pages = counters["pages_total"] + 1
     sizes = {
         "frames_gib": frames * shape.page_bytes,
-        "page_table_and_metadata_gib": pages * shape.table_bytes(metadata),
+        "page_table_and_summaries_gib": pages * shape.table_bytes(summary),
         "staging_bound_gib": shape.staging_bytes(context),
         "host_pool_gib": pages * shape.page_bytes,
     }
@@ -44,7 +44,7 @@ def memory_figures(pools: dict[str, float], before: int, one_chunk: int, peak: i
         Bytes of device memory in use before any prompt, at most during one of a single chunk, and at most during the
         long one.
     """
-    resident = pools["frames_gib"] + pools["page_table_and_metadata_gib"]
+    resident = pools["frames_gib"] + pools["page_table_and_summaries_gib"]
     beyond = max(peak - one_chunk, 0) / GIB
     return {
         "device_before_gib": before / GIB,

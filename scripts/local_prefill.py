@@ -1,7 +1,7 @@
 """local_prefill: a benchmark's SGLang plugin that seeds a long KV cache without the cost of dense prefill.
 
 While a file exists, every chunk of a prompt attends to itself alone. All else is as ever: K and V of every token are
-computed by the model and written to host pages, metadata is made, prefixes are staged, and the prompt's last queries
+computed by the model and written to host pages, summaries are made, prefixes are staged, and the prompt's last queries
 rank all pages. Only the hidden states, and so the values of K and V, are not those of dense attention.
 """
 

@@ -62,12 +62,12 @@ def attention_error(page_size: int) -> float:
     heads, queries, dim, length = 3, 9, 64, 4000
     pages = -(-length // page_size) + 1
     config = RheoConfig(budget_ratio=1.0)
-    table = PageTable(1, heads, dim, pages, pages // 10, "minmax", "importance", torch.float32, "cpu")
+    table = PageTable(1, heads, dim, pages, pages // 10, "bound", "importance", torch.float32, "cpu")
     host = host_pool(1, pages, heads, dim, page_size, torch.float32)
     frames = frame_pool(1, heads, pages // 10, dim, page_size, torch.float32, "cpu")
     k, v = torch.randn(2, length, heads, dim).unbind()
     slots = torch.arange(page_size, page_size + length)
-    write(k[:-1], v[:-1], slots[:-1], host[0], table.metadata[0], page_size)
+    write(k[:-1], v[:-1], slots[:-1], host[0], table.summaries[0], page_size)
     batch = build_decode_batch(
         slots[None],
         torch.tensor([0]),

@@ -38,8 +38,8 @@ MODELS = {"smollm2": MODEL, "reference": REPOSITORY / "models" / "rheo-reference
 LARGEST_CONTEXTS = {"smollm2": 8192, "reference": 131_072}
 PAGE_SIZES = (16, 32)
 BUDGETS = (0.1, 0.2, 0.3)
-SELECTORS = {"bounds_mean": ("minmax", "mean"), "bounds_max": ("minmax", "max"), "mean_key": ("mean", "mean")}
-"""Metadata and grouping of each selector; the first is the default, whose selections the hit rates are of."""
+SELECTORS = {"bounds_mean": ("bound", "mean"), "bounds_max": ("bound", "max"), "mean_key": ("mean", "mean")}
+"""Summary and grouping of each selector; the first is the default, whose selections the hit rates are of."""
 FRAMES = 1.25
 
 

@@ -51,7 +51,7 @@ def prefill(result: dict[str, Any], table: Any, provenance: Any, plots: Path) ->
     plot_prefill(metrics, plots / PICTURE)
     parts = {
         "frames": "frames_gib",
-        "page table and metadata": "page_table_and_metadata_gib",
+        "page table and summaries": "page_table_and_summaries_gib",
         "staging, two layers of the prompt, at most": "staging_bound_gib",
         "KV in all, promised": "promised_kv_hbm_gib",
         "KV in all, at the peak": "peak_kv_hbm_gib",

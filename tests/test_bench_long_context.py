@@ -53,17 +53,17 @@ def test_pool_sizes_are_those_that_were_planned() -> None:
     plan = plan_pools(RheoConfig.parse(json.dumps(CONFIG)), KV, FAR_MORE, FAR_MORE, MILLION, False)
     rows = KV.layers * KV.kv_heads
     counters = {"pages_total": plan.host_pages, "frames_total": plan.frame_pages * rows}
-    sizes = pool_sizes(KV, counters, MILLION, "minmax")
+    sizes = pool_sizes(KV, counters, MILLION, "bound")
     assert sizes["frames_gib"] == pytest.approx(4, rel=0.001)
     assert sizes["host_pool_gib"] * GIB == (plan.host_pages + 1) * KV.page_bytes
-    assert sizes["page_table_and_metadata_gib"] * GIB == (plan.host_pages + 1) * rows * (2 * 128 * 2 + 12)
+    assert sizes["page_table_and_summaries_gib"] * GIB == (plan.host_pages + 1) * rows * (2 * 128 * 2 + 12)
     for tokens in (8192, 500001, MILLION):
         staged = staged_capacity(tokens) * HALVES * KV.token_bytes // KV.layers
         assert staged <= sizes["staging_bound_gib"] * GIB
 
 
 def test_what_a_long_prompt_takes_beyond_one_chunk_is_counted_as_kv() -> None:
-    pools = {"frames_gib": 4.0, "page_table_and_metadata_gib": 1.0, "staging_bound_gib": 3.0}
+    pools = {"frames_gib": 4.0, "page_table_and_summaries_gib": 1.0, "staging_bound_gib": 3.0}
     figures = memory_figures(pools, before=20 * GIB, one_chunk=22 * GIB, peak=24 * GIB)
     assert figures["taken_by_prefill_gib"] == 4
     assert figures["taken_beyond_one_chunk_gib"] == 2

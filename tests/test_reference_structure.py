@@ -41,7 +41,7 @@ def test_whole_context_is_covered_and_the_oracle_covers_most(trace: Trace) -> No
     masses = page_masses(trace, PAGE_SIZE).flatten(1, 2)
     drawn = masses.transpose(0, 1).numpy()
     shares = {}
-    for kind, grouping in (("minmax", "mean"), ("minmax", "max"), ("mean", "mean")):
+    for kind, grouping in (("bound", "mean"), ("bound", "max"), ("mean", "mean")):
         scores, num_pages = page_scores(trace, PAGE_SIZE, kind, grouping)
         shares[kind, grouping] = scores.flatten(1, 2)
     for budget in (0.3, 0.6, 1.0):

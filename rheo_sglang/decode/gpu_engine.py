@@ -298,7 +298,7 @@ class CudaDecode:
                 batch.tail_offsets,
                 page_table,
                 frames,
-                table.metadata[layer],
+                table.summaries[layer],
                 page_size,
             )
             if not step.variant.dense:
@@ -351,8 +351,8 @@ class CudaDecode:
         self.misses.end()
 
     def _score(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
-        batch, metadata = step.batch, self.table.metadata[layer]
-        score(q, metadata, batch.pages, batch.num_pages, scale, self.config.grouping, step.scores)
+        batch, summaries = step.batch, self.table.summaries[layer]
+        score(q, summaries, batch.pages, batch.num_pages, scale, self.config.grouping, step.scores)
 
     def _counters(self, layer: int, step: StepBuffers) -> HitCounters | None:
         recorder = self.recorder

@@ -101,7 +101,7 @@ class DecodeStep:
         table, page_size = self.table, self.page_size
         self._append(layer, k, v, batch)
         scores, selected = self.selector(
-            q, table.metadata[layer], batch.pages, batch.num_pages, batch.budget, batch.width, scale
+            q, table.summaries[layer], batch.pages, batch.num_pages, batch.budget, batch.width, scale
         )
         ranks = rank_normalise(scores, batch.num_pages)
         update_importance(
@@ -140,7 +140,7 @@ class DecodeStep:
             batch.tail_offsets,
             table.frame_of[layer],
             self.frames[layer],
-            table.metadata[layer],
+            table.summaries[layer],
             self.page_size,
         )
         table.unsaved[layer, batch.tail_pages.long()] = batch.tail_pages > 0

@@ -28,7 +28,7 @@ class RheoKVPool(KVCache):
     head_num, head_dim, layer_num
         KV heads, head dimension and layers of this rank's part of the model.
     device
-        Where frames, page table and metadata live.
+        Where frames, page table and summaries live.
     frame_pages
         ``F``: frames of each layer and KV head.
     config
@@ -43,7 +43,7 @@ class RheoKVPool(KVCache):
     frames
         Frames, ``[L, H, F, 2, D * P]``.
     table
-        Residency, metadata and importance of every logical page.
+        Residency, summaries and importance of every logical page.
     """
 
     def __init__(
@@ -69,17 +69,17 @@ class RheoKVPool(KVCache):
         self.host = host_pool(layer_num, pages, head_num, head_dim, page_size, dtype, device != "cpu")
         self.frames = frame_pool(layer_num, head_num, frame_pages, head_dim, page_size, dtype, device)
         self.table = PageTable(
-            layer_num, head_num, head_dim, pages, frame_pages, config.metadata, config.policy, dtype, device
+            layer_num, head_num, head_dim, pages, frame_pages, config.summary, config.policy, dtype, device
         )
         self.mem_usage = self.frames.nbytes / (1 << 30)
         logger.info(
-            "rheo: host pool %d tokens (%.2f GiB), frame pool %d tokens (%.2f GiB), page table and metadata "
+            "rheo: host pool %d tokens (%.2f GiB), frame pool %d tokens (%.2f GiB), page table and summaries "
             "%.2f GiB, page size %d",
             size,
             self.host.nbytes / (1 << 30),
             frame_pages * page_size,
             self.mem_usage,
-            (self.table.metadata.nbytes + 3 * self.table.importance.nbytes) / (1 << 30),
+            (self.table.summaries.nbytes + 3 * self.table.importance.nbytes) / (1 << 30),
             page_size,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from rheo_kernels.reference import METADATA_ROWS
+from rheo_kernels.reference import SUMMARY_ROWS
 from rheo_sglang.config import FLAG, ConfigError, RheoConfig
 
 logger = logging.getLogger(__name__)
@@ -52,9 +52,9 @@ class KVShape:
         """HBM bytes that prefill stages a prefix of ``tokens`` in: two layers, and a quarter for growth."""
         return tokens * 2 * self.token_bytes // self.layers * 5 // 4
 
-    def table_bytes(self, metadata: str) -> int:
-        """HBM bytes that every logical page costs: metadata, page table, importance and policy rows."""
-        rows = METADATA_ROWS[metadata] * self.head_dim * self.itemsize
+    def table_bytes(self, summary: str) -> int:
+        """HBM bytes that every logical page costs: summaries, page table, importance and policy rows."""
+        rows = SUMMARY_ROWS[summary] * self.head_dim * self.itemsize
         return self.layers * self.kv_heads * (rows + 3 * 4)
 
 
@@ -96,7 +96,7 @@ def plan_pools(
     ConfigError
         If a size asked for is not to be had, or the host pool would be smaller than the frame pool.
     """
-    table_bytes = shape.table_bytes(config.metadata)
+    table_bytes = shape.table_bytes(config.summary)
     frame_pages = _frames_asked(config, shape)
     if config.host_pool_gib is not None:
         host_pages = int(config.host_pool_gib * GIB) // shape.page_bytes

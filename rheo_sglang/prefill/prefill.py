@@ -1,4 +1,4 @@
-"""Prefill: dense attention over prefix and chunk, and what it leaves behind in host pages and metadata."""
+"""Prefill: dense attention over prefix and chunk, and what it leaves behind in host pages and summaries."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class Prefill:
         """
         keys, values = self.staging.take(layer, k, v, batch)
         with self.stream.fork(ahead=True):
-            self.kernels.write(k, v, slots, self.host[layer], self.table.metadata[layer], self.page_size)
+            self.kernels.write(k, v, slots, self.host[layer], self.table.summaries[layer], self.page_size)
         queries = q.to(keys.dtype)
         out = self.attend(queries, keys, values, batch, scale)
         mass = self.seeding.page_mass(queries, keys, batch, scale)

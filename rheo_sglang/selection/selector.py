@@ -26,9 +26,9 @@ class Selection(NamedTuple):
 
 
 class Selector:
-    """Scores pages by their metadata and takes sinks, window and the best of the rest.
+    """Scores pages by their summaries and takes sinks, window and the best of the rest.
 
-    The metadata kind decides the score: bounding boxes give Quest's bound (arXiv:2406.10774), averages the
+    The kind of summary decides the score: bounding boxes give Quest's bound (arXiv:2406.10774), averages the
     logit of the mean key.
     """
 
@@ -40,7 +40,7 @@ class Selector:
     def __call__(
         self,
         q: torch.Tensor,
-        metadata: torch.Tensor,
+        summaries: torch.Tensor,
         pages: torch.Tensor,
         num_pages: torch.Tensor,
         budget: torch.Tensor,
@@ -48,6 +48,6 @@ class Selector:
         scale: float,
     ) -> Selection:
         """Select one layer's pages; see `rheo_kernels.reference.score` and ``select`` for shapes."""
-        scores = score(q, metadata, pages, num_pages, scale, self.grouping)
+        scores = score(q, summaries, pages, num_pages, scale, self.grouping)
         selected = select(scores, num_pages, budget, self.sink_pages, self.window_pages, width)
         return Selection(scores, selected)

@@ -11,7 +11,7 @@ from rheo_sglang.tree.nodes import slot_pages
 
 
 class RheoFullComponent(FullComponent):
-    """A node's importance, metadata and frames are rows of the page table, found through the node's slots.
+    """A node's importance, summaries and frames are rows of the page table, found through the node's slots.
 
     Splits need no work, for the slots are divided and the rows stay. Eviction and abort need none either, for
     freed slots go through the allocator. Only an insert that overlaps an existing node frees pages in favour of

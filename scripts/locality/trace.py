@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from rheo_kernels.reference.metadata import METADATA_ROWS, fold_chunk
 from rheo_kernels.reference.score import score
+from rheo_kernels.reference.summary import SUMMARY_ROWS, fold_chunk
 
 ATTENTION = "recorded"
 
@@ -126,11 +126,11 @@ def record(
 
 
 def page_scores(
-    trace: Trace, page_size: int, kind: str = "minmax", grouping: str = "mean"
+    trace: Trace, page_size: int, kind: str = "bound", grouping: str = "mean"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Page scores at every decode step, from the metadata that a cache would hold at that step.
+    """Page scores at every decode step, from the summaries that a cache would hold at that step.
 
-    Pages are written once, so that the metadata of the last step serves all steps: what it says too early is
+    Pages are written once, so that the summaries of the last step serve all steps: what it says too early is
     said of the page being written, which is selected whatever its score.
 
     Parameters
@@ -140,7 +140,7 @@ def page_scores(
     page_size
         Tokens a page.
     kind
-        What summarises a page, ``"minmax"`` (Quest's bounds) or ``"mean"``.
+        What summarises a page, ``"bound"`` (Quest's bounds) or ``"mean"``.
     grouping
         ``"mean"`` or ``"max"`` over the GQA group.
 
@@ -160,9 +160,9 @@ def page_scores(
     pages = torch.arange(width, dtype=torch.int32).expand(steps, width)
     scores = torch.empty((steps, layers, heads, width))
     for layer in range(layers):
-        metadata = torch.zeros((heads, width, METADATA_ROWS[kind], dim))
-        fold_chunk(metadata, position // page_size, position % page_size, trace.keys[layer])
-        score(trace.queries[:, layer], metadata, pages, num_pages, dim**-0.5, grouping, scores[:, layer])
+        summaries = torch.zeros((heads, width, SUMMARY_ROWS[kind], dim))
+        fold_chunk(summaries, position // page_size, position % page_size, trace.keys[layer])
+        score(trace.queries[:, layer], summaries, pages, num_pages, dim**-0.5, grouping, scores[:, layer])
     return scores, num_pages
 
 

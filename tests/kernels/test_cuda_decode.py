@@ -46,7 +46,7 @@ class Server:
     ) -> None:
         self.device = device
         self.dtype = dtype
-        self.table = PageTable(LAYERS, HEADS, DIM, PAGES, frames, "minmax", config.policy, dtype, device)
+        self.table = PageTable(LAYERS, HEADS, DIM, PAGES, frames, "bound", config.policy, dtype, device)
         self.host = host_pool(LAYERS, PAGES, HEADS, DIM, PAGE_SIZE, dtype, device.type == "cuda")
         self.frames = frame_pool(LAYERS, HEADS, frames, DIM, PAGE_SIZE, dtype, device)
         self.controller = BudgetController(config, HEADS, PAGE_SIZE)
@@ -73,14 +73,14 @@ class Server:
                 config, self.table, self.host, self.frames, PAGE_SIZE, residency, self.recorder
             )
 
-    def prefill(self, row: int, pages: list[int], noise: torch.Tensor, metadata: torch.Tensor) -> None:
-        """Give a request pages whose content is noise, and metadata that need not match it."""
+    def prefill(self, row: int, pages: list[int], noise: torch.Tensor, summaries: torch.Tensor) -> None:
+        """Give a request pages whose content is noise, and summaries that need not match it."""
         for column, page in enumerate(pages):
             start = column * PAGE_SIZE
             slots = page * PAGE_SIZE + torch.arange(PAGE_SIZE, dtype=torch.int32)
             self.tokens[row, start : start + PAGE_SIZE] = slots.to(self.device)
         self.host[:, pages] = noise[:, pages].to(self.dtype)
-        self.table.metadata[:, :, pages] = metadata[:, :, pages].to(self.device, self.dtype)
+        self.table.summaries[:, :, pages] = summaries[:, :, pages].to(self.device, self.dtype)
 
     def step(
         self, lengths: dict[int, int], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
@@ -163,15 +163,15 @@ def run(
     expected = Server(config, frames, torch.device("cpu"), False, dtype)
     actual = served_by(config, frames, device, True, dtype)
     content = normal(*expected.host.shape)
-    metadata = normal(*expected.table.metadata.shape)
-    metadata[..., 1, :] = metadata[..., 0, :] + metadata[..., 1, :].abs()
+    summaries = normal(*expected.table.summaries.shape)
+    summaries[..., 1, :] = summaries[..., 0, :] + summaries[..., 1, :].abs()
     free = torch.randperm(PAGES - 1, generator=noise) + 1
     pages_of = {}
     for row, length in lengths.items():
         count = -(-(length + steps) // PAGE_SIZE)
         pages_of[row], free = free[:count].tolist(), free[count:]
         for server in (expected, actual):
-            server.prefill(row, pages_of[row], content, metadata)
+            server.prefill(row, pages_of[row], content, summaries)
     running = dict(lengths)
     for number in range(steps):
         if number == steps // 2:
@@ -194,8 +194,8 @@ def run(
             torch.cuda.synchronize()
         torch.testing.assert_close(actual.host[:, whole], expected.host[:, whole], rtol=0, atol=0)
         assert not actual.table.unsaved[:, whole].any()
-        described = actual.table.metadata[:, :, whole].cpu()
-        torch.testing.assert_close(described, expected.table.metadata[:, :, whole], rtol=0, atol=0)
+        described = actual.table.summaries[:, :, whole].cpu()
+        torch.testing.assert_close(described, expected.table.summaries[:, :, whole], rtol=0, atol=0)
     return actual
 
 

@@ -31,13 +31,13 @@ class Prompts:
         self.config = RheoConfig(dense_threshold=0, budget_ratio=0.3)
         pool = LAYERS, pages, heads, shape.dim, size, shape.dtype
         self.table = PageTable(
-            LAYERS, heads, shape.dim, pages, FRAMES, "minmax", "importance", shape.dtype, device
+            LAYERS, heads, shape.dim, pages, FRAMES, "bound", "importance", shape.dtype, device
         )
         self.host = host_pool(*pool, pinned=device.type == "cuda")
         self.frames = frame_pool(LAYERS, heads, FRAMES, shape.dim, size, shape.dtype, device)
         residency = CudaResidency(self.table, self.host, self.frames)
         self.prefill = Prefill(self.config, self.table, self.host, self.frames, size, residency)
-        self.expected_host, self.expected_metadata = self.host.clone(), self.table.metadata.cpu().clone()
+        self.expected_host, self.expected_summaries = self.host.clone(), self.table.summaries.cpu().clone()
         tokens = sum(lengths)
         self.q = normal((LAYERS, tokens, heads * shape.group, shape.dim), shape.dtype, rng)
         self.k, self.v = (normal((LAYERS, tokens, heads, shape.dim), shape.dtype, rng) for _ in range(2))
@@ -72,10 +72,10 @@ class Prompts:
         for layer, (out, (_, k, v)) in enumerate(zip(outs, inputs, strict=True)):
             assert relative_error(out, self.dense(layer, ends)) < ERROR[self.shape.dtype]
             reference.write(
-                k.cpu(), v.cpu(), slot.cpu(), self.expected_host[layer], self.expected_metadata[layer], size
+                k.cpu(), v.cpu(), slot.cpu(), self.expected_host[layer], self.expected_summaries[layer], size
             )
         assert torch.equal(self.host, self.expected_host)
-        assert torch.equal(self.table.metadata.cpu(), self.expected_metadata)
+        assert torch.equal(self.table.summaries.cpu(), self.expected_summaries)
         self.done = ends
 
     def dense(self, layer: int, ends: list[int]) -> torch.Tensor:
@@ -130,7 +130,7 @@ def test_a_warm_up_leaves_no_trace_and_fixes_shapes(
     assert not prompts.table.importance.any()
     assert not prompts.host[:, 1:].any()
     prompts.expected_host.copy_(prompts.host)
-    prompts.expected_metadata.copy_(prompts.table.metadata)
+    prompts.expected_summaries.copy_(prompts.table.summaries)
     prompts.run([40, 20])
     prompts.check_frames()
 

@@ -1,4 +1,4 @@
-"""append equals its reference, for both kinds of metadata."""
+"""append equals its reference, for both summaries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from triton_cases import SHAPES, Shape, integers, normal, residency, to_device
 from rheo_kernels import reference
 
 
-@pytest.mark.parametrize("rows", [1, 2], ids=["mean", "minmax"])
+@pytest.mark.parametrize("rows", [1, 2], ids=["mean", "bound"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_append_equals_reference(shape: Shape, rows: int, rng: torch.Generator) -> None:
     from rheo_kernels import triton as kernels
@@ -24,15 +24,15 @@ def test_append_equals_reference(shape: Shape, rows: int, rng: torch.Generator) 
     offsets = to_device([0, 2, shape.page_size - 1, 4], rng)
     k, v = (normal((4, heads, shape.dim), shape.dtype, rng) for _ in range(2))
     blocks = normal((heads, frames, 2, shape.block), shape.dtype, rng)
-    metadata = normal((heads, pages, rows, shape.dim), shape.dtype, rng)
-    expected = blocks.clone(), metadata.clone()
+    summaries = normal((heads, pages, rows, shape.dim), shape.dtype, rng)
+    expected = blocks.clone(), summaries.clone()
     reference.append(k, v, tail_pages, offsets, table, *expected, shape.page_size)
-    kernels.append(k, v, tail_pages, offsets, table, blocks, metadata, shape.page_size)
+    kernels.append(k, v, tail_pages, offsets, table, blocks, summaries, shape.page_size)
     assert torch.equal(blocks, expected[0])
     tolerance = (
         0 if rows == 2 else {torch.float32: 1e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}[shape.dtype]
     )
-    torch.testing.assert_close(metadata, expected[1], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(summaries, expected[1], rtol=tolerance, atol=tolerance)
 
 
 def test_append_skips_padded_rows_and_absent_tails(rng: torch.Generator) -> None:
@@ -40,9 +40,9 @@ def test_append_skips_padded_rows_and_absent_tails(rng: torch.Generator) -> None
 
     table = torch.full((1, 4), -1, dtype=torch.int32, device=rng.device)
     blocks = normal((1, 2, 2, 1024), torch.float32, rng)
-    metadata = normal((1, 4, 2, 64), torch.float32, rng)
-    before = blocks.clone(), metadata.clone()
+    summaries = normal((1, 4, 2, 64), torch.float32, rng)
+    before = blocks.clone(), summaries.clone()
     key = normal((2, 1, 64), torch.float32, rng)
-    kernels.append(key, key, to_device([0, 2], rng), integers(0, 16, (2,), rng), table, blocks, metadata, 16)
+    kernels.append(key, key, to_device([0, 2], rng), integers(0, 16, (2,), rng), table, blocks, summaries, 16)
     assert torch.equal(blocks, before[0])
-    assert torch.equal(metadata, before[1])
+    assert torch.equal(summaries, before[1])

@@ -22,8 +22,8 @@ def test_place_equals_write_and_load(shape: Shape, rng: torch.Generator) -> None
     row_of[order] = torch.arange(total - 1, dtype=torch.int32, device=rng.device) * size
     host = torch.zeros((total, heads, 2, shape.block), dtype=shape.dtype)
     slots = order[:, None] * size + torch.arange(size, device=rng.device)
-    metadata = torch.zeros((heads, total, 2, shape.dim), dtype=shape.dtype)
-    reference.write(k.cpu(), v.cpu(), slots.flatten().cpu(), host, metadata, size)
+    summaries = torch.zeros((heads, total, 2, shape.dim), dtype=shape.dtype)
+    reference.write(k.cpu(), v.cpu(), slots.flatten().cpu(), host, summaries, size)
 
     counts = integers(0, 6, (heads,), rng)
     counts[0] = 5

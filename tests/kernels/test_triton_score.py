@@ -20,18 +20,18 @@ def check(
     pages = page_lists(num_pages, width, total, rng)
     counts = to_device(num_pages, rng)
     q = normal((len(num_pages), shape.heads * shape.group, shape.dim), shape.dtype, rng)
-    metadata = normal((shape.heads, total, rows, shape.dim), shape.dtype, rng)
+    summaries = normal((shape.heads, total, rows, shape.dim), shape.dtype, rng)
     scale = shape.dim**-0.5
     safe = pages.clamp(max=total - 1)
-    expected = reference.score(q.double(), metadata.double(), safe, counts, scale, grouping)
+    expected = reference.score(q.double(), summaries.double(), safe, counts, scale, grouping)
     out = torch.full_like(expected, torch.nan)
-    kernels.score(q, metadata, pages, counts, scale, grouping, out=out)
+    kernels.score(q, summaries, pages, counts, scale, grouping, out=out)
     listed = torch.isfinite(expected)
     assert torch.equal(out == -torch.inf, ~listed)
     assert relative_error(out[listed], expected[listed]) < TOLERANCE[shape.dtype]
 
 
-@pytest.mark.parametrize("rows", [1, 2], ids=["mean-key", "minmax"])
+@pytest.mark.parametrize("rows", [1, 2], ids=["mean-key", "bound"])
 @pytest.mark.parametrize("grouping", ["mean", "max"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_score_equals_reference(shape: Shape, grouping: str, rows: int, rng: torch.Generator) -> None:

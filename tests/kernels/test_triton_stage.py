@@ -66,11 +66,11 @@ def test_staged_keys_and_values_are_what_was_written(rng: torch.Generator) -> No
     host = torch.zeros((5, shape.heads, 2, shape.block), dtype=shape.dtype)
     if rng.device.type == "cuda":
         host = host.pin_memory()
-    metadata = torch.zeros((shape.heads, 5, 2, shape.dim), dtype=shape.dtype, device=rng.device)
+    summaries = torch.zeros((shape.heads, 5, 2, shape.dim), dtype=shape.dtype, device=rng.device)
     pages = to_device([4, 1, 3], rng)
     position = torch.arange(count, device=rng.device)
     slots = pages.long()[position // 32] * 32 + position % 32
-    kernels.write(k, v, slots, host, metadata, 32)
+    kernels.write(k, v, slots, host, summaries, 32)
     table = torch.full((shape.heads, 5), -1, dtype=torch.int32, device=rng.device)
     frames = torch.zeros((shape.heads, 1, 2, shape.block), dtype=shape.dtype, device=rng.device)
     staged = [torch.zeros_like(k) for _ in range(2)]

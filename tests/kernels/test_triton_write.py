@@ -1,4 +1,4 @@
-"""write equals its reference, for both kinds of metadata, wherever a chunk begins and ends."""
+"""write equals its reference, for both summaries, wherever a chunk begins and ends."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ def check(
     wide = normal((slots.numel(), 2 * shape.heads, shape.dim), shape.dtype, rng)
     k, v = wide[:, : shape.heads], wide[:, shape.heads :]
     host = normal((total, shape.heads, 2, shape.block), shape.dtype, rng).cpu()
-    metadata = normal((shape.heads, total, rows, shape.dim), shape.dtype, rng)
-    expected = host.clone(), metadata.clone()
+    summaries = normal((shape.heads, total, rows, shape.dim), shape.dtype, rng)
+    expected = host.clone(), summaries.clone()
     reference.write(k, v, slots, *expected, shape.page_size)
     if rng.device.type == "cuda":
         host = host.pin_memory()
-    kernels.write(k, v, slots, host, metadata, shape.page_size, programs)
+    kernels.write(k, v, slots, host, summaries, shape.page_size, programs)
     if rng.device.type == "cuda":
         torch.cuda.synchronize()
     assert torch.equal(host, expected[0])
     tolerance = 0 if rows == 2 else MEAN_TOLERANCE[shape.dtype]
-    torch.testing.assert_close(metadata, expected[1], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(summaries, expected[1], rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("rows", [1, 2], ids=["mean", "minmax"])
+@pytest.mark.parametrize("rows", [1, 2], ids=["mean", "bound"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_write_equals_reference(shape: Shape, rows: int, rng: torch.Generator) -> None:
     size = shape.page_size

@@ -316,7 +316,7 @@ class Server:
         assert self.table.counters()["frames_used"] <= self.table.counters()["frames_total"]
 
     def _check_pages_hold_their_tokens(self) -> None:
-        """What is resident equals its host page unless it is newer; metadata summarise the page's keys."""
+        """What is resident equals its host page unless it is newer; summaries are of the page's keys."""
         size, table = self.shape.page_size, self.table
         for layer in range(self.shape.layers):
             for head, page in (table.frame_of[layer] >= 0).nonzero().tolist():
@@ -334,8 +334,8 @@ class Server:
                 )
                 host = block_keys(self.pool.host[layer, pages], size)
                 assert torch.equal(host, keys.permute(0, 2, 3, 1)), "a host page does not hold its tokens"
-                rows = table.metadata[layer][:, pages].transpose(0, 1)
-                if self.config.metadata == "minmax":
+                rows = table.summaries[layer][:, pages].transpose(0, 1)
+                if self.config.summary == "bound":
                     assert torch.equal(rows, torch.stack((keys.amin(1), keys.amax(1)), 2))
                 else:
                     mean = keys.double().mean(1)[:, :, None]

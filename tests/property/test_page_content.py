@@ -1,4 +1,4 @@
-"""However tokens arrive, in chunks split anywhere or one by one, a page's K, V and metadata are the same."""
+"""However tokens arrive, in chunks split anywhere or one by one, a page's K, V and summaries are the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from unit import plain
 
-from rheo_kernels.reference import METADATA_ROWS, append, block_keys, block_values, load, save, write
+from rheo_kernels.reference import SUMMARY_ROWS, append, block_keys, block_values, load, save, write
 
 HEADS, DIM, PAGES = 2, 8, 12
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -18,13 +18,13 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 @dataclass
 class Store:
-    """Host pages and metadata of one layer, with every page resident in frames of its own."""
+    """Host pages and summaries of one layer, with every page resident in frames of its own."""
 
     page_size: int
     host: torch.Tensor
     frames: torch.Tensor
     page_table: torch.Tensor
-    metadata: torch.Tensor
+    summaries: torch.Tensor
 
     @classmethod
     def empty(cls, kind: str, page_size: int, dtype: torch.dtype) -> Store:
@@ -33,18 +33,18 @@ class Store:
         host = torch.full((PAGES, HEADS, width), 7.0, dtype=dtype).unflatten(2, (2, -1))
         page_table = torch.stack([torch.randperm(PAGES), torch.randperm(PAGES)]).int()
         frames = torch.full((HEADS, PAGES, 2, width // 2), -7.0, dtype=dtype)
-        metadata = torch.full((HEADS, PAGES, METADATA_ROWS[kind], DIM), 3.0, dtype=dtype)
-        return cls(page_size, host, frames, page_table, metadata)
+        summaries = torch.full((HEADS, PAGES, SUMMARY_ROWS[kind], DIM), 3.0, dtype=dtype)
+        return cls(page_size, host, frames, page_table, summaries)
 
     def write_chunk(self, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
-        write(k, v, slots, self.host, self.metadata, self.page_size)
+        write(k, v, slots, self.host, self.summaries, self.page_size)
 
     def append_tokens(self, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
         """Decode steps of one request, saving every page that fills up."""
         for token, slot in enumerate(slots.tolist()):
             page, offset = (torch.tensor([part], dtype=torch.int32) for part in divmod(slot, self.page_size))
             row = slice(token, token + 1)
-            append(k[row], v[row], page, offset, self.page_table, self.frames, self.metadata, self.page_size)
+            append(k[row], v[row], page, offset, self.page_table, self.frames, self.summaries, self.page_size)
             if int(offset) == self.page_size - 1:
                 save(self.frames, self.host, self.page_table, page)
 
@@ -74,7 +74,7 @@ class Sequence:
 
 
 def assert_holds(store: Store, sequence: Sequence, tolerance: float) -> None:
-    """Host pages hold exactly the sequence's K and V, and the metadata summarises exactly its keys."""
+    """Host pages hold exactly the sequence's K and V, and the summaries hold exactly its keys."""
     page_size = store.page_size
     for start in range(0, len(sequence.slots), page_size):
         keys = sequence.k[start : start + page_size].transpose(0, 1)
@@ -82,8 +82,8 @@ def assert_holds(store: Store, sequence: Sequence, tolerance: float) -> None:
         page, count = int(sequence.slots[start]) // page_size, keys.shape[1]
         assert torch.equal(block_keys(store.host[page], page_size)[:, :, :count].transpose(1, 2), keys)
         assert torch.equal(block_values(store.host[page], page_size)[:, :count], values)
-        rows = store.metadata[:, page].double()
-        if rows.shape[1] == METADATA_ROWS["minmax"]:
+        rows = store.summaries[:, page].double()
+        if rows.shape[1] == SUMMARY_ROWS["bound"]:
             assert torch.equal(rows[:, 0], keys.double().amin(1))
             assert torch.equal(rows[:, 1], keys.double().amax(1))
         else:
@@ -98,7 +98,7 @@ def sequences(draw: st.DrawFn) -> tuple[Store, Sequence, list[int], torch.dtype]
     tokens = draw(st.integers(1, 6 * page_size))
     seeded = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
     cuts = sorted(draw(st.sets(st.integers(1, tokens), max_size=5)) | {tokens})
-    kind = draw(st.sampled_from(sorted(METADATA_ROWS)))
+    kind = draw(st.sampled_from(sorted(SUMMARY_ROWS)))
     store = Store.empty(kind, page_size, dtype)
     return store, Sequence.random(tokens, page_size, dtype, seeded), cuts, dtype
 
@@ -133,15 +133,15 @@ def test_a_prompt_continued_token_by_token_fills_the_same_pages(
         assert_holds(store, Sequence(*sequence.part(0, end)), TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("kind", sorted(METADATA_ROWS))
+@pytest.mark.parametrize("kind", sorted(SUMMARY_ROWS))
 def test_a_batch_appends_to_every_requests_own_page(kind: str) -> None:
     store = Store.empty(kind, 16, torch.float32)
     draw = torch.Generator().manual_seed(1)
     k, v = (torch.randn(4, HEADS, DIM, generator=draw) for _ in range(2))
     tails = torch.tensor([5, 0, 3, 9], dtype=torch.int32)
     offsets = torch.tensor([0, 7, 15, 4], dtype=torch.int32)
-    expected, metadata = store.frames.clone(), store.metadata.clone()
-    append(k, v, tails, offsets, store.page_table, store.frames, store.metadata, 16)
+    expected, summaries = store.frames.clone(), store.summaries.clone()
+    append(k, v, tails, offsets, store.page_table, store.frames, store.summaries, 16)
     for row in (0, 2, 3):
         for head in range(HEADS):
             frame = int(store.page_table[head, tails[row]])
@@ -149,12 +149,12 @@ def test_a_batch_appends_to_every_requests_own_page(kind: str) -> None:
             block_values(expected, 16)[head, frame, offsets[row]] = v[row, head]
     assert torch.equal(store.frames, expected), "a padded row, or a token that is not new, was written"
     untouched = [page for page in range(PAGES) if page not in (5, 3, 9)]
-    assert torch.equal(store.metadata[:, untouched], metadata[:, untouched])
-    torch.testing.assert_close(store.metadata[:, 5], k[0][:, None].expand(-1, METADATA_ROWS[kind], -1))
+    assert torch.equal(store.summaries[:, untouched], summaries[:, untouched])
+    torch.testing.assert_close(store.summaries[:, 5], k[0][:, None].expand(-1, SUMMARY_ROWS[kind], -1))
 
 
 def test_pages_travel_between_host_and_frames_bit_by_bit() -> None:
-    store = Store.empty("minmax", 32, torch.bfloat16)
+    store = Store.empty("bound", 32, torch.bfloat16)
     store.host.copy_(torch.randn(store.host.shape))
     original = store.host.clone()
     heads = torch.tensor([0, 1, 1, 0], dtype=torch.int32)

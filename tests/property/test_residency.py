@@ -7,7 +7,7 @@ import torch
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from rheo_kernels.reference import METADATA_ROWS, save
+from rheo_kernels.reference import SUMMARY_ROWS, save
 from rheo_sglang.decode.reference_residency import Residency
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
@@ -24,11 +24,11 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     @initialize(
         policy=st.sampled_from(sorted(POLICIES)),
-        metadata=st.sampled_from(sorted(METADATA_ROWS)),
+        summary=st.sampled_from(sorted(SUMMARY_ROWS)),
         seed=st.integers(0, 2**32 - 1),
     )
-    def build(self, policy: str, metadata: str, seed: int) -> None:
-        self.table = PageTable(LAYERS, HEADS, DIM, PAGES, FRAMES, metadata, policy, torch.float32, "cpu")
+    def build(self, policy: str, summary: str, seed: int) -> None:
+        self.table = PageTable(LAYERS, HEADS, DIM, PAGES, FRAMES, summary, policy, torch.float32, "cpu")
         self.host = host_pool(LAYERS, PAGES, HEADS, DIM, PAGE_SIZE, torch.float32)
         self.frames = frame_pool(LAYERS, HEADS, FRAMES, DIM, PAGE_SIZE, torch.float32, "cpu")
         self.residency = Residency(self.table, self.host, self.frames)
@@ -46,7 +46,7 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     @rule(pages=page_sets)
     def fill(self, pages: set[int]) -> None:
-        """Prefill whole pages that were free: host pages, metadata and importance."""
+        """Prefill whole pages that were free: host pages, summaries and importance."""
         fresh = sorted(pages - self.allocated)
         for page in fresh:
             for layer in range(LAYERS):
@@ -55,7 +55,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.allocated |= set(fresh)
         self.table.settle()
         self.table.describe(torch.tensor(fresh, dtype=torch.int64) * PAGE_SIZE, PAGE_SIZE)
-        self.table.metadata[:, :, fresh] = self.noise(*self.table.metadata[:, :, fresh].shape)
+        self.table.summaries[:, :, fresh] = self.noise(*self.table.summaries[:, :, fresh].shape)
         self.table.importance[:, :, fresh] = self.noise(LAYERS, HEADS, len(fresh))
 
     @rule(pages=page_sets)

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from property.serving import DECODE_BATCH, Request, Server
 from property.tokens import VOCABULARY, Shape
-from rheo_kernels.reference import METADATA_ROWS
+from rheo_kernels.reference import SUMMARY_ROWS
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.tiering import POLICIES
 
@@ -31,14 +31,14 @@ def prompt(kinds: list[int], page_size: int, tokens: int) -> list[int]:
 @pytest.mark.parametrize("miss_mode", ["split", "fetch"])
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 @pytest.mark.parametrize(
-    ("page_size", "metadata", "dtype"),
-    itertools.product([16, 32, 64], sorted(METADATA_ROWS), [torch.float32, torch.bfloat16]),
+    ("page_size", "summary", "dtype"),
+    itertools.product([16, 32, 64], sorted(SUMMARY_ROWS), [torch.float32, torch.bfloat16]),
 )
 def test_requests_that_share_a_prefix_and_outgrow_the_frames(
-    page_size: int, metadata: str, dtype: torch.dtype, policy: str, miss_mode: str, budget: str
+    page_size: int, summary: str, dtype: torch.dtype, policy: str, miss_mode: str, budget: str
 ) -> None:
     config = RheoConfig(
-        policy=policy, miss_mode=miss_mode, metadata=metadata, recorder="mass", **BUDGETS[budget]
+        policy=policy, miss_mode=miss_mode, summary=summary, recorder="mass", **BUDGETS[budget]
     )
     server = Server(Shape(page_size=page_size, group=3, dtype=dtype), config)
     first = server.admit(prompt([1, 2, 3, 4, 5], page_size, 4 * page_size + 5))
@@ -73,7 +73,7 @@ class ServingMachine(RuleBasedStateMachine):
         dtype=st.sampled_from([torch.float32, torch.bfloat16]),
         policy=st.sampled_from(sorted(POLICIES)),
         miss_mode=st.sampled_from(["split", "fetch"]),
-        metadata=st.sampled_from(sorted(METADATA_ROWS)),
+        summary=st.sampled_from(sorted(SUMMARY_ROWS)),
         budget=st.sampled_from(sorted(BUDGETS)),
     )
     def start(

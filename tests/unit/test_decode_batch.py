@@ -64,7 +64,7 @@ def decode(lengths: dict[int, int], miss_mode: str) -> tuple[torch.Tensor, PageT
     """One decode step over host pages full of noise; row 0 of the token table is SGLang's padding."""
     noise = torch.Generator().manual_seed(3)
     config = RheoConfig(budget_ratio=1.0, miss_mode=miss_mode)
-    table = PageTable(1, HEADS, DIM, PAGES, FRAMES, "minmax", "lru", torch.float32, "cpu")
+    table = PageTable(1, HEADS, DIM, PAGES, FRAMES, "bound", "lru", torch.float32, "cpu")
     host = host_pool(1, PAGES, HEADS, DIM, 16, torch.float32)
     host.copy_(torch.randn(host.shape, generator=noise))
     frames = frame_pool(1, HEADS, FRAMES, DIM, 16, torch.float32, "cpu")
@@ -91,5 +91,5 @@ def test_a_padded_row_changes_nothing_and_leaves_no_trace(miss_mode: str) -> Non
     assert torch.isfinite(padded).all()
     padded_table.check()
     assert torch.equal(padded_table.frame_of, table.frame_of)
-    assert torch.equal(padded_table.metadata, table.metadata)
+    assert torch.equal(padded_table.summaries, table.summaries)
     assert padded_table.counters() == table.counters()

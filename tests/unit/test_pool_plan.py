@@ -38,7 +38,7 @@ def refusal(config: RheoConfig, **room: float) -> str:
 def test_a_page_holds_k_and_v_of_all_layers_and_heads() -> None:
     assert SHAPE.token_bytes == 2 * 2 * 2 * 64 * 2
     assert SHAPE.page_bytes == 32 * SHAPE.token_bytes
-    assert SHAPE.table_bytes("minmax") == 2 * 2 * (2 * 64 * 2 + 12)
+    assert SHAPE.table_bytes("bound") == 2 * 2 * (2 * 64 * 2 + 12)
     assert SHAPE.table_bytes("mean") == 2 * 2 * (64 * 2 + 12)
 
 
@@ -61,7 +61,7 @@ def test_without_frames_asked_for_the_device_is_filled_with_frames_and_the_page_
     ratio: float | None,
 ) -> None:
     found = plan(RheoConfig(host_pool_ratio=ratio))
-    used = found.frame_pages * PAGE + found.host_pages * SHAPE.table_bytes("minmax")
+    used = found.frame_pages * PAGE + found.host_pages * SHAPE.table_bytes("bound")
     assert 1000 * PAGE - PAGE <= used <= 1000 * PAGE
     assert found.host_pages / found.frame_pages == pytest.approx(ratio or 8, rel=0.02)
 
@@ -171,7 +171,7 @@ def test_a_plan_is_refused_or_fits(
             "a derived frame pool is one frame or more"
         )
     else:
-        table = found.host_pages * SHAPE.table_bytes("minmax")
+        table = found.host_pages * SHAPE.table_bytes("bound")
         assert found.host_pages <= dram
         assert found.frame_pages * PAGE + table <= device * PAGE
 

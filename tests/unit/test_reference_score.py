@@ -72,7 +72,7 @@ def test_quest_bound_is_the_best_corner_of_the_bounding_box(group: int, grouping
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_mean_metadata_gives_the_logit_of_the_mean_key(group: int) -> None:
+def test_mean_summary_gives_the_logit_of_the_mean_key(group: int) -> None:
     keys = paged_keys(heads=2, pages=7, page_size=16, dim=32)
     q = torch.randn(3, 2 * group, 32)
     pages, num_pages = page_lists()
@@ -90,18 +90,18 @@ def test_a_page_of_one_repeated_key_is_scored_exactly() -> None:
     q = torch.randn(1, 1, 32)
     pages, num_pages = torch.tensor([[1]], dtype=torch.int32), torch.tensor([1], dtype=torch.int32)
     logit = q[0, 0] @ keys[0, 1, 0]
-    for metadata in (bounding_boxes(keys), keys.mean(2, keepdim=True)):
+    for summaries in (bounding_boxes(keys), keys.mean(2, keepdim=True)):
         torch.testing.assert_close(
-            score(q, metadata, pages, num_pages, 1.0)[0, 0, 0], logit, rtol=1e-4, atol=1e-4
+            score(q, summaries, pages, num_pages, 1.0)[0, 0, 0], logit, rtol=1e-4, atol=1e-4
         )
 
 
-@pytest.mark.parametrize("metadata_rows", [1, 2])
-def test_only_the_requests_own_pages_are_scored(metadata_rows: int) -> None:
-    metadata = torch.randn(2, 7, metadata_rows, 8)
+@pytest.mark.parametrize("summary_rows", [1, 2])
+def test_only_the_requests_own_pages_are_scored(summary_rows: int) -> None:
+    summaries = torch.randn(2, 7, summary_rows, 8)
     pages, num_pages = page_lists()
     out = torch.full((3, 2, 4), math.nan)
-    scores = score(torch.randn(3, 4, 8), metadata, pages, num_pages, 1.0, out=out)
+    scores = score(torch.randn(3, 4, 8), summaries, pages, num_pages, 1.0, out=out)
     assert scores is out
     past = torch.arange(4) >= num_pages[:, None, None]
     assert torch.equal(scores == -math.inf, past.expand(3, 2, 4))
@@ -109,10 +109,10 @@ def test_only_the_requests_own_pages_are_scored(metadata_rows: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_narrow_metadata_is_scored_in_float32(dtype: torch.dtype) -> None:
-    metadata = torch.randn(2, 7, 2, 64).to(dtype)
+def test_narrow_summaries_are_scored_in_float32(dtype: torch.dtype) -> None:
+    summaries = torch.randn(2, 7, 2, 64).to(dtype)
     q = torch.randn(3, 8, 64).to(dtype)
     pages, num_pages = page_lists()
-    scores = score(q, metadata, pages, num_pages, 1.0)
+    scores = score(q, summaries, pages, num_pages, 1.0)
     assert scores.dtype == torch.float32
-    torch.testing.assert_close(scores, score(q.float(), metadata.float(), pages, num_pages, 1.0))
+    torch.testing.assert_close(scores, score(q.float(), summaries.float(), pages, num_pages, 1.0))

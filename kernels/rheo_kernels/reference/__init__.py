@@ -11,7 +11,7 @@ Shape letters used by every kernel and its reference:
 ``F``  frames of one layer and KV head
 ``M``  width of the batch's page lists (pages of its longest request)
 ``S``  width of the selection (most pages any request and head may select)
-``R``  metadata rows of a page: 2 for ``minmax``, 1 for ``mean``
+``R``  summary rows of a page: 2 for ``bound``, 1 for ``mean``
 ====== =====================================================================
 
 A *block* is what one page holds in one layer and KV head: ``[2, D * P]``, first K token-inner
@@ -26,7 +26,6 @@ from rheo_kernels.reference.attend import attend
 from rheo_kernels.reference.blocks import block_keys, block_values
 from rheo_kernels.reference.importance import rank_normalise, update_importance
 from rheo_kernels.reference.merge import merge
-from rheo_kernels.reference.metadata import METADATA_ROWS
 from rheo_kernels.reference.page_mass import page_mass
 from rheo_kernels.reference.release import release
 from rheo_kernels.reference.resolve import Resolved, resolve
@@ -34,12 +33,13 @@ from rheo_kernels.reference.runners_up import runners_up
 from rheo_kernels.reference.score import score
 from rheo_kernels.reference.select import select
 from rheo_kernels.reference.stage import stage
+from rheo_kernels.reference.summary import SUMMARY_ROWS
 from rheo_kernels.reference.transfer import load, save
 from rheo_kernels.reference.write import write
 
 __all__ = [
-    "METADATA_ROWS",
     "NEVER_EVICT",
+    "SUMMARY_ROWS",
     "Admitted",
     "Resolved",
     "admit",

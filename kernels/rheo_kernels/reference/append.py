@@ -1,11 +1,11 @@
-"""append: one new token per request into its tail page's frames, and into the page's metadata."""
+"""append: one new token per request into its tail page's frames, and into the page's summary."""
 
 from __future__ import annotations
 
 import torch
 
 from rheo_kernels.reference.blocks import block_keys, block_values
-from rheo_kernels.reference.metadata import fold_token
+from rheo_kernels.reference.summary import fold_token
 
 
 def append(
@@ -15,10 +15,10 @@ def append(
     offsets: torch.Tensor,
     page_table: torch.Tensor,
     frames: torch.Tensor,
-    metadata: torch.Tensor,
+    summaries: torch.Tensor,
     page_size: int,
 ) -> None:
-    """Store one token per request in its resident tail page and fold its key into the page's metadata.
+    """Store one token per request in its resident tail page and fold its key into the page's summary.
 
     Parameters
     ----------
@@ -27,13 +27,13 @@ def append(
     tail_pages
         Logical page that receives the token, ``[B]``, int32; 0 marks a padded row, which is skipped.
     offsets
-        Position inside the tail page, ``[B]``, int32; 0 restarts the page's metadata.
+        Position inside the tail page, ``[B]``, int32; 0 restarts the page's summary.
     page_table
         One layer's page table, ``[H, N]``, int32. Every tail page is resident in every KV head.
     frames
         One layer's frames, ``[H, F, 2, D * P]``; written.
-    metadata
-        One layer's metadata, ``[H, N, R, D]``; written.
+    summaries
+        One layer's summaries, ``[H, N, R, D]``; written.
     page_size
         Tokens per page.
 
@@ -51,4 +51,4 @@ def append(
     block_keys(frames, page_size)[head, frame, :, offset] = key
     block_values(frames, page_size)[head, frame, offset] = value
 
-    fold_token(metadata, pages, offset, key)
+    fold_token(summaries, pages, offset, key)

@@ -1,15 +1,15 @@
-"""score: how much attention each page may draw, from its metadata alone."""
+"""score: how much attention each page may draw, from its summary alone."""
 
 from __future__ import annotations
 
 import torch
 
-from rheo_kernels.reference.metadata import metadata_kind
+from rheo_kernels.reference.summary import summary_kind
 
 
 def score(
     q: torch.Tensor,
-    metadata: torch.Tensor,
+    summaries: torch.Tensor,
     pages: torch.Tensor,
     num_pages: torch.Tensor,
     scale: float,
@@ -18,17 +18,17 @@ def score(
 ) -> torch.Tensor:
     """Score every page of every request for each KV head.
 
-    With ``minmax`` metadata, a query head's score is the largest logit that any key inside the page's bounding
+    With ``bound`` summaries, a query head's score is the largest logit that any key inside the page's bounding
     box could reach: ``sum_d max(q_d * k_min_d, q_d * k_max_d)`` (Quest, arXiv:2406.10774); with ``mean``
-    metadata it is the logit of the mean key. Over the GQA group the scores are averaged, or their maximum is
+    summaries it is the logit of the mean key. Over the GQA group the scores are averaged, or their maximum is
     taken.
 
     Parameters
     ----------
     q
         Queries, ``[B, Hq, D]``.
-    metadata
-        One layer's metadata, ``[H, N, R, D]``.
+    summaries
+        One layer's summaries, ``[H, N, R, D]``.
     pages
         Page lists, ``[B, M]``, int32 logical pages; entries from ``num_pages`` on are ignored.
     num_pages
@@ -47,16 +47,16 @@ def score(
 
     Notes
     -----
-    Reads ``R * B * H * M * D`` elements of metadata once for the whole group; memory bound.
+    Reads ``R * B * H * M * D`` elements of summaries once for the whole group; memory bound.
     """
-    num_heads = metadata.shape[0]
+    num_heads = summaries.shape[0]
     batch, num_queries, dim = q.shape
     width = pages.shape[1]
     valid = torch.arange(width, device=q.device)[None] < num_pages[:, None]
     safe = pages.long().masked_fill(~valid, 0)
-    rows = metadata[:, safe].float().unbind(3)
+    rows = summaries[:, safe].float().unbind(3)
     grouped = q.float().view(batch, num_heads, num_queries // num_heads, dim)
-    if metadata_kind(metadata) == "minmax":
+    if summary_kind(summaries) == "bound":
         bound = torch.einsum("bhgd,hbmd->bhgm", grouped.clamp(min=0), rows[1])
         bound += torch.einsum("bhgd,hbmd->bhgm", grouped.clamp(max=0), rows[0])
     else:

@@ -1,11 +1,11 @@
-"""write: a prefill chunk's tokens into host pages, with the pages' metadata in the same pass."""
+"""write: a prefill chunk's tokens into host pages, with the pages' summaries in the same pass."""
 
 from __future__ import annotations
 
 import torch
 
 from rheo_kernels.reference.blocks import block_keys, block_values
-from rheo_kernels.reference.metadata import fold_chunk
+from rheo_kernels.reference.summary import fold_chunk
 
 
 def write(
@@ -13,10 +13,10 @@ def write(
     v: torch.Tensor,
     slots: torch.Tensor,
     host: torch.Tensor,
-    metadata: torch.Tensor,
+    summaries: torch.Tensor,
     page_size: int,
 ) -> None:
-    """Store tokens in their host pages and fold their keys into the pages' metadata.
+    """Store tokens in their host pages and fold their keys into the pages' summaries.
 
     Parameters
     ----------
@@ -26,8 +26,8 @@ def write(
         SGLang's slot of each token, ``[T]``, int64; a token in the first slot of a page starts the page.
     host
         One layer's host pages, ``[N, H, 2, D * P]``; written.
-    metadata
-        One layer's metadata, ``[H, N, R, D]``; written.
+    summaries
+        One layer's summaries, ``[H, N, R, D]``; written.
     page_size
         Tokens per page.
     """
@@ -35,4 +35,4 @@ def write(
     home, place = pages.to(host.device), offset.to(host.device)
     block_keys(host, page_size)[home, :, :, place] = k.to(host.device)
     block_values(host, page_size)[home, :, place] = v.to(host.device)
-    fold_chunk(metadata, pages, offset, k.transpose(0, 1))
+    fold_chunk(summaries, pages, offset, k.transpose(0, 1))

@@ -1,4 +1,4 @@
-"""append: one new token per request into its tail page's frames, and into the page's metadata."""
+"""append: one new token per request into its tail page's frames, and into the page's summary."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def append(
     offsets: torch.Tensor,
     page_table: torch.Tensor,
     frames: torch.Tensor,
-    metadata: torch.Tensor,
+    summaries: torch.Tensor,
     page_size: int,
 ) -> None:
-    """Store one token per request in its resident tail page and fold its key into the page's metadata.
+    """Store one token per request in its resident tail page and fold its key into the page's summary.
 
     Parameters
     ----------
@@ -26,13 +26,13 @@ def append(
     tail_pages
         Logical page that receives the token, ``[B]``, int32; 0 marks a padded row, which is skipped.
     offsets
-        Position inside the tail page, ``[B]``, int32; 0 restarts the page's metadata.
+        Position inside the tail page, ``[B]``, int32; 0 restarts the page's summary.
     page_table
         One layer's page table, ``[H, N]``, int32. A tail page without a frame is skipped.
     frames
         One layer's frames, ``[H, F, 2, D * P]``; written.
-    metadata
-        One layer's metadata, ``[H, N, R, D]``; written.
+    summaries
+        One layer's summaries, ``[H, N, R, D]``; written.
     page_size
         Tokens per page.
 
@@ -49,7 +49,7 @@ def append(
         offsets,
         page_table,
         frames,
-        metadata,
+        summaries,
         k.stride(0),
         k.stride(1),
         v.stride(0),
@@ -57,12 +57,12 @@ def append(
         page_table.stride(0),
         frames.stride(0),
         frames.stride(1),
-        metadata.stride(0),
-        metadata.stride(1),
+        summaries.stride(0),
+        summaries.stride(1),
         DIM=dim,
         BLOCK_D=triton.next_power_of_2(dim),
         PAGE_SIZE=page_size,
-        MINMAX=metadata.shape[2] == 2,
+        BOUND=summaries.shape[2] == 2,
         num_warps=1,
     )
 
@@ -75,7 +75,7 @@ def _append(
     offsets,
     page_table,
     frames,
-    metadata,
+    summaries,
     stride_kb,
     stride_kh,
     stride_vb,
@@ -88,7 +88,7 @@ def _append(
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
-    MINMAX: tl.constexpr,
+    BOUND: tl.constexpr,
 ):
     request = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
@@ -105,9 +105,9 @@ def _append(
             tl.store(block + d * PAGE_SIZE + offset, key, mask=inside)
             tl.store(block + (PAGE_SIZE + offset) * DIM + d, value, mask=inside)
 
-            row = metadata + head * stride_mh + page * stride_mn + d
+            row = summaries + head * stride_mh + page * stride_mn + d
             first = offset == 0
-            if MINMAX:
+            if BOUND:
                 wide = key.to(tl.float32)
                 low = tl.load(row, mask=inside)
                 high = tl.load(row + DIM, mask=inside)
@@ -116,4 +116,4 @@ def _append(
             else:
                 mean = tl.where(first, 0.0, tl.load(row, mask=inside).to(tl.float32))
                 mean += (key.to(tl.float32) - mean) / (offset + 1)
-                tl.store(row, mean.to(metadata.dtype.element_ty), mask=inside)
+                tl.store(row, mean.to(summaries.dtype.element_ty), mask=inside)

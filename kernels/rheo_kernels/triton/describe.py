@@ -76,7 +76,7 @@ def describe(
     listed_at
         Step in which a running request last listed each page, ``[N]``, int32; updated.
     described
-        Pages that have metadata, ``[N]``, bool; updated.
+        Pages that have a summary, ``[N]``, bool; updated.
     unsaved
         Pages whose host copy is behind, ``[L, N]``, bool; tail pages become so.
     out

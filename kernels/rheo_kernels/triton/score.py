@@ -1,4 +1,4 @@
-"""score: how much attention each page may draw, from its metadata alone."""
+"""score: how much attention each page may draw, from its summary alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WARPS = 1
 
 def score(
     q: torch.Tensor,
-    metadata: torch.Tensor,
+    summaries: torch.Tensor,
     pages: torch.Tensor,
     num_pages: torch.Tensor,
     scale: float,
@@ -23,9 +23,9 @@ def score(
 ) -> torch.Tensor:
     """Score every page of every request for each KV head.
 
-    With ``minmax`` metadata, a query head's score is Quest's bound
+    With ``bound`` summaries, a query head's score is Quest's bound
     ``sum_d max(q_d * k_min_d, q_d * k_max_d)`` (arXiv:2406.10774), that is
-    ``relu(q) . k_max + min(q, 0) . k_min``; with ``mean`` metadata it is the logit of the mean key. Over the
+    ``relu(q) . k_max + min(q, 0) . k_min``; with ``mean`` summaries it is the logit of the mean key. Over the
     GQA group the scores are averaged, or their maximum is taken. The average is linear in ``relu(q)`` and
     ``min(q, 0)``, so the group collapses to one pair of vectors before any page is read and the kernel is a
     matrix-vector product; the maximum runs on tensor cores.
@@ -34,8 +34,8 @@ def score(
     ----------
     q
         Queries, ``[B, Hq, D]``, contiguous in ``D``.
-    metadata
-        One layer's metadata, ``[H, N, R, D]``.
+    summaries
+        One layer's summaries, ``[H, N, R, D]``.
     pages
         Page lists, ``[B, M]``, int32 logical pages; entries from ``num_pages`` on are ignored.
     num_pages
@@ -56,7 +56,7 @@ def score(
     -----
     Reads ``R * H * D`` elements per listed page, once for the whole group, and writes 4 bytes; memory bound.
     """
-    heads, dim = metadata.shape[0], metadata.shape[3]
+    heads, dim = summaries.shape[0], summaries.shape[3]
     batch, queries, _ = q.shape
     width = pages.shape[1]
     if out is None:
@@ -64,7 +64,7 @@ def score(
     group = queries // heads
     _score[(triton.cdiv(width, PAGES_PER_PROGRAM), heads, batch)](
         q,
-        metadata,
+        summaries,
         pages,
         num_pages,
         out,
@@ -72,8 +72,8 @@ def score(
         width,
         q.stride(0),
         q.stride(1),
-        metadata.stride(0),
-        metadata.stride(1),
+        summaries.stride(0),
+        summaries.stride(1),
         pages.stride(0),
         out.stride(0),
         out.stride(1),
@@ -82,7 +82,7 @@ def score(
         GROUP=group,
         BLOCK_G=triton.next_power_of_2(group),
         BLOCK_M=PAGES_PER_PROGRAM,
-        MINMAX=metadata.shape[2] == 2,
+        BOUND=summaries.shape[2] == 2,
         MEAN=grouping == "mean" or group == 1,
         num_warps=WARPS,
     )
@@ -92,7 +92,7 @@ def score(
 @triton.jit
 def _score(
     q,
-    metadata,
+    summaries,
     pages,
     num_pages,
     out,
@@ -110,7 +110,7 @@ def _score(
     GROUP: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    MINMAX: tl.constexpr,
+    BOUND: tl.constexpr,
     MEAN: tl.constexpr,
 ):
     start = tl.program_id(0) * BLOCK_M
@@ -126,10 +126,10 @@ def _score(
         page = tl.load(pages + request * stride_pb + position, mask=listed, other=0).to(tl.int64)
         d = tl.arange(0, BLOCK_D)
         inside = d < DIM
-        row = metadata + head * stride_mh + page[:, None] * stride_mn + d[None, :]
+        row = summaries + head * stride_mh + page[:, None] * stride_mn + d[None, :]
         wanted = listed[:, None] & inside[None, :]
         low = tl.load(row, mask=wanted, other=0.0)
-        if MINMAX:
+        if BOUND:
             high = tl.load(row + DIM, mask=wanted, other=0.0)
 
         if MEAN:
@@ -137,7 +137,7 @@ def _score(
             rows = q + request * stride_qb + (head * GROUP + g[:, None]) * stride_qh + d[None, :]
             queries = tl.load(rows, mask=(g < GROUP)[:, None] & inside[None, :], other=0.0).to(tl.float32)
             queries *= scale / GROUP
-            if MINMAX:
+            if BOUND:
                 toward_high = tl.sum(tl.maximum(queries, 0.0), 0)
                 toward_low = tl.sum(tl.minimum(queries, 0.0), 0)
                 bound = high.to(tl.float32) * toward_high[None, :] + low.to(tl.float32) * toward_low[None, :]
@@ -150,7 +150,7 @@ def _score(
             queries = tl.load(rows, mask=(g < GROUP)[:, None] & inside[None, :], other=0.0)
             wide = queries.to(tl.float32)
             logits = tl.zeros([16, BLOCK_M], tl.float32)
-            if MINMAX:
+            if BOUND:
                 logits = dot(tl.maximum(wide, 0.0).to(high.dtype), tl.trans(high), logits)
                 logits = dot(tl.minimum(wide, 0.0).to(low.dtype), tl.trans(low), logits)
             else:

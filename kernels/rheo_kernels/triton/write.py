@@ -1,4 +1,4 @@
-"""write: a prefill chunk's tokens into pinned host pages, with the pages' metadata in the same pass."""
+"""write: a prefill chunk's tokens into pinned host pages, with the pages' summaries in the same pass."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def write(
     v: torch.Tensor,
     slots: torch.Tensor,
     host: torch.Tensor,
-    metadata: torch.Tensor,
+    summaries: torch.Tensor,
     page_size: int,
     programs: int = WRITERS,
 ) -> None:
-    """Store tokens in their host pages and fold their keys into the pages' metadata.
+    """Store tokens in their host pages and fold their keys into the pages' summaries.
 
     Parameters
     ----------
@@ -27,11 +27,11 @@ def write(
         Keys and values, ``[T, H, D]``, KV dtype, contiguous in ``D``.
     slots
         SGLang's slot of each token, ``[T]``, int64. The tokens of a page are consecutive and in order; a token
-        in the first slot of a page restarts the page's metadata.
+        in the first slot of a page restarts the page's summary.
     host
         One layer's host pages, ``[N, H, 2, D * P]``, pinned; written.
-    metadata
-        One layer's metadata, ``[H, N, R, D]``; written.
+    summaries
+        One layer's summaries, ``[H, N, R, D]``; written.
     page_size
         Tokens per page.
     programs
@@ -50,7 +50,7 @@ def write(
         v,
         slots,
         host,
-        metadata,
+        summaries,
         tokens,
         k.stride(0),
         k.stride(1),
@@ -58,12 +58,12 @@ def write(
         v.stride(1),
         host.stride(0),
         host.stride(1),
-        metadata.stride(0),
-        metadata.stride(1),
+        summaries.stride(0),
+        summaries.stride(1),
         DIM=dim,
         BLOCK_D=block_d,
         PAGE_SIZE=page_size,
-        MINMAX=metadata.shape[2] == 2,
+        BOUND=summaries.shape[2] == 2,
         num_warps=4 if block_d * page_size <= 4096 else 8,
     )
 
@@ -74,7 +74,7 @@ def _write(
     v,
     slots,
     host,
-    metadata,
+    summaries,
     tokens,
     stride_kt,
     stride_kh,
@@ -87,7 +87,7 @@ def _write(
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
-    MINMAX: tl.constexpr,
+    BOUND: tl.constexpr,
 ):
     head = tl.program_id(1).to(tl.int64)
     i = tl.arange(0, PAGE_SIZE)
@@ -104,7 +104,7 @@ def _write(
                 v + head * stride_vh,
                 slots,
                 host + head * stride_hh,
-                metadata + head * stride_mh,
+                summaries + head * stride_mh,
                 start + begin,
                 tokens,
                 stride_kt,
@@ -114,7 +114,7 @@ def _write(
                 DIM,
                 BLOCK_D,
                 PAGE_SIZE,
-                MINMAX,
+                BOUND,
             )
             begin = tl.min(tl.where(begins & (i > begin), i, PAGE_SIZE), 0)
 
@@ -125,7 +125,7 @@ def _write_page(
     v,
     slots,
     host,
-    metadata,
+    summaries,
     first,
     tokens,
     stride_kt,
@@ -135,9 +135,9 @@ def _write_page(
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
-    MINMAX: tl.constexpr,
+    BOUND: tl.constexpr,
 ):
-    """Write one head's tokens of the page that token ``first`` is in, and fold their keys into its metadata."""
+    """Write one head's tokens of the page that token ``first`` is in, and fold their keys into its summary."""
     slot = tl.load(slots + first)
     page = slot // PAGE_SIZE
     entered = (slot % PAGE_SIZE).to(tl.int32)
@@ -163,18 +163,18 @@ def _write_page(
     values = block + DIM * PAGE_SIZE + offset[:, None] * DIM + d[None, :]
     tl.store(values, value, mask=live[:, None] & inside[None, :])
 
-    row = metadata + page * stride_mn + d
+    row = summaries + page * stride_mn + d
     wide = key.to(tl.float32)
-    if MINMAX:
+    if BOUND:
         low = tl.min(tl.where(live[None, :], wide, float("inf")), 1)
         high = tl.max(tl.where(live[None, :], wide, float("-inf")), 1)
         if entered > 0:
             low = tl.minimum(low, tl.load(row, mask=inside).to(tl.float32))
             high = tl.maximum(high, tl.load(row + DIM, mask=inside).to(tl.float32))
-        tl.store(row, low.to(metadata.dtype.element_ty), mask=inside)
-        tl.store(row + DIM, high.to(metadata.dtype.element_ty), mask=inside)
+        tl.store(row, low.to(summaries.dtype.element_ty), mask=inside)
+        tl.store(row + DIM, high.to(summaries.dtype.element_ty), mask=inside)
     else:
         total = tl.sum(wide, 1)
         if entered > 0:
             total += tl.load(row, mask=inside).to(tl.float32) * entered
-        tl.store(row, (total / (entered + count)).to(metadata.dtype.element_ty), mask=inside)
+        tl.store(row, (total / (entered + count)).to(summaries.dtype.element_ty), mask=inside)
