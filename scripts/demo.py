@@ -56,7 +56,7 @@ def main() -> None:
         if Path(sys.prefix).resolve() != default_path(DEFAULT_SGLANG).resolve():
             python = str(ensure_environment(DEFAULT_SGLANG))
             os.execv(python, [python, str(Path(__file__).resolve()), *sys.argv[1:]])
-        from demonstration import demonstrate
+        from demonstration.conversation import demonstrate
 
         demonstrate(arguments)
     except EnvironmentCreationError as error:

@@ -49,7 +49,7 @@ install() {
     [ -n "$installed" ] || env -u PYTHONPATH python3 -m pip install -q --no-index --no-deps --no-build-isolation \
         --upgrade --target "$unpacked/package" . || return 1
     installed=yes
-    export PYTHONPATH=$unpacked/package:$unpacked/site
+    export PYTHONPATH=$unpacked/package:$unpacked/site:$root/scripts
 }
 
 status=0
@@ -64,50 +64,50 @@ for step in "$@"; do
         install && bash scripts/sanitize_kernels.sh 2>&1 | tee "$out/sanitize.log" | tail -20 || status=1
         ;;
     misses)
-        install && python3 scripts/bench_miss_path.py --out "$out/split_gpu.json" 2>&1 | tee "$out/misses.log" |
+        install && python3 -m benchmarks.miss_path --out "$out/split_gpu.json" 2>&1 | tee "$out/misses.log" |
             tail -30 || status=1
         ;;
     exact)
-        install && python3 scripts/check_gpu_exactness.py --out "$out/exactness_gpu.json" ${EXACT_ARGUMENTS:-} 2>&1 |
+        install && python3 -m exactness.greedy_gpu --out "$out/exactness_gpu.json" ${EXACT_ARGUMENTS:-} 2>&1 |
             tee "$out/exact.log" | grep -vE "Prefill batch|Decode batch" | tail -30 || status=1
         ;;
     fuzz)
         # shellcheck disable=SC2086
-        install && python3 scripts/fuzz_prefill.py --out "$out/fuzz_prefill_gpu.json" ${FUZZ_ARGUMENTS:-} 2>&1 |
+        install && python3 -m exactness.fuzz_prefill --out "$out/fuzz_prefill_gpu.json" ${FUZZ_ARGUMENTS:-} 2>&1 |
             tee "$out/fuzz.log" | grep -E "^(dense|chunks)|Error" || status=1
         ;;
     bench)
         # shellcheck disable=SC2086
-        install && python3 scripts/bench_kernels.py --out "$out/kernels_gpu.json" ${BENCH_ARGUMENTS:-} 2>&1 |
+        install && python3 -m benchmarks.kernels --out "$out/kernels_gpu.json" ${BENCH_ARGUMENTS:-} 2>&1 |
             tee "$out/bench.log" || status=1
         ;;
     prefill)
-        install && python3 scripts/bench_prefill_kernels.py --out "$out/transfers_gpu.json" 2>&1 |
+        install && python3 -m benchmarks.prefill_kernels --out "$out/transfers_gpu.json" 2>&1 |
             tee "$out/prefill.log" | tail -40 || status=1
         ;;
     server)
-        install && python3 scripts/check_gpu_server.py --out "$out" 2>&1 | tee "$out/server.log" | tail -60 || status=1
+        install && python3 -m exactness.server_gpu --out "$out" 2>&1 | tee "$out/server.log" | tail -60 || status=1
         ;;
     cpu)
         install && python3 -m pytest -p no:cacheprovider -p no:benchmark -q -n 4 --tb=short tests/cpu 2>&1 | tail -20 &&
-            python3 scripts/bench_cpu_attention.py --out "$out/cpu_attention.json" 2>&1 | tee "$out/cpu.log" |
+            python3 -m benchmarks.cpu_attention --out "$out/cpu_attention.json" 2>&1 | tee "$out/cpu.log" |
             tail -60 || status=1
         ;;
     tpot)
         # shellcheck disable=SC2086
-        install && python3 scripts/bench_tpot.py --out "$out/tpot_gpu.json" ${TPOT_ARGUMENTS:-} >"$out/tpot.log" 2>&1 ||
+        install && python3 -m benchmarks.tpot --out "$out/tpot_gpu.json" ${TPOT_ARGUMENTS:-} >"$out/tpot.log" 2>&1 ||
             status=1
         grep -E "^(==|started|[0-9]+k_bs|\{|\}| \"|.*Error|.*rheo:)" "$out/tpot.log" | tail -60
         ;;
     ttft)
         # shellcheck disable=SC2086
-        install && python3 scripts/bench_ttft.py --out "$out/prefill_gpu.json" ${TTFT_ARGUMENTS:-} 2>&1 |
+        install && python3 -m benchmarks.ttft --out "$out/prefill_gpu.json" ${TTFT_ARGUMENTS:-} 2>&1 |
             tee "$out/ttft.log" | grep --line-buffered -E "^(==|started|fa3|rheo|hicache|[a-z]+ prefix|\{|\}| \"|.*Error)" ||
             status=1
         ;;
     long)
         # shellcheck disable=SC2086
-        install && python3 scripts/bench_long_context.py --out "$out/prefill_gpu.json" ${LONG_ARGUMENTS:-} 2>&1 |
+        install && python3 -m benchmarks.long_context --out "$out/prefill_gpu.json" ${LONG_ARGUMENTS:-} 2>&1 |
             tee "$out/long.log" | grep --line-buffered -E \
             "^(==|started|prefill|decode|long prompt|device memory|raw|settle|fitted|\{|\}| \"|.*(Error|rheo:|Prefill batch))" ||
             status=1

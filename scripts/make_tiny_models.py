@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoints import MODELS, is_current, new_checkpoint, recipe_digest
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from common.checkpoints import MODELS, is_current, new_checkpoint, recipe_digest
 
 SPECIAL_TOKENS = ("<|bos|>", "<|eos|>", "<|pad|>")
 BOS, EOS, PAD = range(3)

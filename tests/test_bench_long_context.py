@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-from bench_long_context import BUDGET_RATIO, CONFIG, goals, prompt_tokens, token_label
-from chunk_clock import BEGINS, ChunkClock
-from device_memory import GIB, DeviceMemory
-from kv_memory import memory_figures, pool_sizes
-from local_prefill import local_while
-from qwen25_1m_shape import CONFIG as MODEL
-from qwen25_1m_shape import KV
-
+from benchmarks.chunk_times import BEGINS, ChunkTimes
+from benchmarks.device_memory import GIB, DeviceMemory
+from benchmarks.kv_memory import memory_figures, pool_sizes
+from benchmarks.local_prefill import local_while
+from benchmarks.long_context import BUDGET_RATIO, CONFIG, goals, prompt_tokens, token_label
+from common.qwen25_1m_shape import CONFIG as MODEL
+from common.qwen25_1m_shape import KV
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.pools.plan import plan_pools
 from rheo_sglang.prefill import build_prefill_batch
@@ -91,7 +87,7 @@ def test_a_peak_is_seen_between_two_looks() -> None:
 
 
 def test_the_clock_times_the_long_prompts_chunks_only() -> None:
-    clock = ChunkClock(20000)
+    clock = ChunkTimes(20000)
     for now, text in [
         (1.0, line(8000)),
         (10.0, f"{BEGINS}: 20000 tokens\n"),

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-from bench_ttft import ENGINES, LENGTHS, LONGEST, MARGIN, PREFIX_TOKENS, ratios, summary
-from engine_benchmark import Answer, ResultFile, random_prompt, run_kept
+from benchmarks.ttft import ENGINES, LENGTHS, LONGEST, MARGIN, PREFIX_TOKENS, ratios, summary
+from common.engine_benchmark import Answer, ResultFile, random_prompt, run_kept
+from common.measurement import SCRIPTS
 
 RHEO, DENSE, CACHED = "rheo", "fa3", "hicache"
 
@@ -95,18 +94,17 @@ def test_rheo_has_frames_for_a_tenth_of_the_longest_prompt() -> None:
 def test_what_a_process_found_is_known_before_it_ends(tmp_path: Path) -> None:
     kept, seen = tmp_path / "kept.json", tmp_path / "seen"
     script = (
-        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
+        "import sys, time\n"
         "from pathlib import Path\n"
-        "from engine_benchmark import keep\n"
-        "keep({'step': 0}, Path(sys.argv[2]))\n"
+        "from common.engine_benchmark import keep\n"
+        "keep({'step': 0}, Path(sys.argv[1]))\n"
         "print('first', flush=True)\n"
         "end = time.monotonic() + 20\n"
-        "while not Path(sys.argv[3]).exists() and time.monotonic() < end:\n"
+        "while not Path(sys.argv[2]).exists() and time.monotonic() < end:\n"
         "    time.sleep(0.01)\n"
-        "keep({'step': 1, 'was_seen': Path(sys.argv[3]).exists()}, Path(sys.argv[2]))\n"
+        "keep({'step': 1, 'was_seen': Path(sys.argv[2]).exists()}, Path(sys.argv[1]))\n"
         "sys.exit(3)\n"
     )
-    scripts = str(Path(__file__).parent.parent / "scripts")
     found: list[dict[str, Any]] = []
     lines: list[str] = []
 
@@ -114,8 +112,8 @@ def test_what_a_process_found_is_known_before_it_ends(tmp_path: Path) -> None:
         found.append(so_far)
         seen.touch()
 
-    command = [sys.executable, "-c", script, scripts, str(kept), str(seen)]
-    assert run_kept(command, dict(os.environ), kept, note, lines.append) == 3
+    command = [sys.executable, "-c", script, str(kept), str(seen)]
+    assert run_kept(command, {**os.environ, "PYTHONPATH": str(SCRIPTS)}, kept, note, lines.append) == 3
     assert lines == ["first\n"]
     assert found == [{"step": 0}, {"step": 1, "was_seen": True}]
 
@@ -129,8 +127,7 @@ def test_a_process_that_found_nothing_tells_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = Path(__file__).parent.parent / "scripts" / "bench_ttft.py"
-    monkeypatch.setattr(sys, "argv", [str(path), "--engines", "rheo"])
+    monkeypatch.setattr(sys, "argv", [str(SCRIPTS / "benchmarks" / "ttft.py"), "--engines", "rheo"])
 
 
 @pytest.mark.usefixtures("script")
@@ -144,7 +141,7 @@ def test_a_result_keeps_what_an_earlier_one_of_the_same_gpu_has(tmp_path: Path) 
     later.write({"ratio": 2.0})
     document = json.loads(second.read_text())
     assert document["metrics"] == {"ratio": 2.0, DENSE: {"a": 1}, RHEO: {"a": 2}}
-    assert document["command"].count("python scripts/bench_ttft.py --engines rheo") == 2
+    assert document["command"].count("python -m benchmarks.ttft --engines rheo") == 2
 
 
 @pytest.mark.usefixtures("script")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-from decode_profile import gpu_events, kernel_profile
+from benchmarks.decode_profile import gpu_events, kernel_profile
 
 LAYERS, STEPS, LAYER_US, HEAD_US = 3, 4, 100.0, 400.0
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 from locality.ahead import PREDICTORS, TRUE, AheadRecorder, forecast, project
 from locality.statistics import importance, residents
@@ -142,9 +139,9 @@ def test_a_forecast_without_a_predicted_miss_is_refused() -> None:
 @pytest.fixture
 def render() -> Any:
     pytest.importorskip("matplotlib")
-    import render_layer_ahead
+    from rendering import layer_ahead
 
-    return render_layer_ahead
+    return layer_ahead
 
 
 def test_a_transfer_that_fits_is_hidden_and_the_rest_is_waited_for(render: Any) -> None:

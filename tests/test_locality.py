@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 from locality.process import Locality, components, head_normals, synthetic_scores
 from locality.statistics import hit_rate, never_selected, reselection, retrieved_pages

@@ -3,30 +3,26 @@
 import inspect
 import json
 import random
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-import reference_model.corpus as corpus_module
-import train_reference_model
-from reference_model.accuracy import measure_accuracy
-from reference_model.batches import Batches, Order, load_batches
-from reference_model.checkpoint import Progress, load_weights, save_checkpoint
-from reference_model.corpus import Corpus, load_corpus
-from reference_model.curriculum import CURRICULA, FULL, SMOKE, Curriculum, Stage, learning_rate_scale
-from reference_model.model import ReferenceModel
-from reference_model.muon import Muon, orthogonalise
-from reference_model.pacing import AHEAD, Pacing, Plan, emphasised
-from reference_model.rows import ANSWER, TEXT, RowMaker, RowShape
 from tokenizers import Tokenizer
 
 from rheo_sglang.evaluation.haystack import Haystack, documentation_text, token_counter
 from rheo_sglang.evaluation.tasks import TASKS
+from training import corpus as corpus_module
+from training import train_reference_model
+from training.accuracy import measure_accuracy
+from training.batches import Batches, Order, load_batches
+from training.checkpoint import Progress, load_weights, save_checkpoint
+from training.corpus import Corpus, load_corpus
+from training.curriculum import CURRICULA, FULL, SMOKE, Curriculum, Stage, learning_rate_scale
+from training.model import ReferenceModel
+from training.muon import Muon, orthogonalise
+from training.pacing import AHEAD, Pacing, Plan, emphasised
+from training.rows import ANSWER, TEXT, RowMaker, RowShape
 
 SHIPPED = Path(__file__).parent.parent / "models" / "rheo-reference"
 TINY = train_reference_model.SHAPES["tiny"]

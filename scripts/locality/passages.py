@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from austen import load_novels
-from measurement import REPOSITORY, text_prompts, tokenizer
-
+from common.austen import load_novels
+from common.measurement import REPOSITORY, text_prompts, tokenizer
 from locality.statistics import WARM_UP_STEPS
 from rheo_sglang.evaluation.haystack import Haystack, token_counter
 

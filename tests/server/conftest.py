@@ -1,21 +1,17 @@
 """Fixtures of the server tests: models that are there, servers that are started once for a module."""
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from launch import RheoServer
+
+from common.checkpoints import MODELS
+from convert_smollm2 import MODEL_NAME, convert
+from make_tiny_models import TINY_MODELS, make
 
 TESTS = Path(__file__).resolve().parent
-REPOSITORY = TESTS.parent.parent
-sys.path.insert(0, str(REPOSITORY / "scripts"))
-
-from checkpoints import MODELS  # noqa: E402
-from convert_smollm2 import MODEL_NAME, convert  # noqa: E402
-from launch import RheoServer  # noqa: E402
-from make_tiny_models import TINY_MODELS, make  # noqa: E402
-
 ServerFactory = Callable[..., RheoServer]
 
 

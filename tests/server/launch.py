@@ -6,8 +6,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from checkpoints import MODELS
-from sglang_server import SGLangServer
+from common.checkpoints import MODELS
+from common.sglang_server import SGLangServer
 
 TRITON_FREE_SINCE = (0, 5, 23)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checkpoints import MODELS
+
+from common.checkpoints import MODELS
 
 PROMPT_LENGTHS = (40, 333, 900, 1500)
 NEW_TOKENS = 24

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from checkpoints import MODELS
 from tokenizers import Tokenizer
 
+from common.checkpoints import MODELS
 from rheo_sglang.evaluation.haystack import Haystack, Sample, documentation_text
 
 PAGE = 16

@@ -6,7 +6,8 @@ import json
 
 import pytest
 from launch import RheoServer
-from sglang_server import ServerError
+
+from common.sglang_server import ServerError
 
 REFUSED_BY_ARGUMENTS = {
     "unknown key": (

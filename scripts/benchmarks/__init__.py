@@ -1,0 +1,1 @@
+"""Benchmarks of speed and memory: kernels, time per output token, time to first token, long contexts."""

@@ -1,0 +1,1 @@
+"""The demonstration that demo.py runs inside its environment."""
