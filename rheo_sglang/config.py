@@ -11,19 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-FLAG = "--rheo-config"
+from rheo_sglang.errors import FLAG, ConfigError, reject
+
 ENVIRONMENT = "RHEO_CONFIG"
 PAGE_SIZES = (16, 32, 64)
 DEFAULT_PAGE_SIZE = 32
-
-
-class ConfigError(ValueError):
-    """A setting that RheoServe cannot serve with; the message names it, its value and what is allowed."""
-
-
-def reject(name: str, value: object, allowed: str, source: str = FLAG) -> typing.NoReturn:
-    """Raise a `ConfigError` in the one form that all of them have."""
-    raise ConfigError(f"{source}: {name}={value!r} is not supported; allowed: {allowed}")
 
 
 @dataclass(frozen=True)
@@ -169,7 +161,7 @@ def _typed(name: str, value: object, hint: Any) -> object:
         return float(value)
     if int in kinds and isinstance(value, int) and not isinstance(value, bool):
         return value
-    reject(name, value, "a finite number" if float in kinds else "a whole number")
+    return reject(name, value, "a finite number" if float in kinds else "a whole number")
 
 
 def _is_finite_number(value: object) -> typing.TypeGuard[float]:
