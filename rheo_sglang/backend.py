@@ -126,7 +126,7 @@ class RheoAttentionBackend(AttentionBackend):
             table.settle()
         if mode.is_idle():
             return
-        table.describe(forward_batch.out_cache_loc, self.page_size)
+        table.note_summaries(forward_batch.out_cache_loc, self.page_size)
         if not mode.is_decode():
             self._begin_prefill(forward_batch)
             if self.cuda is not None:
@@ -142,7 +142,7 @@ class RheoAttentionBackend(AttentionBackend):
             self.controller,
             rows,
         )
-        table.step += 1
+        table.begin_step()
         table.list_pages(self.decode_batch.pages, self.decode_batch.num_pages)
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""PageTable: residency, summaries and importance of every logical page."""
+"""PageTable: residency, summaries and worth of every logical page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from rheo_kernels.reference import SUMMARY_ROWS
-from rheo_sglang.tiering import Policy, make_policy
+from rheo_sglang.tiering import Activity, PolicyInputs, TieringPolicy, policies
 
 
 class PageTable:
@@ -27,6 +27,10 @@ class PageTable:
         Name of the tiering policy that values resident pages.
     dtype, device
         Of the summaries; all tensors live on ``device``.
+    importance_alpha
+        See `PolicyInputs`.
+    triton
+        Whether pages are released and valued by Triton kernels; by default, on a GPU.
 
     Attributes
     ----------
@@ -37,16 +41,15 @@ class PageTable:
     unsaved
         Pages whose host copy lacks tokens that their frames hold, ``[L, N]``, bool. Their frames are pinned.
     summaries
-        ``[L, H, N, R, D]``, ``dtype``; meaningful where ``described``.
-    described
-        Pages whose summary has been computed, ``[N]``, bool.
-    importance
-        ``[L, H, N]``, float32 in [0, 1].
-    step, listed_at
-        Decode steps so far, int32 scalar, and the one in which a running request last listed each page, ``[N]``,
-        int32.
-    described_tokens
-        Keys folded into summaries since the start, counted once per token.
+        ``[L, H, N, R, D]``, ``dtype``; meaningful where ``summarised``.
+    summarised
+        Pages that have a summary, ``[N]``, bool.
+    total_summarised_tokens
+        Keys folded into summaries since the start, counted once per token; never falls.
+    activity
+        Decode steps so far, and when a running request last listed each page.
+    policy
+        Values pages; owns its state, which lives on ``device``.
 
     Notes
     -----
@@ -66,19 +69,31 @@ class PageTable:
         policy: str,
         dtype: torch.dtype,
         device: str | torch.device,
+        importance_alpha: float = 0.3,
+        triton: bool | None = None,
     ) -> None:
         self.frame_of = torch.full((layers, kv_heads, pages), -1, dtype=torch.int32, device=device)
         self.page_of = torch.full((layers, kv_heads, frames), -1, dtype=torch.int32, device=device)
         self.unsaved = torch.zeros((layers, pages), dtype=torch.bool, device=device)
         shape = (layers, kv_heads, pages, SUMMARY_ROWS[summary], head_dim)
         self.summaries = torch.zeros(shape, dtype=dtype, device=device)
-        self.described = torch.zeros(pages, dtype=torch.bool, device=device)
-        self.importance = torch.zeros((layers, kv_heads, pages), dtype=torch.float32, device=device)
-        self.step = torch.zeros((), dtype=torch.int32, device=device)
-        self.listed_at = torch.zeros(pages, dtype=torch.int32, device=device)
-        self.policy: Policy = make_policy(policy, self)
-        self.described_tokens = 0
+        self.summarised = torch.zeros(pages, dtype=torch.bool, device=device)
+        self.total_summarised_tokens = 0
+        self.activity = Activity(pages, device)
+        self.triton = torch.device(device).type == "cuda" if triton is None else triton
+        inputs = PolicyInputs(layers, kv_heads, pages, self.activity, importance_alpha, self.triton)
+        self.policy: TieringPolicy = policies[policy](inputs)
         self._notes: list[tuple[str, tuple[torch.Tensor, ...]]] = []
+
+    @property
+    def step(self) -> torch.Tensor:
+        """Decode steps so far, scalar, int32."""
+        return self.activity.step
+
+    @property
+    def last_active(self) -> torch.Tensor:
+        """Step in which a running request last listed each page, ``[N]``, int32."""
+        return self.activity.last_active
 
     @property
     def pages(self) -> int:
@@ -91,7 +106,7 @@ class PageTable:
         return self.page_of.shape[2]
 
     def release(self, pages: torch.Tensor) -> None:
-        """Note that pages were freed: their frames, summaries and importance are to be reclaimed.
+        """Note that pages were freed: their frames, summaries and worth are to be reclaimed.
 
         Parameters
         ----------
@@ -101,7 +116,7 @@ class PageTable:
         self._notes.append(("release", (pages,)))
 
     def fold(self, duplicates: torch.Tensor, survivors: torch.Tensor) -> None:
-        """Note that duplicate pages are about to be freed in favour of equal ones, which inherit importance.
+        """Note that duplicate pages are about to be freed in favour of equal ones, which inherit their worth.
 
         Parameters
         ----------
@@ -124,27 +139,28 @@ class PageTable:
             getattr(self, f"_{action}")(*operands)
 
     def _release(self, pages: torch.Tensor) -> None:
-        rows = (self.frame_of.flatten(0, 1), self.page_of.flatten(0, 1), self.importance.flatten(0, 1))
-        if self.frame_of.is_cuda:
+        if self.triton:
             from rheo_kernels.triton import release
         else:
             from rheo_kernels.reference import release
-        release(pages, *rows)
+        release(pages, self.frame_of.flatten(0, 1), self.page_of.flatten(0, 1))
         pages = pages.long()
         self.unsaved.index_fill_(1, pages, False)
-        self.described.index_fill_(0, pages, False)
-        self.policy.reset(pages)
+        self.summarised.index_fill_(0, pages, False)
+        self.policy.release(pages)
 
     def _fold(self, duplicates: torch.Tensor, survivors: torch.Tensor) -> None:
-        survivors, duplicates = survivors.long(), duplicates.long()
-        pair = torch.maximum(self.importance[:, :, survivors], self.importance[:, :, duplicates])
-        self.importance[:, :, survivors] = pair
-        self.policy.fold(duplicates, survivors)
+        self.policy.fold(duplicates.long(), survivors.long())
 
     def _clear(self) -> None:
         self._release(torch.arange(self.pages, device=self.frame_of.device))
 
-    def describe(self, slots: torch.Tensor, page_size: int) -> None:
+    def begin_step(self) -> None:
+        """Count one more decode step; before it, and outside its graph."""
+        self.activity.begin_step()
+        self.policy.begin_step()
+
+    def note_summaries(self, slots: torch.Tensor, page_size: int) -> None:
         """Note that this forward pass folds the keys of these tokens into their pages' summaries.
 
         Parameters
@@ -154,37 +170,16 @@ class PageTable:
         page_size
             Tokens per page.
         """
-        self.described.index_fill_(0, slots // page_size, True)
-        self.described_tokens += slots.numel()
+        self.summarised.index_fill_(0, slots // page_size, True)
+        self.total_summarised_tokens += slots.numel()
 
     def list_pages(self, pages: torch.Tensor, num_pages: torch.Tensor) -> None:
-        """Note the pages of the running requests, so that those of nobody can be told apart.
+        """Note the pages of the running requests; see `Activity.list_pages`."""
+        self.activity.list_pages(pages, num_pages)
 
-        Parameters
-        ----------
-        pages
-            Page lists, ``[B, M]``, int32.
-        num_pages
-            Pages of each request, ``[B]``, int32.
-        """
-        position = torch.arange(pages.shape[1], device=pages.device)
-        listed = pages.long().masked_fill(position >= num_pages[:, None], 0)
-        self.listed_at[listed.flatten()] = self.step
-
-    def node_importance(self, pages: torch.Tensor) -> torch.Tensor:
-        """Importance of a radix node: the mean over its pages' rows.
-
-        Parameters
-        ----------
-        pages
-            The node's logical pages, ``[X]``, integer.
-
-        Returns
-        -------
-        torch.Tensor
-            Scalar, float32.
-        """
-        return self.importance[:, :, pages.long()].mean()
+    def node_worth(self, pages: torch.Tensor) -> torch.Tensor:
+        """Worth of a radix node's logical pages, ``[X]``, integer: the mean over their rows, a scalar, float32."""
+        return self.policy.node_worth(pages.long())
 
     def resident_share(self, pages: torch.Tensor) -> torch.Tensor:
         """Share of the pages' (layer, KV head) rows that have a frame: scalar, float32."""
@@ -193,24 +188,43 @@ class PageTable:
     def counters(self) -> dict[str, Any]:
         """What is in use; after all requests finished and the cache was flushed, all but the totals are 0.
 
-        The padding page is not counted.
+        Totals have ``total`` in their names. The padding page is not counted. Nothing is changed: what the scheduler
+        noted since the last forward pass counts as carried out, but is left to the next one.
         """
-        self.settle()
         layers, heads = self.frame_of.shape[:2]
+        freed, important = self._noted()
+        held = ~freed
+        owner = self.page_of.long()
         return {
             "pages_total": self.pages - 1,
             "frames_total": self.frames * layers * heads,
-            "frames_used": int((self.page_of >= 0).sum()),
-            "pages_resident": int((self.frame_of >= 0).any(0).any(0).sum()),
-            "pages_unsaved": int(self.unsaved.any(0).sum()),
-            "pages_described": int(self.described[1:].sum()),
-            "pages_important": int((self.importance[:, :, 1:] > 0).any(0).any(0).sum()),
-            "described_tokens": self.described_tokens,
+            "frames_used": int(((owner >= 0) & held[owner.clamp(min=0)]).sum()),
+            "pages_resident": int((held & (self.frame_of >= 0).any(0).any(0)).sum()),
+            "pages_unsaved": int((held & self.unsaved.any(0)).sum()),
+            "pages_summarised": int((held & self.summarised)[1:].sum()),
+            "pages_important": int(important[1:].sum()),
+            "total_summarised_tokens": self.total_summarised_tokens,
         }
 
+    def _noted(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pages that notes free, and those that are worth more than 0 after them, both ``[N]``, bool."""
+        freed = torch.zeros_like(self.summarised)
+        important = (self.policy.worth > 0).any(0).any(0)
+        for action, operands in self._notes:
+            if action == "fold":
+                duplicates, survivors = (operand.long() for operand in operands)
+                important[survivors] |= important[duplicates]
+            else:
+                pages = operands[0].long() if action == "release" else slice(None)
+                freed[pages] = True
+                important[pages] = False
+        return freed, important
+
     def check(self) -> None:
-        """Assert invariant 2 (frames and pages name each other), and that no unsaved page lacks a frame."""
-        self.settle()
+        """Assert invariant 2 (frames and pages name each other), and that no unsaved page lacks a frame.
+
+        Nothing is changed: both hold whatever the scheduler noted since the last forward pass.
+        """
         layer, head, page = (self.frame_of >= 0).nonzero(as_tuple=True)
         frame = self.frame_of[layer, head, page].long()
         assert torch.equal(self.page_of[layer, head, frame].long(), page), "page_of is not frame_of's inverse"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 from rheo_sglang.errors import ConfigError, reject
 
@@ -10,7 +10,7 @@ from rheo_sglang.errors import ConfigError, reject
 class Named(Protocol):
     """A class that can be registered."""
 
-    name: str
+    name: ClassVar[str]
 
 
 T = TypeVar("T", bound=Named)

@@ -12,7 +12,6 @@ from rheo_kernels.triton import (
     append,
     describe,
     score,
-    update_importance,
 )
 from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import RheoConfig
@@ -99,7 +98,6 @@ class CudaDecode:
             config.budget_ratio, config.budget_min_pages, controller.most, controller.dense_tokens
         )
         device = frames.device
-        self.scratch = torch.zeros(table.importance.shape[1:], dtype=torch.int32, device=device)
         self.appending, self.behind = SideStream(device), SideStream(device)
         self.attention = make_attention(host, frames, heads, self.page_size)
         self.missed_at = torch.zeros((), dtype=torch.int32, device=device)
@@ -230,7 +228,7 @@ class CudaDecode:
                 field.zero_()
             return chosen
         self.steps += 1
-        self.table.step += 1
+        self.table.begin_step()
         describe(
             self.req_to_token,
             slots,
@@ -239,12 +237,12 @@ class CudaDecode:
             self.page_size,
             self.share,
             self.table.step,
-            self.table.listed_at,
-            self.table.described,
+            self.table.last_active,
+            self.table.summarised,
             self.table.unsaved,
             step.batch,
         )
-        self.table.described_tokens += live
+        self.table.total_summarised_tokens += live
         offsets = (lengths - 1) % self.page_size
         if self.fresh_tails or bool((offsets == 0).any()):
             self.residency.claim(step.batch.tail_pages, filled=self.fresh_tails)
@@ -315,16 +313,6 @@ class CudaDecode:
         table, config, page_size, batch = self.table, self.config, self.page_size, step.batch
         scores = step.scores
         assert step.selected is not None and scores is not None
-        with self.behind.fork():
-            scratch = self.scratch if q.shape[0] > 1 else None
-            update_importance(
-                scores,
-                batch.pages,
-                batch.num_pages,
-                config.importance_alpha,
-                table.importance[layer],
-                scratch,
-            )
         self.attention.select_resolve(
             scores,
             batch.pages,

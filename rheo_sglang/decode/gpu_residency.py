@@ -8,7 +8,7 @@ from rheo_kernels.cuda.load import Candidates, load_admitted
 from rheo_kernels.reference import NEVER_EVICT
 from rheo_kernels.triton import (
     Admitted,
-    Fade,
+    IdleDecay,
     admit,
     gather_misses,
     load,
@@ -40,9 +40,9 @@ class CudaResidency:
         self.frame_values = torch.zeros(table.page_of.shape, dtype=torch.float32, device=frames.device)
         self.row_of = torch.zeros(table.pages, dtype=torch.int32, device=frames.device)
         policy = table.policy
-        self.fade = None
+        self.idle_decay = None
         if policy.idle_decay < 1.0:
-            self.fade = Fade(policy.idle_decay, table.step, table.listed_at)
+            self.idle_decay = IdleDecay(policy.idle_decay, table.step, table.last_active)
 
     def claim(self, pages: torch.Tensor, filled: bool) -> None:
         """Make pages resident in every layer and KV head, whatever has to be evicted for them.
@@ -57,7 +57,9 @@ class CudaResidency:
         table = self.table
         rows = table.frame_of.flatten(0, 1)
         page_of, values = table.page_of.flatten(0, 1), self.frame_values.flatten(0, 1)
-        value_frames(page_of, table.policy.worth.flatten(0, 1), table.unsaved, fade=self.fade, out=values)
+        value_frames(
+            page_of, table.policy.worth.flatten(0, 1), table.unsaved, idle_decay=self.idle_decay, out=values
+        )
         candidates = pages[None].expand(rows.shape[0], -1)
         urgent = torch.full((1, pages.shape[0]), NEVER_EVICT, device=pages.device).expand(candidates.shape)
         admitted = admit(candidates, urgent, rows, page_of, values)
@@ -164,7 +166,7 @@ class CudaResidency:
             table.policy.worth[layer],
             table.unsaved[layer : layer + 1],
             accessed,
-            self.fade,
+            self.idle_decay,
             wanted,
             self.frame_values[layer],
         )

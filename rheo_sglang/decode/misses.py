@@ -62,6 +62,11 @@ class MissPath(ABC):
         """Attend, once the new token is in its page, and write ``out``, ``[B, Hq, D]``."""
         ...
 
+    def _tell_policy(self, layer: int, step: StepBuffers) -> None:
+        assert step.selected is not None and step.scores is not None
+        batch = step.batch
+        self.table.policy.on_step(layer, step.scores, step.selected[layer], batch.pages, batch.num_pages)
+
     def join(self) -> None:
         """Wait for what goes on behind a layer; frames may still be filling."""
         self.behind.join()
@@ -85,7 +90,7 @@ class Fetch(MissPath):
         """See `MissPath.start`."""
         assert step.selected is not None and step.staged is not None
         with self.behind.fork():
-            self.table.policy.touch(layer, step.selected[layer].pages)
+            self._tell_policy(layer, step)
             self.residency.admit_missed(layer, step, most=step.staged.shape[1])
 
     def finish(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float, out: torch.Tensor) -> None:
@@ -124,7 +129,7 @@ class Split(MissPath):
         with self.missing.fork():
             step.cpu(layer, q, selected, selected.num_hits, selected.num_selected, scale)
         with self.behind.fork():
-            self.table.policy.touch(layer, selected.pages)
+            self._tell_policy(layer, step)
             admitted = self.residency.admit_missed(layer, step)
             with self.loading.fork():
                 self.residency.load(layer, admitted)
@@ -154,7 +159,7 @@ class Both(MissPath):
         """See `MissPath.start`."""
         assert step.selected is not None and step.service is not None
         with self.behind.fork():
-            self.table.policy.touch(layer, step.selected[layer].pages)
+            self._tell_policy(layer, step)
             self.residency.admit_missed(layer, step, rules=step.service.rules[layer])
 
     def finish(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float, out: torch.Tensor) -> None:

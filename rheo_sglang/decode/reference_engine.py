@@ -8,11 +8,9 @@ from rheo_kernels import cpu, reference
 from rheo_kernels.reference import (
     append,
     merge,
-    rank_normalise,
     resolve,
     runners_up,
     save,
-    update_importance,
 )
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.decode.batch import DecodeBatch
@@ -103,14 +101,10 @@ class DecodeStep:
         scores, selected = self.selector(
             q, table.summaries[layer], batch.pages, batch.num_pages, batch.budget, batch.width, scale
         )
-        ranks = rank_normalise(scores, batch.num_pages)
-        update_importance(
-            table.importance[layer], ranks, batch.pages, batch.num_pages, self.config.importance_alpha
-        )
         found = resolve(selected, batch.pages, batch.seq_lens, table.frame_of[layer], page_size)
         left_out = runners_up(scores, selected, batch.num_pages, RUNNERS_UP)
         ahead = resolve(left_out, batch.pages, batch.seq_lens, table.frame_of[layer], page_size).misses
-        table.policy.touch(layer, found.pages)
+        table.policy.on_step(layer, scores, found, batch.pages, batch.num_pages)
         if self.recorder is not None:
             assert batch.rows is not None
             self.recorder.count(layer, batch.rows, (found.hits >= 0).sum(2), (found.pages >= 0).sum(2))

@@ -43,7 +43,7 @@ class RheoKVPool(KVCache):
     frames
         Frames, ``[L, H, F, 2, D * P]``.
     table
-        Residency, summaries and importance of every logical page.
+        Residency, summaries and worth of every logical page.
     """
 
     def __init__(
@@ -69,7 +69,16 @@ class RheoKVPool(KVCache):
         self.host = host_pool(layer_num, pages, head_num, head_dim, page_size, dtype, device != "cpu")
         self.frames = frame_pool(layer_num, head_num, frame_pages, head_dim, page_size, dtype, device)
         self.table = PageTable(
-            layer_num, head_num, head_dim, pages, frame_pages, config.summary, config.policy, dtype, device
+            layer_num,
+            head_num,
+            head_dim,
+            pages,
+            frame_pages,
+            config.summary,
+            config.policy,
+            dtype,
+            device,
+            config.importance_alpha,
         )
         self.mem_usage = self.frames.nbytes / (1 << 30)
         logger.info(
@@ -79,7 +88,7 @@ class RheoKVPool(KVCache):
             self.host.nbytes / (1 << 30),
             frame_pages * page_size,
             self.mem_usage,
-            (self.table.summaries.nbytes + 3 * self.table.importance.nbytes) / (1 << 30),
+            (self.table.summaries.nbytes + 3 * self.table.policy.worth.nbytes) / (1 << 30),
             page_size,
         )
 

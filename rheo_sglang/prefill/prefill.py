@@ -24,7 +24,7 @@ MOST_OFFERED = 1 << 15
 
 
 class Prefill:
-    """Writes a chunk to host pages, attends it densely, seeds importance and offers frames to the best pages.
+    """Writes a chunk to host pages, attends it densely, seeds the policy and offers frames to the best pages.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ class Prefill:
             slots = torch.zeros(2, dtype=torch.int64, device=device)
             for layer in range(len(self.host)):
                 self(layer, q, k, v, slots, batch, 1.0)
-        self.table.importance[:, :, 0] = 0
+        self.table.policy.release(torch.zeros(1, dtype=torch.int64, device=device))
         logger.info("rheo: prefill warmed up in %.1f s", time.monotonic() - start)
 
     def begin(self, batch: PrefillBatch) -> None:
@@ -102,6 +102,7 @@ class Prefill:
             The pass. Everything that its prefix pages and their frames wait for is on the current stream.
         """
         self.staging.begin(batch)
+        self.seeding.begin(batch)
 
     def __call__(
         self,

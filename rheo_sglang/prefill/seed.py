@@ -1,4 +1,4 @@
-"""Seeding: a prompt's last tokens rank the pages they see, and its full pages are offered frames."""
+"""Seeding: the tiering policy learns what a prompt's last tokens attend, and full pages are offered frames."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Protocol
 
 import torch
 
-from rheo_kernels import reference
+from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.prefill.batch import PrefillBatch
 
 SEED_QUERIES = 16
-"""Last tokens of a prompt whose attention seeds the importance of the pages they see."""
+"""Last tokens of a prompt whose attention the tiering policy learns of."""
 
 
 class SeedAdmission(Protocol):
@@ -30,7 +30,7 @@ class SeedAdmission(Protocol):
 
 
 class Seeding:
-    """Importance and residency that a prompt leaves behind.
+    """Worth and residency that a prompt leaves behind.
 
     Parameters
     ----------
@@ -54,12 +54,18 @@ class Seeding:
         residency: SeedAdmission,
         page_size: int,
     ) -> None:
-        self.config = config
         self.kernels = kernels
         self.table = table
         self.residency = residency
         self.page_size = page_size
-        self.best_ranks = None if kernels is reference else torch.zeros_like(table.frame_of[0])
+        self.controller = BudgetController(config, 1, page_size)
+        self.caps = torch.empty(0, dtype=torch.int32)
+
+    def begin(self, batch: PrefillBatch) -> None:
+        """Begin a pass: how many pages a decode step of each ending prompt may select holds for all layers."""
+        ending = batch.ending
+        tokens = batch.cu_keys[: ending + 1].diff()
+        self.caps = self.controller.budget(batch.num_pages[:ending], tokens)[:, 0]
 
     def page_mass(
         self, q: torch.Tensor, keys: torch.Tensor, batch: PrefillBatch, scale: float
@@ -104,7 +110,7 @@ class Seeding:
         values: torch.Tensor,
         batch: PrefillBatch,
     ) -> None:
-        """Fold the pages' ranks into their importance, and offer them frames: the best get them, or all that fit.
+        """Tell the policy, and offer the prompts' full pages frames: the best get them, or all that fit.
 
         A page that is not full stays out of the frames: the next chunk would write to its host page alone.
 
@@ -121,16 +127,7 @@ class Seeding:
         """
         if mass is None:
             return
-        self._fold(layer, mass, batch)
+        pages, num_pages = batch.pages[: batch.ending], batch.num_pages[: batch.ending]
+        self.table.policy.on_prefill(layer, mass, pages, num_pages, self.caps)
         if batch.offered.numel():
             self.residency.admit_seeded(layer, batch.offered, keys, values, batch.offered_rows)
-
-    def _fold(self, layer: int, mass: torch.Tensor, batch: PrefillBatch) -> None:
-        importance, alpha = self.table.importance[layer], self.config.importance_alpha
-        pages, num_pages = batch.pages[: batch.ending], batch.num_pages[: batch.ending]
-        if self.kernels is reference:
-            ranks = reference.rank_normalise(mass, num_pages)
-            reference.update_importance(importance, ranks, pages, num_pages, alpha)
-        else:
-            scratch = self.best_ranks if batch.ending > 1 else None
-            self.kernels.update_importance(mass, pages, num_pages, alpha, importance, scratch)

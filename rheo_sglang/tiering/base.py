@@ -1,66 +1,165 @@
-"""Policy: the interface of every tiering policy."""
+"""TieringPolicy: the interface of every tiering policy."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 
-if TYPE_CHECKING:
-    from rheo_sglang.page_table import PageTable
+from rheo_sglang.registry import Registry
+from rheo_sglang.tiering.activity import Activity
 
 SELECTED = 1.0
 """Added to the worth of a page that the current step selected: worths lie in [0, 1], so it outranks all others."""
 
 
-class Policy(ABC):
+class Selection(Protocol):
+    """What a policy may read of one layer's selection; see `rheo_kernels.types.Selected`."""
+
+    @property
+    def pages(self) -> torch.Tensor:
+        """Selected logical pages, ``[B, H, S]``, int32, -1 = none."""
+        ...
+
+    @property
+    def hits(self) -> torch.Tensor:
+        """Frames of those that were resident, else -1, ``[B, H, S]``, int32."""
+        ...
+
+    @property
+    def misses(self) -> torch.Tensor:
+        """Those without a frame, else -1, ``[B, H, S]``, int32."""
+        ...
+
+
+@dataclass(frozen=True)
+class PolicyInputs:
+    """What a policy is built from.
+
+    Attributes
+    ----------
+    layers, kv_heads, pages
+        ``L``, ``H`` and ``N`` of this rank, the padding page 0 included.
+    activity
+        Step counter, and when each page was last listed by a running request; read only.
+    importance_alpha
+        Weight of the newest step in an average over steps, in (0, 1].
+    triton
+        Whether the policy's kernels are Triton's; those of the references otherwise.
+    """
+
+    layers: int
+    kv_heads: int
+    pages: int
+    activity: Activity
+    importance_alpha: float = 0.3
+    triton: bool = False
+
+
+class TieringPolicy(ABC):
     """Values pages for admission and eviction.
 
     A page's value is its ``worth``, times ``idle_decay`` for every decode step since a running request last listed
-    it. Kernels that weigh frames read both directly.
+    it. Kernels that weigh frames read ``worth`` directly.
+
+    A subclass has a ``name``, says in `on_prefill` and `on_step` what a prompt and a decode step do to ``worth``, and
+    overrides `begin_step`, `release` and `fold` where it keeps state beside it. `on_prefill` and `on_step` have fixed
+    shapes and no host synchronisation; `on_step` is captured in CUDA graphs, so it may not depend on anything that the
+    host changes between steps.
 
     Parameters
     ----------
-    table
-        The page table whose pages are valued; read only.
+    inputs
+        Sizes, the step counter, settings.
 
     Attributes
     ----------
     worth
-        ``[L, H, N]``, float32 in [0, 1]; 0 for pages that were never selected.
-    idle_decay
-        In (0, 1].
+        ``[L, H, N]``, float32 in [0, 1]; 0 for pages that neither a prompt nor a step has used, and for page 0.
     """
 
-    worth: torch.Tensor
-    idle_decay: float = 1.0
+    name: ClassVar[str]
+    """What the configuration calls it."""
+    idle_decay: ClassVar[float] = 1.0
+    """Factor in (0, 1] on a page's value for every decode step in which no running request listed it."""
 
-    def __init__(self, table: PageTable) -> None:
-        self.table = table
+    def __init__(self, inputs: PolicyInputs) -> None:
+        self.inputs = inputs
+        self.activity = inputs.activity
+        shape = (inputs.layers, inputs.kv_heads, inputs.pages)
+        self.worth = torch.zeros(shape, dtype=torch.float32, device=inputs.activity.step.device)
+
+    def begin_step(self) -> None:  # noqa: B027
+        """Do what has to be done now and then, before a decode step and outside its graph: nothing by default.
+
+        ``activity.steps``, on the host, counts this step already.
+        """
 
     @abstractmethod
-    def touch(self, layer: int, pages: torch.Tensor) -> None:
-        """Record one step's selection in one layer, without a host synchronisation.
+    def on_prefill(
+        self,
+        layer: int,
+        mass: torch.Tensor,
+        pages: torch.Tensor,
+        num_pages: torch.Tensor,
+        caps: torch.Tensor,
+    ) -> None:
+        """Learn what the last tokens of ended prompts attended, in one layer.
+
+        A policy that counts uses counts one for each of the ``caps`` pages with the greatest mass: those that a decode
+        step, with the same budget, would have selected. `most_attended` marks them.
 
         Parameters
         ----------
         layer
             Layer index.
+        mass
+            Share of the attention that each page got, ``[E, H, M]``, float32, ``-inf`` past the last page.
         pages
-            Selected logical pages, ``[B, H, S]``, int32, -1 = none.
+            Page lists, ``[E, M]``, int32; entries past ``num_pages`` are undefined.
+        num_pages
+            Pages of each prompt, ``[E]``, int32.
+        caps
+            Most pages that a decode step of each request may select per KV head, ``[E]``, int32.
         """
         ...
 
     @abstractmethod
-    def reset(self, pages: torch.Tensor) -> None:
-        """Forget freed pages, ``[X]``, int64."""
+    def on_step(
+        self,
+        layer: int,
+        scores: torch.Tensor,
+        selected: Selection,
+        pages: torch.Tensor,
+        num_pages: torch.Tensor,
+    ) -> None:
+        """Learn what one decode step selected in one layer, before its misses are admitted.
+
+        Parameters
+        ----------
+        layer
+            Layer index.
+        scores
+            Scores of all pages, ``[B, H, M]``, float32; past the last page they mean nothing.
+        selected
+            The selection, hits and misses.
+        pages
+            Page lists, ``[B, M]``, int32; entries past ``num_pages`` are undefined.
+        num_pages
+            Pages of each request, ``[B]``, int32; 0 in padded rows.
+        """
         ...
 
-    @abstractmethod
+    def release(self, pages: torch.Tensor) -> None:
+        """Forget freed pages, ``[X]``, int64."""
+        self.worth.index_fill_(2, pages, 0.0)
+
     def fold(self, duplicates: torch.Tensor, survivors: torch.Tensor) -> None:
-        """Let survivors inherit from the duplicates that are about to be freed, both ``[X]``, int64."""
-        ...
+        """Give survivors the larger worth of theirs and their duplicates', both ``[X]``, int64."""
+        pair = torch.maximum(self.worth[:, :, survivors], self.worth[:, :, duplicates])
+        self.worth[:, :, survivors] = pair
 
     def values(self, layer: int, pages: torch.Tensor) -> torch.Tensor:
         """What pages are worth in one layer now.
@@ -80,4 +179,33 @@ class Policy(ABC):
         worth = self.worth[layer].gather(1, pages)
         if self.idle_decay == 1.0:
             return worth
-        return worth * torch.pow(self.idle_decay, self.table.step - self.table.listed_at[pages])
+        idle = self.activity.step - self.activity.last_active[pages]
+        return worth * torch.pow(self.idle_decay, idle)
+
+    def node_worth(self, pages: torch.Tensor) -> torch.Tensor:
+        """Worth of a radix node: the mean over its pages ``[X]``, int64, in all layers and KV heads; a scalar."""
+        return self.worth[:, :, pages].mean()
+
+
+def most_attended(mass: torch.Tensor, caps: torch.Tensor) -> torch.Tensor:
+    """Mark the pages with the greatest mass, ``caps`` of each prompt and KV head.
+
+    Parameters
+    ----------
+    mass
+        ``[E, H, M]``, float32, ``-inf`` past the last page.
+    caps
+        ``[E]``, int32, at most each prompt's pages.
+
+    Returns
+    -------
+    torch.Tensor
+        ``[E, H, M]``, bool.
+    """
+    order = mass.argsort(dim=2, descending=True, stable=True)
+    place = torch.arange(mass.shape[2], device=mass.device)
+    return torch.zeros_like(mass, dtype=torch.bool).scatter_(2, order, place < caps[:, None, None])
+
+
+policies: Registry[TieringPolicy] = Registry("policy")
+"""Tiering policies by name."""

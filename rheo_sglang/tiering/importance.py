@@ -2,34 +2,60 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
-from rheo_sglang.tiering.base import Policy
-
-if TYPE_CHECKING:
-    from rheo_sglang.page_table import PageTable
+from rheo_kernels import reference
+from rheo_sglang.tiering.base import PolicyInputs, Selection, TieringPolicy, policies
 
 IDLE_DECAY = 0.7
 """Factor per decode step on the value of a page that no running request lists: its rank in such a step is none.
 Without it, pages of finished requests hold frames for as long as their prefixes are cached."""
 
 
-class Importance(Policy):
-    """The page table's importance, fading while nobody runs over the page; there is no state of its own."""
+@policies.register
+class Importance(TieringPolicy):
+    """Worth is an exponential average of a page's rank among its request's pages, the best 1.
 
+    Pages are ranked by score in a decode step, and by attention mass at the end of a prompt. On a GPU, ranking and
+    averaging are one kernel, see `rheo_kernels.triton.update_importance`, whose docstring bounds the error of a rank.
+    """
+
+    name = "importance"
     idle_decay = IDLE_DECAY
 
-    def __init__(self, table: PageTable) -> None:
-        super().__init__(table)
-        self.worth = table.importance
+    def __init__(self, inputs: PolicyInputs) -> None:
+        super().__init__(inputs)
+        self.best_ranks = self.worth[0].to(torch.int32) if inputs.triton else None
 
-    def touch(self, layer: int, pages: torch.Tensor) -> None:
-        """Nothing to record."""
+    def on_prefill(
+        self,
+        layer: int,
+        mass: torch.Tensor,
+        pages: torch.Tensor,
+        num_pages: torch.Tensor,
+        caps: torch.Tensor,
+    ) -> None:
+        """See `TieringPolicy.on_prefill`; one step's rank, by mass."""
+        self._update(layer, mass, pages, num_pages)
 
-    def reset(self, pages: torch.Tensor) -> None:
-        """Nothing to forget."""
+    def on_step(
+        self,
+        layer: int,
+        scores: torch.Tensor,
+        selected: Selection,
+        pages: torch.Tensor,
+        num_pages: torch.Tensor,
+    ) -> None:
+        """See `TieringPolicy.on_step`."""
+        self._update(layer, scores, pages, num_pages)
 
-    def fold(self, duplicates: torch.Tensor, survivors: torch.Tensor) -> None:
-        """Nothing to inherit beyond importance itself."""
+    def _update(self, layer: int, scores: torch.Tensor, pages: torch.Tensor, num_pages: torch.Tensor) -> None:
+        alpha, worth = self.inputs.importance_alpha, self.worth[layer]
+        if self.best_ranks is None:
+            ranks = reference.rank_normalise(scores, num_pages)
+            reference.update_importance(worth, ranks, pages, num_pages, alpha)
+        else:
+            from rheo_kernels.triton import update_importance
+
+            shared = self.best_ranks if scores.shape[0] > 1 else None
+            update_importance(scores, pages, num_pages, alpha, worth, shared)

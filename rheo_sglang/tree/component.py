@@ -1,4 +1,4 @@
-"""RheoFullComponent: SGLang's full-attention tree component, with importance that survives deduplication."""
+"""RheoFullComponent: SGLang's full-attention tree component, whose pages keep their worth when duplicates are freed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rheo_sglang.tree.nodes import slot_pages
 
 
 class RheoFullComponent(FullComponent):
-    """A node's importance, summaries and frames are rows of the page table, found through the node's slots.
+    """A node's worth, summaries and frames are rows of the page table, found through the node's slots.
 
     Splits need no work, for the slots are divided and the rows stay. Eviction and abort need none either, for
     freed slots go through the allocator. Only an insert that overlaps an existing node frees pages in favour of
-    equal ones; those hand their importance on first.
+    equal ones; those pass their worth on first.
     """
 
     def update_component_on_insert_overlap(

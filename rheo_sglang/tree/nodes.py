@@ -61,7 +61,7 @@ def describe_tree(tree_cache: Any, table: PageTable, page_size: int, most: int =
         described.append(
             {
                 "tokens": tokens,
-                "importance": round(float(table.node_importance(pages)), 4),
+                "importance": round(float(table.node_worth(pages)), 4),
                 "resident": round(float(table.resident_share(pages)), 4),
                 "locked": data.lock_ref > 0,
             }

@@ -107,7 +107,7 @@ def conversation(server: SGLangServer, model: Path, turns: int) -> dict[str, Any
     full = rheo_state(server)["counters"]
     server.flush_cache()
     end = rheo_state(server)["counters"]
-    in_use = ("pages_allocated", "pages_described", "pages_important", "pages_unsaved")
+    in_use = ("pages_allocated", "pages_summarised", "pages_important", "pages_unsaved")
     return {
         "turns": turns,
         "tokens": len(history),

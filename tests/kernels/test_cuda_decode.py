@@ -46,7 +46,9 @@ class Server:
     ) -> None:
         self.device = device
         self.dtype = dtype
-        self.table = PageTable(LAYERS, HEADS, DIM, PAGES, frames, "bound", config.policy, dtype, device)
+        self.table = PageTable(
+            LAYERS, HEADS, DIM, PAGES, frames, "bound", config.policy, dtype, device, triton=cuda
+        )
         self.host = host_pool(LAYERS, PAGES, HEADS, DIM, PAGE_SIZE, dtype, device.type == "cuda")
         self.frames = frame_pool(LAYERS, HEADS, frames, DIM, PAGE_SIZE, dtype, device)
         self.controller = BudgetController(config, HEADS, PAGE_SIZE)
@@ -109,7 +111,7 @@ class Server:
                 self.controller,
                 self.recorder.begin_step(rids),
             )
-            self.table.step += 1
+            self.table.begin_step()
             self.table.list_pages(batch.pages, batch.num_pages)
             for layer in range(LAYERS):
                 live = len(lengths)

@@ -31,7 +31,7 @@ class Prompts:
         self.config = RheoConfig(dense_threshold=0, budget_ratio=0.3)
         pool = LAYERS, pages, heads, shape.dim, size, shape.dtype
         self.table = PageTable(
-            LAYERS, heads, shape.dim, pages, FRAMES, "bound", "importance", shape.dtype, device
+            LAYERS, heads, shape.dim, pages, FRAMES, "bound", "importance", shape.dtype, device, triton=True
         )
         self.host = host_pool(*pool, pinned=device.type == "cuda")
         self.frames = frame_pool(LAYERS, heads, FRAMES, shape.dim, size, shape.dtype, device)
@@ -112,7 +112,7 @@ def test_chunks_attend_everything_before_them(
     for lengths in ([64, 20], [37, 69], [49, 1]):
         prompts.run(lengths)
         prompts.check_frames()
-    assert (prompts.table.importance[:, :, torch.cat(prompts.pages)] > 0).all()
+    assert (prompts.table.policy.worth[:, :, torch.cat(prompts.pages)] > 0).all()
 
 
 def test_a_warm_up_leaves_no_trace_and_fixes_shapes(
@@ -127,7 +127,7 @@ def test_a_warm_up_leaves_no_trace_and_fixes_shapes(
     assert prompts.prefill.room == 16
     prompts.table.check()
     assert (prompts.table.page_of < 0).all()
-    assert not prompts.table.importance.any()
+    assert not prompts.table.policy.worth.any()
     assert not prompts.host[:, 1:].any()
     prompts.expected_host.copy_(prompts.host)
     prompts.expected_summaries.copy_(prompts.table.summaries)

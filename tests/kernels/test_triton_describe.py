@@ -34,11 +34,13 @@ def test_describe_equals_the_reference(page_size: int, ratio: float, rng: torch.
     for field in out:
         field.fill_(-5)
     step = torch.tensor(17, dtype=torch.int32, device=device)
-    listed_at = torch.zeros(PAGES, dtype=torch.int32, device=device)
+    last_active = torch.zeros(PAGES, dtype=torch.int32, device=device)
     described = torch.zeros(PAGES, dtype=torch.bool, device=device)
     unsaved = torch.zeros((LAYERS, PAGES), dtype=torch.bool, device=device)
     share = kernels.Share(ratio, config.budget_min_pages, controller.most, controller.dense_tokens)
-    kernels.describe(tokens, rows, lengths, live, page_size, share, step, listed_at, described, unsaved, out)
+    kernels.describe(
+        tokens, rows, lengths, live, page_size, share, step, last_active, described, unsaved, out
+    )
     assert torch.equal(out.num_pages[:live], expected.num_pages)
     assert torch.equal(out.seq_lens[:live].long(), expected.seq_lens.to(device))
     assert torch.equal(out.tail_pages[:live], expected.tail_pages)
@@ -51,7 +53,7 @@ def test_describe_equals_the_reference(page_size: int, ratio: float, rng: torch.
     for row, count in enumerate(expected.num_pages.tolist()):
         assert torch.equal(out.pages[row, :count], expected.pages[row, :count])
         listed |= set(out.pages[row, :count].tolist())
-    assert set((listed_at == 17).nonzero().squeeze(1).tolist()) - {0} == listed
+    assert set((last_active == 17).nonzero().squeeze(1).tolist()) - {0} == listed
     tails = set(expected.tail_pages.tolist())
     assert set(described.nonzero().squeeze(1).tolist()) == tails
     for layer in range(LAYERS):

@@ -312,7 +312,7 @@ class Server:
         for request in self.running:
             owned += -(-(len(request.tokens) - request.protected) // size) * size
         assert self.allocator.available_size() == self.context - owned
-        assert self.table.described_tokens == self.forwarded, "a shared page was described twice"
+        assert self.table.total_summarised_tokens == self.forwarded, "a shared page was described twice"
         assert self.table.counters()["frames_used"] <= self.table.counters()["frames_total"]
 
     def _check_pages_hold_their_tokens(self) -> None:
@@ -349,7 +349,7 @@ class Server:
         self.tree.evict(EvictParams(num_tokens=self.context))
         assert self.allocator.available_size() == self.context
         assert self.tree.evictable_size() == self.tree.protected_size() == 0
-        assert self.table.counters() == {**self.start, "described_tokens": self.forwarded}
+        assert self.table.counters() == {**self.start, "total_summarised_tokens": self.forwarded}
         self.tree.reset()
         self.allocator.clear()
-        assert self.table.counters() == {**self.start, "described_tokens": self.forwarded}
+        assert self.table.counters() == {**self.start, "total_summarised_tokens": self.forwarded}

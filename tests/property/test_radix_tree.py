@@ -16,7 +16,7 @@ from unit import sglang_versions
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.pools.allocator import RheoAllocator
 from rheo_sglang.pools.kv_pool import RheoKVPool
-from rheo_sglang.tiering import POLICIES
+from rheo_sglang.tiering import policies
 from rheo_sglang.tree.nodes import describe_tree, slot_pages, walk
 
 LAYERS, HEADS, PAGES, FRAMES = 2, 2, 24, 6
@@ -31,7 +31,7 @@ class RadixTreeMachine(RuleBasedStateMachine):
 
     @initialize(
         page_size=st.sampled_from([16, 32, 64]),
-        policy=st.sampled_from(sorted(POLICIES)),
+        policy=st.sampled_from(sorted(policies.names())),
         seed=st.integers(0, 2**32 - 1),
     )
     def build(self, page_size: int, policy: str, seed: int) -> None:
@@ -77,12 +77,12 @@ class RadixTreeMachine(RuleBasedStateMachine):
             return None
         pages = slot_pages(slots, self.page_size)
         self.table.settle()
-        assert not self.table.described[pages].any(), "a page was handed out with leftovers"
+        assert not self.table.summarised[pages].any(), "a page was handed out with leftovers"
         assert (self.table.frame_of[:, :, pages] < 0).all(), "a page was handed out with frames"
-        self.table.describe(slots, self.page_size)
-        self.table.importance[:, :, pages] = torch.rand(LAYERS, HEADS, count, generator=self.random)
+        self.table.note_summaries(slots, self.page_size)
+        self.table.policy.worth[:, :, pages] = torch.rand(LAYERS, HEADS, count, generator=self.random)
         for page in pages.tolist():
-            self.importance[page] = self.table.importance[:, :, page].clone()
+            self.importance[page] = self.table.policy.worth[:, :, page].clone()
             for layer, head in ((0, 0), (1, 1)):
                 free = (self.table.page_of[layer, head] < 0).nonzero().flatten()
                 if len(free):
@@ -210,10 +210,10 @@ class RadixTreeMachine(RuleBasedStateMachine):
         freed = [page for page in range(PAGES + 1) if page not in kept]
         assert set(kept) == self.importance.keys()
         for page in kept:
-            assert torch.equal(self.table.importance[:, :, page], self.importance[page])
-        assert self.table.described[kept].all()
-        assert not self.table.importance[:, :, freed].any()
-        assert not self.table.described[freed].any()
+            assert torch.equal(self.table.policy.worth[:, :, page], self.importance[page])
+        assert self.table.summarised[kept].all()
+        assert not self.table.policy.worth[:, :, freed].any()
+        assert not self.table.summarised[freed].any()
         assert (self.table.frame_of[:, :, freed] < 0).all()
 
     @invariant()
@@ -223,7 +223,7 @@ class RadixTreeMachine(RuleBasedStateMachine):
         for node in self.nodes():
             pages = self.node_pages(node)
             rows = torch.stack([self.importance[page] for page in pages.tolist()])
-            importance = self.table.node_importance(pages)
+            importance = self.table.node_worth(pages)
             torch.testing.assert_close(importance, rows.mean(), rtol=1e-5, atol=1e-6)
             expected.append(
                 {
@@ -247,8 +247,8 @@ class RadixTreeMachine(RuleBasedStateMachine):
         assert self.allocator.available_size() == PAGES * self.page_size
         assert self.tree.evictable_size() == self.tree.protected_size() == 0
         assert self.nodes() == []
-        described = self.table.described_tokens
-        assert self.table.counters() == {**self.start, "described_tokens": described}
+        described = self.table.total_summarised_tokens
+        assert self.table.counters() == {**self.start, "total_summarised_tokens": described}
 
 
 TestRadixTree = RadixTreeMachine.TestCase

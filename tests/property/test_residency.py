@@ -7,11 +7,11 @@ import torch
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from rheo_kernels.reference import SUMMARY_ROWS, save
+from rheo_kernels.reference import SUMMARY_ROWS, Resolved, save
 from rheo_sglang.decode.reference_residency import Residency
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
-from rheo_sglang.tiering import POLICIES
+from rheo_sglang.tiering import policies
 
 LAYERS, HEADS, DIM, PAGE_SIZE, PAGES, FRAMES = 2, 2, 4, 16, 14, 4
 
@@ -23,7 +23,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     """Pages are filled, written, selected, folded and freed; a dictionary knows what each must contain."""
 
     @initialize(
-        policy=st.sampled_from(sorted(POLICIES)),
+        policy=st.sampled_from(sorted(policies.names())),
         summary=st.sampled_from(sorted(SUMMARY_ROWS)),
         seed=st.integers(0, 2**32 - 1),
     )
@@ -54,9 +54,9 @@ class ResidencyMachine(RuleBasedStateMachine):
                 self.host[layer, page] = self.content[layer, page]
         self.allocated |= set(fresh)
         self.table.settle()
-        self.table.describe(torch.tensor(fresh, dtype=torch.int64) * PAGE_SIZE, PAGE_SIZE)
+        self.table.note_summaries(torch.tensor(fresh, dtype=torch.int64) * PAGE_SIZE, PAGE_SIZE)
         self.table.summaries[:, :, fresh] = self.noise(*self.table.summaries[:, :, fresh].shape)
-        self.table.importance[:, :, fresh] = self.noise(LAYERS, HEADS, len(fresh))
+        self.table.policy.worth[:, :, fresh] = self.noise(LAYERS, HEADS, len(fresh))
 
     @rule(pages=page_sets)
     def write_tails(self, pages: set[int]) -> None:
@@ -106,10 +106,13 @@ class ResidencyMachine(RuleBasedStateMachine):
         selected = torch.tensor([[*head, *[-1] * (width - len(head))] for head in chosen], dtype=torch.int32)
         frame = self.table.frame_of[layer].gather(1, selected.clamp(min=0).long())
         resident = (selected >= 0) & (frame >= 0)
-        self.table.step += 1
+        self.table.begin_step()
         self.table.list_pages(selected.clamp(min=0), torch.tensor([len(head) for head in chosen]))
-        self.table.policy.touch(layer, selected[None])
         misses, hits = selected.masked_fill(resident, -1), frame.masked_fill(~resident, -1)
+        found = Resolved(selected[None], hits[None], misses[None], torch.empty(0))
+        listed = torch.tensor([sorted(self.allocated)], dtype=torch.int32)
+        scores, count = self.noise(1, HEADS, listed.shape[1]), torch.tensor([listed.shape[1]])
+        self.table.policy.on_step(layer, scores, found, listed, count)
         self.residency.admit_selected(layer, misses[None], hits[None], runners_up[None])
         pinned = {page for where, page in self.unsaved if where == layer}
         for head, wanted in enumerate(map(set, chosen)):
@@ -133,11 +136,11 @@ class ResidencyMachine(RuleBasedStateMachine):
         pairs = st.lists(st.sampled_from(sorted(self.allocated)), min_size=2, max_size=2, unique=True)
         duplicate, survivor = data.draw(pairs)
         self.table.settle()
-        importance = self.table.importance[:, :, [duplicate, survivor]].amax(2)
+        importance = self.table.policy.worth[:, :, [duplicate, survivor]].amax(2)
         self.table.fold(torch.tensor([duplicate]), torch.tensor([survivor]))
         self.release({duplicate})
         self.table.settle()
-        assert torch.equal(self.table.importance[:, :, survivor], importance)
+        assert torch.equal(self.table.policy.worth[:, :, survivor], importance)
 
     @rule(pages=page_sets)
     def free(self, pages: set[int]) -> None:
@@ -185,16 +188,16 @@ class ResidencyMachine(RuleBasedStateMachine):
         freed = [page for page in range(PAGES) if page not in self.allocated]
         assert (self.table.frame_of[:, :, freed] == -1).all()
         assert not self.table.unsaved[:, freed].any()
-        assert not self.table.described[freed].any()
-        assert not self.table.importance[:, :, freed].any()
+        assert not self.table.summarised[freed].any()
+        assert not self.table.policy.worth[:, :, freed].any()
         assert not self.table.policy.values(0, torch.tensor([freed] * HEADS)).any()
 
     def teardown(self) -> None:
         """Every counter returns to its start (invariant 6)."""
         if hasattr(self, "table"):
             self.release(set(self.allocated))
-            described = self.table.described_tokens
-            assert self.table.counters() == {**self.start, "described_tokens": described}
+            described = self.table.total_summarised_tokens
+            assert self.table.counters() == {**self.start, "total_summarised_tokens": described}
 
 
 TestResidency = ResidencyMachine.TestCase
@@ -205,7 +208,7 @@ def test_claiming_a_resident_page_never_costs_it_its_frame() -> None:
     table = PageTable(1, 1, DIM, PAGES, 2, "mean", "importance", torch.float32, "cpu")
     host = host_pool(1, PAGES, 1, DIM, PAGE_SIZE, torch.float32)
     residency = Residency(table, host, frame_pool(1, 1, 2, DIM, PAGE_SIZE, torch.float32, "cpu"))
-    table.importance[0, 0, [1, 2]] = torch.tensor([0.1, 0.9])
+    table.policy.worth[0, 0, [1, 2]] = torch.tensor([0.1, 0.9])
     residency.claim(0, torch.tensor([1, 2]))
     residency.claim(0, torch.tensor([3, 0, 1]))
     assert set(table.page_of[0, 0].tolist()) == {1, 3}, (

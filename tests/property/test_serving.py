@@ -14,7 +14,7 @@ from property.serving import DECODE_BATCH, Request, Server
 from property.tokens import VOCABULARY, Shape
 from rheo_kernels.reference import SUMMARY_ROWS
 from rheo_sglang.config import RheoConfig
-from rheo_sglang.tiering import POLICIES
+from rheo_sglang.tiering import policies
 
 DENSE = {"budget_ratio": 1.0}
 SPARSE = {"budget_ratio": 0.2, "budget_min_pages": 1, "dense_threshold": 0, "window_pages": 1}
@@ -29,7 +29,7 @@ def prompt(kinds: list[int], page_size: int, tokens: int) -> list[int]:
 
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("miss_mode", ["split", "fetch"])
-@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("policy", sorted(policies.names()))
 @pytest.mark.parametrize(
     ("page_size", "summary", "dtype"),
     itertools.product([16, 32, 64], sorted(SUMMARY_ROWS), [torch.float32, torch.bfloat16]),
@@ -71,7 +71,7 @@ class ServingMachine(RuleBasedStateMachine):
         group=st.sampled_from([1, 3, 4]),
         frames=st.integers(DECODE_BATCH, 6),
         dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-        policy=st.sampled_from(sorted(POLICIES)),
+        policy=st.sampled_from(sorted(policies.names())),
         miss_mode=st.sampled_from(["split", "fetch"]),
         summary=st.sampled_from(sorted(SUMMARY_ROWS)),
         budget=st.sampled_from(sorted(BUDGETS)),

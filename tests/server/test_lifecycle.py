@@ -50,7 +50,7 @@ def nothing_is_left(server) -> None:
         "frames_used",
         "pages_resident",
         "pages_unsaved",
-        "pages_described",
+        "pages_summarised",
         "pages_important",
         "pages_allocated",
     )
@@ -65,11 +65,11 @@ def alone(server, prompt: list[int], new_tokens: int) -> list[int]:
 def test_a_shared_prefix_is_neither_recomputed_nor_described_again(server):
     shared, first, second = tokens(1000, 1), tokens(100, 2), tokens(60, 3)
     server.generate(shared + first, 8, ignore_eos=True)
-    before = server.counters()["described_tokens"]
+    before = server.counters()["total_summarised_tokens"]
     answer = server.generate(shared + second, 8, ignore_eos=True)
     cached = 1000 // PAGE * PAGE
     assert answer["meta_info"]["cached_tokens"] == cached
-    described = server.counters()["described_tokens"] - before - len(shared + second) + cached
+    described = server.counters()["total_summarised_tokens"] - before - len(shared + second) + cached
     assert described in decode_steps(8)
     assert answer["output_ids"] == alone(server, shared + second, 8)
     nothing_is_left(server)

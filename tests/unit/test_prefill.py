@@ -43,7 +43,9 @@ class Server:
 
     def __init__(self, **settings: float) -> None:
         config = RheoConfig(importance_alpha=ALPHA, dense_threshold=0, **settings)
-        self.table = PageTable(LAYERS, HEADS, DIM, PAGES, FRAMES, "mean", "importance", torch.float32, "cpu")
+        self.table = PageTable(
+            LAYERS, HEADS, DIM, PAGES, FRAMES, "mean", "importance", torch.float32, "cpu", ALPHA
+        )
         self.host = host_pool(LAYERS, PAGES, HEADS, DIM, PAGE_SIZE, torch.float32)
         self.frames = frame_pool(LAYERS, HEADS, FRAMES, DIM, PAGE_SIZE, torch.float32, "cpu")
         residency = Residency(self.table, self.host, self.frames)
@@ -126,10 +128,10 @@ def test_importance_is_seeded_by_the_last_tokens_attention(tokens: int) -> None:
             mass = page_mass(request, layer, head)
             ranked = sorted(range(count), key=lambda page: mass[page])
             for place, page in enumerate(ranked, 1):
-                importance = float(server.table.importance[layer, head, request.pages[page]])
+                importance = float(server.table.policy.worth[layer, head, request.pages[page]])
                 assert importance == pytest.approx(ALPHA * place / count, abs=1e-6)
     others = [page for page in range(PAGES) if page not in request.pages.tolist()]
-    assert not server.table.importance[:, :, others].any()
+    assert not server.table.policy.worth[:, :, others].any()
 
 
 def test_the_most_important_full_pages_get_the_frames() -> None:
@@ -158,11 +160,11 @@ def test_a_prompt_that_goes_on_leaves_importance_and_frames_alone() -> None:
     server.run([done, more], [2 * PAGE_SIZE, 2 * PAGE_SIZE], goes_on=True)
     assert (server.table.frame_of[:, :, done.pages] >= 0).all()
     assert (server.table.frame_of[:, :, more.pages] < 0).all()
-    assert not server.table.importance[:, :, more.pages].any()
+    assert not server.table.policy.worth[:, :, more.pages].any()
     server.run([more], [PAGE_SIZE], goes_on=True)
-    assert not server.table.importance[:, :, more.pages].any()
+    assert not server.table.policy.worth[:, :, more.pages].any()
     server.run([more], [PAGE_SIZE])
-    assert (server.table.importance[:, :, more.pages] > 0).all()
+    assert (server.table.policy.worth[:, :, more.pages] > 0).all()
 
 
 def test_a_prompt_without_a_full_page_gets_no_frame() -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rheo_kernels.reference import update_importance
+from rheo_kernels.reference import Resolved
 from rheo_sglang.page_table import PageTable
-from rheo_sglang.tiering import POLICIES, SELECTED
+from rheo_sglang.tiering import SELECTED, policies
 from rheo_sglang.tiering.importance import IDLE_DECAY
 
 LAYERS, HEADS, PAGES = 2, 2, 10
 
 
-@pytest.fixture(params=sorted(POLICIES))
+@pytest.fixture(params=sorted(policies.names()))
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -22,10 +22,10 @@ class Steps:
     """A page table and its policy, driven by decode steps of one request that runs over pages 1 to 9."""
 
     def __init__(self, name: str, alpha: float = 0.3) -> None:
-        self.table = PageTable(LAYERS, HEADS, 4, PAGES, 4, "mean", name, torch.float32, "cpu")
+        self.table = PageTable(LAYERS, HEADS, 4, PAGES, 4, "mean", name, torch.float32, "cpu", alpha)
         self.policy = self.table.policy
         self.listed = torch.arange(1, PAGES, dtype=torch.int32)[None]
-        self.alpha = alpha
+        self.count = torch.tensor([PAGES - 1], dtype=torch.int32)
 
     def select(self, layer: int, *heads: list[int]) -> None:
         """One step of one layer: the pages that each head selects, ranked best first."""
@@ -33,15 +33,22 @@ class Steps:
         selected = torch.tensor(
             [[*pages, *[-1] * (width - len(pages))] for pages in heads], dtype=torch.int32
         )
-        ranks = torch.zeros(1, HEADS, PAGES - 1)
+        scores = torch.zeros(1, HEADS, self.listed.shape[1])
         for head, pages in enumerate(heads):
             for place, page in enumerate(pages):
-                ranks[0, head, page - 1] = 1 - place / PAGES
-        count = torch.tensor([PAGES - 1], dtype=torch.int32)
-        self.table.step += 1
-        self.table.list_pages(self.listed, count)
-        update_importance(self.table.importance[layer], ranks, self.listed, count, self.alpha)
-        self.policy.touch(layer, selected[None])
+                scores[0, head, page - 1] = 1 - place / PAGES
+        self.table.begin_step()
+        self.table.list_pages(self.listed, self.count)
+        self.on_step(layer, selected[None], scores)
+
+    def on_step(self, layer: int, pages: torch.Tensor, scores: torch.Tensor | None = None) -> None:
+        """One step of one layer in which ``[B, H, S]`` pages are selected."""
+        none = torch.full_like(pages, -1)
+        found = Resolved(pages, none, pages, none)
+        batch = pages.shape[0]
+        scores = torch.zeros(batch, HEADS, self.listed.shape[1]) if scores is None else scores
+        listed, count = self.listed.expand(batch, -1), self.count.expand(batch)
+        self.policy.on_step(layer, scores, found, listed, count)
 
     def values(self, layer: int) -> torch.Tensor:
         return self.policy.values(layer, torch.arange(PAGES).expand(HEADS, -1))
@@ -57,11 +64,12 @@ def test_values_lie_in_the_unit_interval(name: str) -> None:
         assert (values <= 1).all()
 
 
-def test_a_page_that_was_never_selected_is_worth_nothing(name: str) -> None:
+def test_a_page_that_no_request_lists_is_worth_nothing(name: str) -> None:
     steps = Steps(name)
+    steps.listed = torch.arange(1, 6, dtype=torch.int32)[None]
+    steps.count = torch.tensor([5], dtype=torch.int32)
     steps.select(0, [1, 2], [3])
-    assert not steps.values(0)[:, [0, 4, 9]].any()
-    assert not steps.values(0)[0, 3]
+    assert not steps.values(0)[:, [0, 6, 9]].any()
     assert (steps.values(0)[0, [1, 2]] > 0).all()
 
 
@@ -78,9 +86,12 @@ def test_what_this_step_selected_outranks_everything_it_did_not(name: str) -> No
 def test_layers_and_heads_are_valued_apart(name: str) -> None:
     steps = Steps(name)
     steps.select(0, [1], [2])
+    before = steps.values(0)
+    assert not steps.values(1).any()
     steps.select(1, [3], [4])
-    assert steps.values(0).nonzero().tolist() == [[0, 1], [1, 2]]
-    assert steps.values(1).nonzero().tolist() == [[0, 3], [1, 4]]
+    assert torch.equal(steps.values(0), before)
+    best = [[steps.values(layer)[head].argmax() for head in range(HEADS)] for layer in range(LAYERS)]
+    assert best == [[1, 2], [3, 4]]
 
 
 def test_values_are_looked_up_page_by_page(name: str) -> None:
@@ -114,21 +125,21 @@ def test_a_survivor_inherits_the_larger_worth(name: str) -> None:
     after = steps.values(0)
     assert after[0, 1] == before[0, 2] > before[0, 1]
     assert after[1, 3] == before[1, 3] > before[1, 4]
-    assert after[0, 3] == before[0, 4] == 0
+    assert after[0, 3] == before[0, [3, 4]].max()
 
 
 def test_requests_of_one_batch_that_share_a_page_count_it_once(name: str) -> None:
     alone, shared = Steps(name), Steps(name)
-    alone.policy.touch(0, torch.tensor([[[5], [5]]], dtype=torch.int32))
-    shared.policy.touch(0, torch.tensor([[[5, 5], [5, -1]], [[5, -1], [-1, 5]]], dtype=torch.int32))
+    alone.on_step(0, torch.tensor([[[5], [5]]], dtype=torch.int32))
+    shared.on_step(0, torch.tensor([[[5, 5], [5, -1]], [[5, -1], [-1, 5]]], dtype=torch.int32))
     assert torch.equal(alone.values(0), shared.values(0))
 
 
 def test_a_step_that_selects_nothing_is_no_error(name: str) -> None:
     steps = Steps(name)
-    steps.policy.touch(0, torch.full((2, HEADS, 3), -1, dtype=torch.int32))
-    steps.policy.touch(0, torch.empty((2, HEADS, 0), dtype=torch.int32))
-    assert not steps.values(0).any()
+    steps.on_step(0, torch.full((2, HEADS, 3), -1, dtype=torch.int32))
+    steps.on_step(0, torch.empty((2, HEADS, 0), dtype=torch.int32))
+    assert not steps.values(0)[:, 0].any()
 
 
 def order_after(name: str, selections: list[list[int]]) -> list[int]:
@@ -151,9 +162,9 @@ def test_importance_fades_while_nobody_runs_over_a_page_and_stays_otherwise() ->
     steps.select(0, [1, 2], [1, 2])
     before = steps.values(0)
     for _ in range(3):
-        steps.table.step += 1
+        steps.table.begin_step()
         steps.table.list_pages(torch.tensor([[1, 7]], dtype=torch.int32), torch.tensor([1]))
     after = steps.values(0)
     assert torch.equal(after[:, 1], before[:, 1])
     torch.testing.assert_close(after[:, 2], before[:, 2] * IDLE_DECAY**3)
-    assert torch.equal(steps.table.importance[0, :, 2], before[:, 2])
+    assert torch.equal(steps.table.policy.worth[0, :, 2], before[:, 2])

@@ -24,14 +24,14 @@ from rheo_kernels.triton.select import select
 from rheo_kernels.triton.select_resolve import HitCounters, RunnersUp, Selected, select_resolve
 from rheo_kernels.triton.stage import stage
 from rheo_kernels.triton.transfer import load, save
-from rheo_kernels.triton.values import Fade, gather_misses, value_frames
+from rheo_kernels.triton.values import IdleDecay, gather_misses, value_frames
 from rheo_kernels.triton.write import write
 
 __all__ = [
     "Admitted",
     "Described",
-    "Fade",
     "HitCounters",
+    "IdleDecay",
     "Partials",
     "RunnersUp",
     "Selected",

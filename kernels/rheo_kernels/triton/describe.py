@@ -52,8 +52,8 @@ def describe(
     page_size: int,
     share: Share,
     step: torch.Tensor,
-    listed_at: torch.Tensor,
-    described: torch.Tensor,
+    last_active: torch.Tensor,
+    summarised: torch.Tensor,
     unsaved: torch.Tensor,
     out: Described,
 ) -> Described:
@@ -73,9 +73,9 @@ def describe(
         Budget.
     step
         Decode steps so far, scalar, int32.
-    listed_at
+    last_active
         Step in which a running request last listed each page, ``[N]``, int32; updated.
-    described
+    summarised
         Pages that have a summary, ``[N]``, bool; updated.
     unsaved
         Pages whose host copy is behind, ``[L, N]``, bool; tail pages become so.
@@ -93,8 +93,8 @@ def describe(
         slots,
         seq_lens,
         step,
-        listed_at,
-        described,
+        last_active,
+        summarised,
         unsaved,
         *out,
         live,
@@ -121,8 +121,8 @@ def _describe(
     slots,
     seq_lens,
     step,
-    listed_at,
-    described,
+    last_active,
+    summarised,
     unsaved,
     out_pages,
     out_num_pages,
@@ -154,7 +154,7 @@ def _describe(
     page = tl.load(row + position * PAGE_SIZE, mask=listed, other=0).to(tl.int32) // PAGE_SIZE
     tl.store(out_pages + request.to(tl.int64) * stride_pb + position, page, mask=listed)
     now = tl.load(step)
-    tl.store(listed_at + page, tl.zeros_like(page) + now, mask=listed)
+    tl.store(last_active + page, tl.zeros_like(page) + now, mask=listed)
     if tl.program_id(0) == 0:
         last = tl.maximum(count - 1, 0)
         tail = tl.load(row + last * PAGE_SIZE, mask=count > 0, other=0).to(tl.int32) // PAGE_SIZE
@@ -170,6 +170,6 @@ def _describe(
         tl.store(out_filled + request, tl.where(full, tail, 0))
         tl.store(out_budget + request, allowed)
         if count > 0:
-            tl.store(described + tail, tl.full([], 1, tl.int1))
+            tl.store(summarised + tail, tl.full([], 1, tl.int1))
             layer = tl.arange(0, BLOCK_L).to(tl.int64)
             tl.store(unsaved + layer * stride_ul + tail, tl.full([BLOCK_L], 1, tl.int1), mask=layer < layers)

@@ -1,4 +1,4 @@
-"""release: frames and importance of freed pages, reclaimed in every layer and KV head."""
+"""release: frames of freed pages, reclaimed in every layer and KV head."""
 
 from __future__ import annotations
 
@@ -9,23 +9,21 @@ import triton.language as tl
 PAGES_PER_PROGRAM = 128
 
 
-def release(
-    pages: torch.Tensor, page_table: torch.Tensor, page_of: torch.Tensor, importance: torch.Tensor
-) -> None:
-    """Free the pages' frames and forget their importance. A row is one KV head of one layer, ``R = L * H``.
+def release(pages: torch.Tensor, page_table: torch.Tensor, page_of: torch.Tensor) -> None:
+    """Free the pages' frames. A row is one KV head of one layer, ``R = L * H``.
 
     Parameters
     ----------
     pages
         Logical pages, ``[X]``, integer.
-    page_table, importance
-        ``[R, N]``, int32 and float32; updated.
+    page_table
+        ``[R, N]``, int32; updated.
     page_of
         Page in each frame, ``[R, F]``, int32; updated.
 
     Notes
     -----
-    Moves about 16 bytes a page and row.
+    Moves about 12 bytes a page and row.
     """
     count = pages.shape[0]
     if count == 0:
@@ -34,20 +32,16 @@ def release(
         pages,
         page_table,
         page_of,
-        importance,
         count,
         page_table.stride(0),
         page_of.stride(0),
-        importance.stride(0),
         BLOCK=PAGES_PER_PROGRAM,
         num_warps=4,
     )
 
 
 @triton.jit
-def _release(
-    pages, page_table, page_of, importance, count, stride_tr, stride_pr, stride_ir, BLOCK: tl.constexpr
-):
+def _release(pages, page_table, page_of, count, stride_tr, stride_pr, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.program_id(1).to(tl.int64)
     listed = i < count
@@ -56,4 +50,3 @@ def _release(
     none = tl.full([BLOCK], -1, tl.int32)
     tl.store(page_of + row * stride_pr + frame, none, mask=frame >= 0)
     tl.store(page_table + row * stride_tr + page, none, mask=listed)
-    tl.store(importance + row * stride_ir + page, tl.zeros([BLOCK], tl.float32), mask=listed)

@@ -15,14 +15,14 @@ FRAMES_PER_PROGRAM = 128
 MISSES_PER_PASS = 1024
 
 
-class Fade(NamedTuple):
-    """How the worth of pages that no running request lists fades: by a factor in every step."""
+class IdleDecay(NamedTuple):
+    """How the worth of pages that no running request lists decays: by a factor in every step."""
 
     factor: float
     """In (0, 1]."""
     step: torch.Tensor
     """Steps so far, scalar, int32."""
-    listed_at: torch.Tensor
+    last_active: torch.Tensor
     """Step in which a running request last listed each page, ``[N]``, int32."""
 
 
@@ -31,7 +31,7 @@ def value_frames(
     worth: torch.Tensor,
     unsaved: torch.Tensor,
     accessed: torch.Tensor | None = None,
-    fade: Fade | None = None,
+    idle_decay: IdleDecay | None = None,
     wanted: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -47,8 +47,8 @@ def value_frames(
         Pages without a complete host copy, ``[L, N]``, bool; their frames are pinned.
     accessed
         Accessed bits, ``[R, F]``, int8: frames that this step reads, pinned as well; cleared.
-    fade
-        Fades the worth of idle pages; none fades by default.
+    idle_decay
+        Decay of the worth of idle pages; none by default.
     wanted
         How many frames of each row are wanted, ``[R]``, int32: rows of which none is are not valued. By default, all
         rows are.
@@ -67,14 +67,14 @@ def value_frames(
     rows, num_frames = page_of.shape
     if out is None:
         out = torch.empty((rows, num_frames), dtype=torch.float32, device=page_of.device)
-    factor, step, listed_at = fade or (1.0, None, None)
+    factor, step, last_active = idle_decay or (1.0, None, None)
     _value_frames[(triton.cdiv(num_frames, FRAMES_PER_PROGRAM), rows)](
         page_of,
         worth,
         unsaved,
         accessed,
         step,
-        listed_at,
+        last_active,
         wanted,
         out,
         math.log2(factor),
@@ -86,7 +86,7 @@ def value_frames(
         0 if accessed is None else accessed.stride(0),
         BLOCK_F=FRAMES_PER_PROGRAM,
         ACCESSED=accessed is not None,
-        FADE=fade is not None,
+        DECAY=idle_decay is not None,
         WANTED=wanted is not None,
         num_warps=4,
     )
@@ -100,7 +100,7 @@ def _value_frames(
     unsaved,
     accessed,
     step,
-    listed_at,
+    last_active,
     wanted,
     out,
     log_factor,
@@ -112,7 +112,7 @@ def _value_frames(
     stride_ar,
     BLOCK_F: tl.constexpr,
     ACCESSED: tl.constexpr,
-    FADE: tl.constexpr,
+    DECAY: tl.constexpr,
     WANTED: tl.constexpr,
 ):
     frame = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)
@@ -129,8 +129,8 @@ def _value_frames(
     occupied = page >= 0
     value = tl.load(worth + row * stride_wr + page, mask=occupied, other=0.0)
     pinned = tl.load(unsaved + (row // rows_per_layer) * stride_ul + page, mask=occupied, other=0) != 0
-    if FADE:
-        idle = tl.load(step) - tl.load(listed_at + page, mask=occupied, other=0)
+    if DECAY:
+        idle = tl.load(step) - tl.load(last_active + page, mask=occupied, other=0)
         value *= tl.exp2(log_factor * idle.to(tl.float32))
     if ACCESSED:
         bits = accessed + row * stride_ar + frame
