@@ -65,7 +65,7 @@ class Outcome:
 def preparation() -> list[Step]:
     """The steps before the tests, in order."""
     return [
-        Step("model SmolLM2", NEWEST, ("scripts/convert_smollm2.py",)),
+        Step("model SmolLM2", NEWEST, ("scripts/convert_model.py", "smollm2-135m-instruct")),
         Step("tiny models", NEWEST, ("scripts/make_tiny_models.py",)),
         Step("format", NEWEST, ("-m", "ruff", "format", "--check", ".")),
         Step("lint", NEWEST, ("-m", "ruff", "check", ".")),

@@ -19,15 +19,15 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from tokenizers import Tokenizer
 
-from common.checkpoints import MODELS
 from common.sglang_server import ServerError, SGLangServer
-from convert_smollm2 import MODEL_NAME, convert
+from convert_model import make_checkpoint
 from rheo_sglang.cli import fetch_states
 from rheo_sglang.evaluation.haystack import Haystack, Sample, documentation_text
 from rheo_sglang.evaluation.names import NamePool
 from rheo_sglang.evaluation.tasks import Exercise, Turn, recall
 from rheo_sglang.recorder.report import render_report
 
+MODEL = "smollm2-135m-instruct"
 RHEO_CONFIG = {
     "budget_ratio": 0.2,
     "dense_threshold": 512,
@@ -84,7 +84,7 @@ def demonstrate(arguments: argparse.Namespace) -> None:
     arguments : Namespace
         `port`, `model`, `rheo_config`, `prompt_tokens` and `max_new_tokens` of the command line.
     """
-    model = arguments.model or convert(MODELS / MODEL_NAME)
+    model = arguments.model or make_checkpoint(MODEL)
     config = arguments.rheo_config or json.dumps(RHEO_CONFIG)
     log = Path(tempfile.mkdtemp(prefix="rheo-demo-")) / "server.log"
     server = SGLangServer(

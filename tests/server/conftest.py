@@ -8,9 +8,10 @@ import pytest
 from launch import RheoServer
 
 from common.checkpoints import MODELS
-from convert_smollm2 import MODEL_NAME, convert
+from convert_model import make_checkpoint
 from make_tiny_models import TINY_MODELS, make
 
+SMOLLM2 = "smollm2-135m-instruct"
 TESTS = Path(__file__).resolve().parent
 ServerFactory = Callable[..., RheoServer]
 
@@ -31,7 +32,7 @@ def tiny_models() -> list[str]:
 @pytest.fixture(scope="session")
 def smollm2() -> str:
     """Name of SmolLM2-135M-Instruct, converted if needed."""
-    return convert(MODELS / MODEL_NAME).name
+    return make_checkpoint(SMOLLM2).name
 
 
 @pytest.fixture(scope="module")
