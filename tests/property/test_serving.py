@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from pairwise import combinations
 
 from property.serving import DECODE_BATCH, Request, Server
 from property.tokens import VOCABULARY, Shape
@@ -27,12 +26,16 @@ def prompt(kinds: list[int], page_size: int, tokens: int) -> list[int]:
     return [kind for kind in kinds for _ in range(page_size)][:tokens]
 
 
-@pytest.mark.parametrize("budget", BUDGETS)
-@pytest.mark.parametrize("miss_mode", ["split", "fetch"])
-@pytest.mark.parametrize("policy", sorted(policies.names()))
 @pytest.mark.parametrize(
-    ("page_size", "summary", "dtype"),
-    itertools.product([16, 32, 64], sorted(SUMMARY_ROWS), [torch.float32, torch.bfloat16]),
+    ("page_size", "summary", "dtype", "policy", "miss_mode", "budget"),
+    combinations(
+        [16, 32, 64],
+        sorted(SUMMARY_ROWS),
+        [torch.float32, torch.bfloat16],
+        sorted(policies.names()),
+        ["split", "fetch"],
+        sorted(BUDGETS),
+    ),
 )
 def test_requests_that_share_a_prefix_and_outgrow_the_frames(
     page_size: int, summary: str, dtype: torch.dtype, policy: str, miss_mode: str, budget: str
