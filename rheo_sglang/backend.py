@@ -13,6 +13,7 @@ from sglang.srt.layers.logits_processor import LogitsProcessor
 from rheo_kernels.cpu import CPU_ISA, fastest_isa
 from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import ConfigError
+from rheo_sglang.cpu_offload.cpu_attention import default_cpu_threads
 from rheo_sglang.decode.batch import DecodeBatch, build_decode_batch, page_lists
 from rheo_sglang.decode.heads import HeadShape
 from rheo_sglang.decode.reference_engine import DecodeStep
@@ -20,7 +21,6 @@ from rheo_sglang.decode.reference_residency import Residency
 from rheo_sglang.pools.kv_pool import RheoKVPool
 from rheo_sglang.prefill import Prefill, PrefillBatch, build_prefill_batch
 from rheo_sglang.recorder import Recorder
-from rheo_sglang.split.cpu_attention import default_cpu_threads
 from rheo_sglang.validate import captures_decode
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 
 from rheo_kernels import triton as kernels
-from rheo_kernels.cuda.share import CpuShare
+from rheo_kernels.cuda.offload import CpuOffload
 from rheo_kernels.triton import Partials, RunnersUp, Selected
 from rheo_sglang.decode.buffers import StepBuffers
 from rheo_sglang.decode.heads import HeadShape
@@ -76,7 +76,7 @@ class Attention(ABC, Generic[Workspace]):
         ...
 
     @abstractmethod
-    def listed(
+    def dense(
         self,
         layer: int,
         step: StepBuffers,
@@ -156,7 +156,7 @@ class TritonAttention(Attention[_TritonWorkspace]):
             partials=step.workspace.hits,
         )
 
-    def listed(
+    def dense(
         self,
         layer: int,
         step: StepBuffers,
@@ -167,9 +167,9 @@ class TritonAttention(Attention[_TritonWorkspace]):
         missed_at: torch.Tensor,
         now: torch.Tensor,
     ) -> None:
-        """See `Attention.listed`."""
+        """See `Attention.dense`."""
         batch = step.batch
-        parts = kernels.attend_listed(
+        parts = kernels.attend_dense(
             q,
             self.frames[layer],
             self.host[layer],
@@ -209,12 +209,14 @@ class CudaAttention(Attention[Any]):
     def selected(
         self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float, out: torch.Tensor
     ) -> None:
-        """See `Attention.selected`; the CPU takes part if there is a ``step.service``, which has the queries then."""
-        assert step.selected is not None and step.cuts is not None
-        share = None if step.service is None else step.service.prepare(layer, scale)
-        selected, cuts = step.selected[layer], step.cuts[layer]
+        """See `Attention.selected`; misses are offloaded if there is a ``step.service``, which has the queries then."""
+        assert step.selected is not None and step.cpu_begin is not None
+        offload = None if step.service is None else step.service.prepare(layer, scale)
+        selected, cpu_begin = step.selected[layer], step.cpu_begin[layer]
         runners_up = None if step.runners_up is None else step.runners_up[layer]
-        self.attend(layer, selected, q, scale, step.workspace, out, step.staged, share, cuts, runners_up)
+        self.attend(
+            layer, selected, q, scale, step.workspace, out, step.staged, offload, cpu_begin, runners_up
+        )
 
     def attend(
         self,
@@ -225,13 +227,13 @@ class CudaAttention(Attention[Any]):
         workspace: Any,
         out: torch.Tensor,
         staged: torch.Tensor | None,
-        share: CpuShare | None,
-        cuts: torch.Tensor,
+        offload: CpuOffload | None,
+        cpu_begin: torch.Tensor,
         runners_up: RunnersUp | None = None,
     ) -> None:
         """`selected`, of any selection; see `rheo_kernels.cuda.attend.attend_selected`.
 
-        With a ``share``, the queries have been sent.
+        With an ``offload``, the queries have been sent.
         """
         self.kernels.attend_selected(
             q,
@@ -243,13 +245,13 @@ class CudaAttention(Attention[Any]):
             workspace,
             out,
             staged,
-            share,
-            cuts,
+            offload,
+            cpu_begin,
             layer,
             runners_up,
         )
 
-    def listed(
+    def dense(
         self,
         layer: int,
         step: StepBuffers,
@@ -260,8 +262,8 @@ class CudaAttention(Attention[Any]):
         missed_at: torch.Tensor,
         now: torch.Tensor,
     ) -> None:
-        """See `Attention.listed`."""
-        self.kernels.attend_listed(
+        """See `Attention.dense`."""
+        self.kernels.attend_dense(
             q,
             self.frames[layer],
             self.host[layer],

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from rheo_kernels.triton import Admitted, Described, RunnersUp, Selected
+from rheo_sglang.cpu_offload.cpu_attention import CpuAttention
+from rheo_sglang.cpu_offload.service import CpuService
 from rheo_sglang.decode.heads import HeadShape
 from rheo_sglang.decode.variant import Variant
-from rheo_sglang.split.cpu_attention import CpuAttention
-from rheo_sglang.split.service import CpuService
 
 MOST_CANDIDATES = 2048
 """Pages per KV head that one step considers for admission, misses first."""
@@ -43,7 +43,7 @@ class StepBuffers:
     selected
         Resolved selection of every layer; one after the other use the same memory, unless misses are shared with the
         CPU: then loading them goes on behind the layers that follow.
-    cuts
+    cpu_begin
         Of every layer, the first column that the CPU attends, ``[B, H]``, int32, if misses are shared.
     runners_up
         Of every layer, pages without a frame that the selection left out, if the kernels list them.
@@ -65,7 +65,7 @@ class StepBuffers:
     workspace: Any
     scores: torch.Tensor | None = None
     selected: list[Selected] | None = None
-    cuts: list[torch.Tensor] | None = None
+    cpu_begin: list[torch.Tensor] | None = None
     runners_up: list[RunnersUp] | None = None
     candidates: torch.Tensor | None = None
     worth: torch.Tensor | None = None
@@ -166,7 +166,7 @@ class DecodeBuffers:
             Selected(pages, hits, misses[copy], valid, indices, counts[copy, 0], counts[copy, 1])
             for copy in (layer % len(misses) for layer in range(layers))
         ]
-        views.cuts = [counts[layer % len(misses), 2] for layer in range(layers)]
+        views.cpu_begin = [counts[layer % len(misses), 2] for layer in range(layers)]
         ahead = min(self.runners_up.shape[1] // pairs, RUNNERS_UP_PER_LIST)
         if ahead > 0:
             shape = batch, kv, ahead

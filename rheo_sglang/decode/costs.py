@@ -1,4 +1,4 @@
-"""costs: what a miss takes to fetch and to attend on the CPU, measured with the kernel that does both."""
+"""costs: measure what a miss takes to fetch and to attend on the CPU, with the kernel that does both."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import statistics
 
 import torch
 
-from rheo_kernels.cuda.share import CLOCK, Costs
+from rheo_kernels.cuda.offload import TIMESTAMPS, Costs
 from rheo_kernels.triton import Selected
+from rheo_sglang.cpu_offload.service import CpuService
 from rheo_sglang.decode.attention import CudaAttention
 from rheo_sglang.decode.heads import HeadShape
-from rheo_sglang.split.service import CpuService
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ PAGES_PER_HEAD = (8, 64)
 HITS_PER_HEAD = 512
 NEVER = 1e30
 FIRST_STEP = 1 << 24
-"""Rings are told apart by their step: these are not those of a server that just started."""
+"""Of the trials, so that their sequence numbers differ from those of a server that just started."""
 
 
 ALL_ON_CPU = Costs(NEVER, 1.0, 0.0, 1.0, 1.0, 0.0)
@@ -33,7 +33,7 @@ HALF_AND_HALF = Costs(0.0, 1.0, 0.0, 1.0, 0.5, 0.0)
 
 def only_cpu(costs: Costs) -> Costs:
     """Costs by which the CPU attends all misses."""
-    return costs._replace(fetch_begin=NEVER)
+    return costs._replace(fetch_latency=NEVER)
 
 
 class Trial:
@@ -58,15 +58,15 @@ class Trial:
         selected.valid.fill_(attention.page_size)
         selected.num_hits.zero_()
         selected.num_selected.zero_()
-        share = service.prepare(0, 1.0)
-        self.share = share = share._replace(
+        offload = service.prepare(0, 1.0)
+        self.offload = offload = offload._replace(
             step=torch.full((), FIRST_STEP, dtype=torch.int32, device=device),
-            clocks=torch.zeros_like(share.clocks),
-            paces=share.paces.clone(),
-            rules=torch.zeros_like(share.rules),
+            timings=torch.zeros_like(offload.timings),
+            cost_scales=offload.cost_scales.clone(),
+            load_quota=torch.zeros_like(offload.load_quota),
             costs=torch.tensor(ALL_FETCHED, dtype=torch.float32, device=device),
         )
-        cuts = torch.zeros((1, heads.kv_heads), dtype=torch.int32, device=device)
+        cpu_begin = torch.zeros((1, heads.kv_heads), dtype=torch.int32, device=device)
         workspace = attention.workspace(1, width)
         queries = (1, heads.kv_heads * heads.group, heads.dim)
         q = torch.randn(queries, device=device).to(attention.frames.dtype)
@@ -76,13 +76,13 @@ class Trial:
         swept = torch.empty_like(others)
 
         def attend() -> None:
-            self.share.step.add_(1)
+            self.offload.step.add_(1)
             selected.hits.random_(0, self.pools[0])
             selected.misses.random_(0, self.pools[1])
             swept.copy_(others)
-            attention.attend(0, selected, q, 1.0, workspace, out, None, share, cuts)
+            attention.attend(0, selected, q, 1.0, workspace, out, None, offload, cpu_begin)
 
-        attention.send_queries(q, share)
+        attention.send_queries(q, offload)
         attend()
         torch.cuda.synchronize(device)
         self.graph = torch.cuda.CUDAGraph()
@@ -90,17 +90,17 @@ class Trial:
             attend()
 
     def time(self, hits: int, misses: int, way: Costs) -> float:
-        """Median microseconds from the selection to the output, with misses, at least 1, divided as ``way`` says."""
-        self.share.costs.copy_(torch.tensor(way))
+        """Median microseconds from the selection to the output, with at least 1 miss, partitioned by ``way``."""
+        self.offload.costs.copy_(torch.tensor(way))
         self.selected.num_hits.fill_(hits)
         self.selected.num_selected.fill_(hits + misses)
-        began, ended = CLOCK.index("began"), CLOCK.index("ended")
+        began, merged = TIMESTAMPS.index("began"), TIMESTAMPS.index("merged")
         times = []
         for _ in range(REPEATS):
             for _ in range(AT_ONCE):
                 self.graph.replay()
-            clock = self.share.clocks[0].tolist()
-            times.append((clock[ended] - clock[began]) / 1e3)
+            timings = self.offload.timings[0].tolist()
+            times.append((timings[merged] - timings[began]) / 1e3)
         return statistics.median(times)
 
 

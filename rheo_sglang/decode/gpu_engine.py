@@ -15,6 +15,9 @@ from rheo_kernels.triton import (
 )
 from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import RheoConfig
+from rheo_sglang.cpu_offload.cores import keep_to_spare_cores
+from rheo_sglang.cpu_offload.cpu_attention import CpuAttention, default_cpu_threads
+from rheo_sglang.cpu_offload.service import CpuService, miss_report
 from rheo_sglang.decode.attention import CudaAttention, make_attention
 from rheo_sglang.decode.buffers import DecodeBuffers, StepBuffers
 from rheo_sglang.decode.costs import ALL_ON_CPU, measure_costs, only_cpu
@@ -25,9 +28,6 @@ from rheo_sglang.decode.streams import SideStream
 from rheo_sglang.decode.variant import Variant, make_variants, pick_variant
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.recorder import Recorder
-from rheo_sglang.split.cores import keep_to_spare_cores
-from rheo_sglang.split.cpu_attention import CpuAttention, default_cpu_threads
-from rheo_sglang.split.service import CpuService, miss_report
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ class CudaDecode:
         return self._buffers[-1]
 
     def _serve(self, cpu: CpuAttention) -> CpuService:
-        """Have the CPU answer rings; what decides its share of the misses, and loads, is measured the first time."""
+        """Start the CPU's side; the costs that partition misses are measured the first time."""
         assert isinstance(self.attention, CudaAttention)
         costs = self.costs
         if costs is None:
@@ -305,7 +305,7 @@ class CudaDecode:
             self._sparse(layer, step, q, scale, out)
             return
         self.appending.join()
-        self.attention.listed(layer, step, q, scale, out, page_table, self.missed_at, table.step)
+        self.attention.dense(layer, step, q, scale, out, page_table, self.missed_at, table.step)
 
     def _sparse(
         self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float, out: torch.Tensor

@@ -67,7 +67,7 @@ class CudaResidency:
             load(self.host, self.frames, admitted.pages, admitted.frames, admitted.counts)
 
     def admit_missed(
-        self, layer: int, step: StepBuffers, most: int | None = None, rules: torch.Tensor | None = None
+        self, layer: int, step: StepBuffers, most: int | None = None, load_quota: torch.Tensor | None = None
     ) -> Admitted:
         """Give a step's missed pages frames that it does not read itself, the least valuable ones first.
 
@@ -83,7 +83,7 @@ class CudaResidency:
             Its selection.
         most
             Misses of each request that are considered, the first ones; all by default.
-        rules
+        load_quota
             Which of them are, see `gather_misses`; all by default.
         """
         table = self.table
@@ -101,7 +101,7 @@ class CudaResidency:
             step.num_candidates,
             most,
             None if step.runners_up is None else step.runners_up[layer],
-            rules,
+            load_quota,
             table.step,
         )
         values = self._value_frames(layer, self.accessed[layer], step.num_candidates)

@@ -160,17 +160,17 @@ class Both(MissPath):
         assert step.selected is not None and step.service is not None
         with self.behind.fork():
             self._tell_policy(layer, step)
-            self.residency.admit_missed(layer, step, rules=step.service.rules[layer])
+            self.residency.admit_missed(layer, step, load_quota=step.service.load_quota[layer])
 
     def finish(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float, out: torch.Tensor) -> None:
         """See `MissPath.finish`."""
-        assert step.selected is not None and step.cuts is not None and step.staged is not None
+        assert step.selected is not None and step.cpu_begin is not None and step.staged is not None
         self.attention.selected(layer, step, q, scale, out)
-        selected, cuts, staged = step.selected[layer], step.cuts[layer], step.staged
+        selected, cpu_begin, staged = step.selected[layer], step.cpu_begin[layer], step.staged
         page_table, frames = self.table.frame_of[layer], self.residency.frames[layer]
         with self.behind.fork():
-            fill(staged, selected.misses, selected.num_hits, cuts, page_table, frames)
+            fill(staged, selected.misses, selected.num_hits, cpu_begin, page_table, frames)
             with self.loading.fork():
-                misses = Candidates.of_misses(selected, cuts, staged.shape[1])
+                misses = Candidates.of_misses(selected, cpu_begin, staged.shape[1])
                 ahead = () if step.runners_up is None else (Candidates.of_runners_up(step.runners_up[layer]),)
                 self.residency.load_admitted(layer, misses, *ahead)

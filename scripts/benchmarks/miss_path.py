@@ -1,11 +1,11 @@
-"""Time one layer's attention when a part of its pages is missed, fetched, attended on the CPU, or divided.
+"""Time one layer's attention when a part of its pages is missed, fetched, attended on the CPU, or both.
 
     PYTHONPATH=scripts python -m benchmarks.miss_path --out docs/benchmarks/results/split_gpu.json
 
 Qwen3-8B's shape, bfloat16, pages of 32 tokens: 128K tokens of context of which 10 % are selected, so 409 pages of 16 KB
 per KV head and request, each of them missed with the same probability. Missed pages lie at random places of a host
 pool far beyond the caches, at others in every replay. Every figure is the median replay of a CUDA graph of several
-layers, over the number of layers: hits, misses, merge and launch included. The division of ``auto`` rests on what the
+layers, over the number of layers: hits, misses, merge and launch included. The partition of ``auto`` rests on what the
 same kernel was measured to take at the start and took in the replays before, as in a server.
 """
 
@@ -22,14 +22,14 @@ import torch
 
 from common.measurement import gpu_in_words, keep_result, result_document
 from rheo_kernels.cpu import CPU_ISA, fastest_isa
-from rheo_kernels.cuda.share import Costs
+from rheo_kernels.cuda.offload import Costs
 from rheo_kernels.triton import Selected
+from rheo_sglang.cpu_offload.cpu_attention import CpuAttention, default_cpu_threads
+from rheo_sglang.cpu_offload.service import CpuService, MissTotals
 from rheo_sglang.decode.attention import CudaAttention
 from rheo_sglang.decode.costs import ALL_FETCHED, ALL_ON_CPU, measure_costs
 from rheo_sglang.decode.heads import HeadShape
 from rheo_sglang.pools.blocks import host_pool
-from rheo_sglang.split.cpu_attention import CpuAttention, default_cpu_threads
-from rheo_sglang.split.service import CpuService, MissTotals
 
 HEADS, GROUP, DIM, PAGE = 8, 4, 128, 32
 WIDTH, LAYERS, HOST_PAGES = 409, 6, 8200
@@ -89,11 +89,11 @@ class Layers:
         return selections
 
     def time(self, batch: int, selections: list[Selected], costs: Costs) -> dict[str, float]:
-        """Microseconds per layer, the share of the misses that the CPU attended, and what the layers' clocks say."""
+        """Microseconds per layer, the share of the misses that the CPU attended, and the layers' timestamps."""
         q = torch.randn((batch, HEADS * GROUP, DIM), device="cuda").bfloat16()
         out = torch.empty_like(q)
         workspace = self.attention.workspace(batch, WIDTH)
-        cuts = torch.zeros((LAYERS, batch, HEADS), dtype=torch.int32, device="cuda")
+        cpu_begin = torch.zeros((LAYERS, batch, HEADS), dtype=torch.int32, device="cuda")
         self.costs.copy_(torch.tensor(costs))
 
         for layer in range(LAYERS):
@@ -102,8 +102,10 @@ class Layers:
         def run() -> None:
             self.step.add_(1)
             for layer, selected in enumerate(selections):
-                share = self.service.prepare(layer, SCALE)
-                self.attention.attend(layer, selected, q, SCALE, workspace, out, None, share, cuts[layer])
+                offload = self.service.prepare(layer, SCALE)
+                self.attention.attend(
+                    layer, selected, q, SCALE, workspace, out, None, offload, cpu_begin[layer]
+                )
 
         run()
         torch.cuda.synchronize()
@@ -124,19 +126,19 @@ class Layers:
                 times.append(start.elapsed_time(end) * 1e3 / LAYERS)
         last = selections[-1]
         missed = int((last.num_selected - last.num_hits).sum())
-        by_cpu = int((last.num_selected - cuts[-1]).sum())
+        by_cpu = int((last.num_selected - cpu_begin[-1]).sum())
         found = {"us": statistics.median(times), "cpu_share": by_cpu / max(missed, 1)}
         after = self.service.totals()
-        clocks = MissTotals(**{name: getattr(after, name) - getattr(before, name) for name in after._fields})
-        if clocks.layers:
-            found["expected_us"] = clocks.expected / clocks.layers / 1e3
-            found["rung_us"] = clocks.rung / clocks.layers / 1e3
-            found["took_us"] = clocks.took / clocks.layers / 1e3
-            found["gpu_part_us"] = clocks.attended / clocks.layers / 1e3
-            found["answered_us"] = clocks.answered / clocks.layers / 1e3
-        if clocks.rings:
-            found["cpu_part_us"] = clocks.cpu / clocks.rings / 1e3
-            found["late_cpu_threads"] = clocks.late / clocks.rings
+        totals = MissTotals(**{name: getattr(after, name) - getattr(before, name) for name in after._fields})
+        if totals.layers:
+            found["expected_us"] = totals.expected / totals.layers / 1e3
+            found["signalled_us"] = totals.signalled / totals.layers / 1e3
+            found["took_us"] = totals.merged / totals.layers / 1e3
+            found["gpu_part_us"] = totals.gpu_done / totals.layers / 1e3
+            found["cpu_seen_us"] = totals.cpu_seen / totals.layers / 1e3
+        if totals.offloads:
+            found["cpu_part_us"] = totals.cpu_busy / totals.offloads / 1e3
+            found["late_cpu_threads"] = totals.late_threads / totals.offloads
         return found
 
 

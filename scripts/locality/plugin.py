@@ -35,7 +35,7 @@ def register() -> None:
 
     from locality.kernel import locality_scores
     from locality.process import Locality
-    from rheo_kernels.cuda.share import Costs
+    from rheo_kernels.cuda.offload import Costs
     from rheo_sglang.decode.costs import NEVER, only_cpu
     from rheo_sglang.decode.gpu_engine import CudaDecode
     from rheo_sglang.decode.streams import SideStream
@@ -57,7 +57,7 @@ def register() -> None:
         variant = prepare(self, *args, **kwargs)
         if self.costs is not None and not ways:
             costs = Costs(*self.costs.tolist())
-            named = {"auto": costs, "fetch": costs._replace(cpu_begin=NEVER), "split": only_cpu(costs)}
+            named = {"auto": costs, "fetch": costs._replace(cpu_latency=NEVER), "split": only_cpu(costs)}
             ways.update({name: torch.tensor(values) for name, values in named.items()})
         if self.costs is not None and switch and switch.exists() and switch.stat().st_mtime_ns != written:
             written = switch.stat().st_mtime_ns

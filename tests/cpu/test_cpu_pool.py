@@ -14,7 +14,7 @@ import torch
 from cpu_cases import assert_attended, random_case
 
 from rheo_kernels.cpu import _native, attend, default_threads, placement
-from rheo_sglang.split.cores import keep_to_spare_cores
+from rheo_sglang.cpu_offload.cores import keep_to_spare_cores
 
 PROGRAM = """
 import os, torch
@@ -80,7 +80,7 @@ def test_other_threads_keep_to_the_cores_that_are_left() -> None:
         pytest.skip("needs two CPUs")
     done = run_program(
         "import pathlib, threading, time\n"
-        "from rheo_sglang.split.cores import keep_to_spare_cores\n"
+        "from rheo_sglang.cpu_offload.cores import keep_to_spare_cores\n"
         "other = threading.Thread(target=time.sleep, args=(0.5,))\n"
         "other.start()\n"
         "call()\n"

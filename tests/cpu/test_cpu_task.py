@@ -13,7 +13,7 @@ import torch
 from cpu_cases import Case, Partial, assert_attended, random_case
 
 from rheo_kernels.cpu import Task, _native
-from rheo_kernels.reference.handed import TAG_SHIFT, TOKEN_BITS, count_words, page_words
+from rheo_kernels.reference.offload_words import TAG_SHIFT, TOKEN_BITS, count_words, page_words
 
 GONE_S = 1
 """How long a word is waited for."""
@@ -28,7 +28,7 @@ class Prepared:
         self.batch = torch.tensor([case.q.shape[0]], dtype=torch.int32)
         self.entries = torch.full(case.index.shape, -1, dtype=torch.int64)
         self.counts = torch.zeros(case.index.shape[:2], dtype=torch.int64)
-        self.hand_over()
+        self.write_words()
         lists = self.entries, self.counts
         self.task = Task(
             case.q,
@@ -42,7 +42,7 @@ class Prepared:
             threads,
         )
 
-    def hand_over(self, tag: int = 0) -> None:
+    def write_words(self, tag: int = 0) -> None:
         """Write the case's lists as words."""
         for entries, words in zip(self.entries.flatten(0, 1), self.words(tag), strict=True):
             entries[: len(words)] = words
@@ -60,7 +60,7 @@ class Prepared:
         fresh = random_case(batch=len(case.q), heads=heads, pages=pages, width=case.index.shape[2])
         for old, new in zip(case.operands[:4], fresh.operands[:4], strict=True):
             old.copy_(new)
-        self.hand_over(tag)
+        self.write_words(tag)
 
     def call(self) -> Partial:
         """Call the C function with the task's address, as a CUDA graph's host node does."""
@@ -117,7 +117,7 @@ def test_counts_beyond_the_columns_are_cut() -> None:
     prepared = Prepared(random_case(batch=1, heads=1, pages=9, width=4))
     prepared.case.index[0, 0] = torch.randperm(9)[:4].int()
     prepared.case.valid.random_(1, 17)
-    prepared.hand_over()
+    prepared.write_words()
     prepared.counts.fill_(100)
     assert_attended(prepared.case, prepared.call())
 
@@ -130,19 +130,19 @@ def test_pages_that_do_not_exist_are_counted_and_left_out(threads: int) -> None:
     case.valid.random_(1, 17)
     case.index[0, 1] = 30
     case.index[1, 0, ::2] = 2**25
-    prepared.hand_over()
+    prepared.write_words()
     result = prepared.call()
     assert prepared.task.missing_blocks == 24 + 12
     case.index[case.index >= 30] = -1
     assert_attended(case, result)
 
 
-def test_words_that_never_come_are_left_out_after_a_while() -> None:
+def test_words_that_never_arrive_are_left_out_after_a_while() -> None:
     prepared = Prepared(random_case(batch=1, heads=2, pages=9, width=4), threads=1)
     case = prepared.case
     case.index.copy_(torch.randperm(9)[:4])
     case.valid.fill_(16)
-    prepared.hand_over()
+    prepared.write_words()
     prepared.entries[0, 0, 2] += 1 << TAG_SHIFT
     prepared.counts[0, 1] += 1 << TAG_SHIFT
     began = time.monotonic()

@@ -28,13 +28,13 @@ SHAPES = [dataclasses.replace(shape, heads=2) for shape in (GPU_SHAPES if GPU el
 def test_the_source_compiles_for_hopper() -> None:
     pytest.importorskip("cuda.bindings.nvrtc", reason="needs NVRTC and its bindings")
     from rheo_kernels.cuda import load, send_queries
-    from rheo_kernels.cuda.attend import Ring, _defines
+    from rheo_kernels.cuda.attend import Pipeline, _defines
     from rheo_kernels.cuda.compile import compile_cubin
 
-    ring = Ring.of(4 * 128 * 32)
-    assert ring is not None
+    pipeline = Pipeline.of(4 * 128 * 32)
+    assert pipeline is not None
     for modes in ((False, False, False), (True, False, False), (False, True, False), (False, True, True)):
-        defines = _defines(ring, 128, 32, 4, torch.bfloat16, *modes)
+        defines = _defines(pipeline, 128, 32, 4, torch.bfloat16, *modes)
         assert compile_cubin("attend.cu", tuple(defines.items()), "90")
     assert compile_cubin("send_queries.cu", tuple(send_queries.defines(32 * 128, 128).items()), "90")
     assert compile_cubin("load.cu", tuple(load.defines(4 * 128 * 32)[0].items()), "90")
@@ -109,8 +109,10 @@ def test_splits_of_hits_merge_to_exact_attention(shape: Shape, rng: torch.Genera
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_listed_pages_equal_exact_attention_wherever_they_are(shape: Shape, rng: torch.Generator) -> None:
-    from rheo_kernels.cuda.attend import Workspace, attend_listed
+def test_whole_page_lists_equal_exact_attention_wherever_pages_are(
+    shape: Shape, rng: torch.Generator
+) -> None:
+    from rheo_kernels.cuda.attend import Workspace, attend_dense
 
     heads, page_size, total = shape.heads, shape.page_size, 200
     host = normal((total, heads, 2, shape.block), shape.dtype, rng)
@@ -135,7 +137,7 @@ def test_listed_pages_equal_exact_attention_wherever_they_are(shape: Shape, rng:
     missed_at = torch.zeros((), dtype=torch.int32, device=rng.device)
     step = torch.full((), 9, dtype=torch.int32, device=rng.device)
     arguments = (pages, seq_lens, table, scale, page_size, workspace, out, missed_at, step)
-    attend_listed(q, frames, pinned(host), *arguments)
+    attend_dense(q, frames, pinned(host), *arguments)
     assert relative_error(out, expected) < TOLERANCE[shape.dtype]
     assert out[2].eq(0).all(), "a padded row has an output"
     assert int(missed_at) == 9
@@ -178,15 +180,15 @@ def test_what_lies_behind_a_request_s_last_token_does_not_matter(rng: torch.Gene
     "costs",
     [(1e30, 1.0, 0.0, 1.0, 1.0, 0.0), (5.0, 1.0, 0.0, 0.5, 1.2, 0.0), (0.0, 1.0, 1e30, 1.0, 1.0, 0.0)],
 )
-@pytest.mark.parametrize("batch", [3, 25], ids=["handed_over_by_one_block", "by_several"])
+@pytest.mark.parametrize("batch", [3, 25], ids=["offloaded_by_one_block", "by_several"])
 @pytest.mark.parametrize("shape", SHAPES[1 :: 5 if GPU else 2], ids=str)
 def test_the_cpu_s_part_and_the_gpu_s_make_exact_attention(
     shape: Shape, costs: tuple[float, ...], batch: int, rng: torch.Generator
 ) -> None:
     from rheo_kernels.cuda.attend import Workspace, attend_selected
     from rheo_kernels.cuda.send_queries import send_queries
-    from rheo_sglang.split.cpu_attention import CpuAttention
-    from rheo_sglang.split.service import CpuService
+    from rheo_sglang.cpu_offload.cpu_attention import CpuAttention
+    from rheo_sglang.cpu_offload.service import CpuService
 
     counts = integers(0, 180 // batch, (batch, shape.heads), rng).tolist()
     counts[0][0] = 0
@@ -197,30 +199,30 @@ def test_the_cpu_s_part_and_the_gpu_s_make_exact_attention(
     step = torch.zeros((), dtype=torch.int32, device=rng.device)
     service = CpuService(cpu, 2, step, torch.tensor(costs, device=rng.device))
     workspace = Workspace.allocate(batch * shape.heads, shape.group, shape.dim, page_size, width, rng.device)
-    cuts = torch.zeros((batch, shape.heads), dtype=torch.int32, device=rng.device)
+    cpu_begin = torch.zeros((batch, shape.heads), dtype=torch.int32, device=rng.device)
     selected = problem.selected
     for _ in range(3):
         step += 1
         for layer in range(2):
-            share = service.prepare(layer, problem.scale)
+            offload = service.prepare(layer, problem.scale)
             problem.q.copy_(normal(problem.q.shape, shape.dtype, rng))
             expected, _ = problem.exact()
             out = torch.full_like(problem.q, torch.nan)
             staged = torch.zeros(
                 (batch * shape.heads, 7, 2, shape.block), dtype=shape.dtype, device=rng.device
             )
-            send_queries(problem.q, share)
+            send_queries(problem.q, offload)
             operands = problem.q, problem.frames, problem.pinned, selected, problem.scale, page_size
-            attend_selected(*operands, workspace, out, staged, share, cuts, layer)
+            attend_selected(*operands, workspace, out, staged, offload, cpu_begin, layer)
             assert relative_error(out, expected) < TOLERANCE[shape.dtype]
-    assert service.rules[:, 0].tolist() in ([0, 0], [256, 256]) or costs[0] == 5.0
+    assert service.load_quota[:, 0].tolist() in ([0, 0], [256, 256]) or costs[0] == 5.0
     timed = service.totals()
     assert timed.layers == 5, "the latest layer is not summed yet"
-    assert 0 < timed.attended <= timed.took < 60e9
+    assert 0 < timed.gpu_done <= timed.merged < 60e9
     assert timed.expected > 0
-    service.bell.close()
-    assert service.bell.rings == (0 if costs[2] > 1e29 else 6)
-    fetched = int((cuts - selected.num_hits).sum())
+    service.doorbell.close()
+    assert service.doorbell.signals == (0 if costs[2] > 1e29 else 6)
+    fetched = int((cpu_begin - selected.num_hits).sum())
     missed = int((selected.num_selected - selected.num_hits).sum())
     if costs[0] > 1e29:
         assert fetched == 0
@@ -230,12 +232,12 @@ def test_the_cpu_s_part_and_the_gpu_s_make_exact_attention(
         assert 0 < fetched < missed
 
 
-def test_a_layer_divides_by_the_pace_that_the_next_one_learnt(rng: torch.Generator) -> None:
+def test_a_layer_partitions_by_the_cost_scale_that_the_next_one_updated(rng: torch.Generator) -> None:
     from rheo_kernels.cuda.attend import Workspace, attend_selected
+    from rheo_kernels.cuda.offload import TIMESTAMPS
     from rheo_kernels.cuda.send_queries import send_queries
-    from rheo_kernels.cuda.share import CLOCK
-    from rheo_sglang.split.cpu_attention import CpuAttention
-    from rheo_sglang.split.service import CpuService
+    from rheo_sglang.cpu_offload.cpu_attention import CpuAttention
+    from rheo_sglang.cpu_offload.service import CpuService
 
     shape = SHAPES[0]
     problem = Problem(shape, [[8] * shape.heads], True, rng)
@@ -245,39 +247,43 @@ def test_a_layer_divides_by_the_pace_that_the_next_one_learnt(rng: torch.Generat
     step = torch.zeros((), dtype=torch.int32, device=rng.device)
     service = CpuService(cpu, 2, step, torch.tensor((0.0, 1.0, 0.0, 1.0, 1.0, 0.0), device=rng.device))
     workspace = Workspace.allocate(shape.heads, shape.group, shape.dim, page_size, width, rng.device)
-    cuts = torch.zeros((1, shape.heads), dtype=torch.int32, device=rng.device)
+    cpu_begin = torch.zeros((1, shape.heads), dtype=torch.int32, device=rng.device)
     selected = problem.selected
     selected.num_hits.zero_()
     selected.misses[0] = torch.where(selected.valid[0] > 0, problem.pages[0], -1)
     expected, _ = problem.exact()
 
     def attend(layer: int) -> None:
-        share = service.prepare(layer, problem.scale)
-        send_queries(problem.q, share)
+        offload = service.prepare(layer, problem.scale)
+        send_queries(problem.q, offload)
         out = torch.full_like(problem.q, torch.nan)
         operands = problem.q, problem.frames, problem.pinned, selected, problem.scale, page_size, workspace
-        attend_selected(*operands, out, None, share, cuts, layer)
+        attend_selected(*operands, out, None, offload, cpu_begin, layer)
         assert relative_error(out, expected) < TOLERANCE[shape.dtype]
 
     def note(layer: int, **times: int) -> None:
         for name, nanoseconds in times.items():
-            service.clocks[layer, CLOCK.index(name)] = nanoseconds
+            service.timings[layer, TIMESTAMPS.index(name)] = nanoseconds
 
     step += 1
     attend(0)
-    assert service.rules[0, 0] == 128 and int((cuts == 4).sum()) == shape.heads, "either way half"
-    note(0, began=1000, expected_fetch=10_000, attended=21_000, expected_cpu=5000, replied=41_000)
-    note(1, began=0, expected_fetch=0, expected_cpu=0, replied=0)
+    assert service.load_quota[0, 0] == 128 and int((cpu_begin == 4).sum()) == shape.heads, (
+        "half goes either way"
+    )
+    note(0, began=1000, expected_fetch=10_000, gpu_done=21_000, expected_cpu=5000, cpu_done=41_000)
+    note(1, began=0, expected_fetch=0, expected_cpu=0, cpu_done=0)
     attend(1)
-    learnt = service.paces.tolist()
-    assert learnt == [[1 + 1 / 8, 1 + 3 / 8], [1, 1]], "twice as long, and more than may count"
+    scales = service.cost_scales.tolist()
+    assert scales == [[1 + 1 / 8, 1 + 3 / 8], [1, 1]], "measured twice as long, and longer than the limit"
     step += 1
-    note(0, began=1000, expected_fetch=0, expected_cpu=5000, replied=0)
+    note(0, began=1000, expected_fetch=0, expected_cpu=5000, cpu_done=0)
     attend(1)
-    learnt = service.paces[0].tolist()
-    assert learnt == pytest.approx([1 + 63 / 64 / 8, 1 + 63 / 64 * 3 / 8]), "nothing was learnt"
-    service.paces[0] = torch.tensor([1.0, 3.0])
+    scales = service.cost_scales[0].tolist()
+    assert scales == pytest.approx([1 + 63 / 64 / 8, 1 + 63 / 64 * 3 / 8]), "without a measurement they decay"
+    service.cost_scales[0] = torch.tensor([1.0, 3.0])
     step += 1
     attend(0)
-    assert service.rules[0, 0] == 64 and int((cuts == 6).sum()) == shape.heads, "a quarter there"
-    service.bell.close()
+    assert service.load_quota[0, 0] == 64 and int((cpu_begin == 6).sum()) == shape.heads, (
+        "a quarter to the CPU"
+    )
+    service.doorbell.close()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from triton_cases import relative_error
 
-from rheo_kernels.cuda.share import Costs
+from rheo_kernels.cuda.offload import Costs
 from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.decode import decode

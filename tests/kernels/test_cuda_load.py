@@ -44,22 +44,22 @@ def test_admitted_misses_and_runners_up_are_loaded_and_nothing_else(
             selected.misses[b, head] = permutation(PAGES, rng)[:width].to(torch.int32)
     first = integers(0, 60, (batch, heads), rng)
     last = first + integers(0, 91, (batch, heads), rng)
-    cuts = first + (last - first) // 3
-    last[0, 0] = cuts[0, 0] = first[0, 0]
+    cpu_begin = first + (last - first) // 3
+    last[0, 0] = cpu_begin[0, 0] = first[0, 0]
     selected.num_hits.copy_(first)
     selected.num_selected.copy_(last)
     ahead = RunnersUp(integers(0, PAGES, (batch, heads, 70), rng), integers(0, 71, (batch, heads), rng))
     host_pages = pinned(host)
 
-    begin = torch.minimum(cuts, first + room)
+    begin = torch.minimum(cpu_begin, first + room)
     misses = [[selected.misses[b, h, begin[b, h] : last[b, h]] for h in range(heads)] for b in range(batch)]
     listed = [[ahead.pages[b, h, : ahead.counts[b, h]] for h in range(heads)] for b in range(batch)]
     expected = expected_frames(table, misses, host, frames)
-    load_admitted(host_pages, table, frames, Candidates.of_misses(selected, cuts, room))
+    load_admitted(host_pages, table, frames, Candidates.of_misses(selected, cpu_begin, room))
     torch.testing.assert_close(frames, expected, rtol=0, atol=0, equal_nan=True)
 
     frames.fill_(torch.nan)
     expected = expected_frames(table, misses + listed, host, frames)
-    both = Candidates.of_misses(selected, cuts, room), Candidates.of_runners_up(ahead)
+    both = Candidates.of_misses(selected, cpu_begin, room), Candidates.of_runners_up(ahead)
     load_admitted(host_pages, table, frames, *both)
     torch.testing.assert_close(frames, expected, rtol=0, atol=0, equal_nan=True)

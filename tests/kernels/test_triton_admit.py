@@ -189,14 +189,14 @@ def test_gather_misses_lists_what_is_fetched_and_a_share_of_the_rest(
     num_hits = torch.full((batch, heads), hits, dtype=torch.int32, device=rng.device)
     num_selected = torch.full_like(num_hits, width)
     worth = torch.rand((heads, 5001), generator=rng, device=rng.device)
-    rules = to_device([share, loaded, 0], rng)
+    load_quota = to_device([share, loaded, 0], rng)
     missed = width - hits
     fetched = missed - (missed * share >> 8)
     draws = []
     for number in (1, 2):
         step = torch.tensor(number, dtype=torch.int32, device=rng.device)
         candidates, _, counts = gather(
-            misses, num_hits, num_selected, worth, batch * missed, rules=rules, step=step
+            misses, num_hits, num_selected, worth, batch * missed, load_quota=load_quota, step=step
         )
         assert counts.eq(batch * missed).all()
         listed = misses[:, :, hits:].transpose(0, 1)
@@ -226,12 +226,12 @@ def test_gather_misses_lists_runners_up_after_all_misses(
         integers(1, 100, (batch, heads, most), rng), integers(0, most + 1, (batch, heads), rng)
     )
     worth = torch.rand((heads, 100), generator=rng, device=rng.device)
-    ruled = {}
+    limited = {}
     if share is not None:
         step = torch.tensor(3, dtype=torch.int32, device=rng.device)
-        ruled = {"rules": to_device([0, 65536, share], rng), "step": step}
+        limited = {"load_quota": to_device([0, 65536, share], rng), "step": step}
     candidates, values, counts = gather(
-        misses, num_hits, num_selected, worth, room, runners_up=ahead, **ruled
+        misses, num_hits, num_selected, worth, room, runners_up=ahead, **limited
     )
     for head in range(heads):
         missed = [

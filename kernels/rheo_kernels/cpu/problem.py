@@ -71,16 +71,17 @@ def describe(
     out: torch.Tensor,
     lse: torch.Tensor,
     batch: torch.Tensor,
-    handed: bool = False,
+    words: bool = False,
 ) -> _native.Problem:
     """The extension's description of checked operands. It holds addresses: the tensors must outlive it.
 
-    ``lists`` are index and valid, or, if ``handed``, the words of `rheo_kernels.reference.handed` for pages and counts.
+    ``lists`` are index and valid or, with ``words``, the words of `rheo_kernels.reference.offload_words` for pages
+    and counts.
     """
-    names = ("entries", "counts") if handed else ("index", "valid")
+    names = ("entries", "counts") if words else ("index", "valid")
     addresses = {"entries": 0, "counts": 0, "index": 0, "valid": 0}
     addresses |= {name: one.data_ptr() for name, one in zip(names, lists, strict=True)}
-    (index_strides, valid_strides) = ((0, 0), (0, 0)) if handed else (one.stride()[:2] for one in lists)
+    (index_strides, valid_strides) = ((0, 0), (0, 0)) if words else (one.stride()[:2] for one in lists)
     return _native.problem(
         heads=blocks.shape[0],
         group=q.shape[1] // blocks.shape[0],

@@ -4,7 +4,7 @@
 # PYTHON (default: python3) has torch, pytest, hypothesis, nanobind and scikit-build-core; an editable install of the
 # package in it is left alone. Further arguments go to pytest.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../.."
 python=${1:-python3}
 shift || true
 target=$(mktemp -d)

@@ -10,13 +10,13 @@ from rheo_kernels.cpu.settings import checked_threads, forced_isa
 
 
 class Task:
-    """Attention over per-head lists of host pages that were handed over, without Python and without the GIL.
+    """Attention over per-head lists of host pages, given as words, without Python and without the GIL.
 
     `function` is the address of a C function ``void (void *)`` that takes `address`, as ``cudaLaunchHostFunc``
     wants it. A call reads the batch size, queries and lists from memory, allocates nothing, and writes the first
     ``batch`` rows of ``out`` and ``lse``: ``(0, -inf)`` where nothing is listed. Calls of one task must not overlap;
-    calls of different tasks may, and take turns. Words bear the tag 0 when a call begins; where a `Doorbell` runs the
-    task, they bear the ring's number and may come later.
+    calls of different tasks may, and take turns. Words must have the tag 0 when a call begins; where a `Doorbell` runs
+    the task, they have the signal's sequence number as tag and may arrive later.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ class Task:
     blocks
         Page blocks ``[H, X, 2, D * P]``, any strides over ``H`` and ``X``.
     entries
-        Words for the pages to attend, ``[B, H, S]``, int64, contiguous; see `rheo_kernels.reference.handed`.
+        Words for the pages to attend, ``[B, H, S]``, int64, contiguous; see `rheo_kernels.reference.offload_words`.
     counts
         Words for the number of each list's pages, ``[B, H]``, int64, contiguous.
     scale
@@ -72,7 +72,7 @@ class Task:
         check_buffer("lse", lse, tuple(q.shape[:2]), torch.float32)
         check_buffer("batch", batch, (1,), torch.int32)
         self._operands = (q, blocks, entries, counts, out, lse, batch)
-        problem = describe(q, blocks, (entries, counts), scale, page_size, out, lse, batch, handed=True)
+        problem = describe(q, blocks, (entries, counts), scale, page_size, out, lse, batch, words=True)
         self._task = _native.Task(problem, checked_threads(threads), forced_isa())
 
     def __call__(self) -> None:

@@ -1,21 +1,22 @@
 // attend: decode attention over lists of pages, fed by bulk copies and merged by the block that ends last.
 //
 // A page's K, [D, P], and V, [P, D], lie one after the other, so that one bulk copy brings a page into shared memory.
-// Every warp has its own ring of pages and runs its own softmax over every WARPS-th page of the block's share of a
+// Every warp has its own pipeline of pages and runs its own softmax over every WARPS-th page of the block's part of a
 // list; nothing synchronises warps until the list is done.
 //
-// Macros: those of page_softmax.cuh, WARPS (that attend pages from frames), STAGES (pages in flight or in use per warp),
-// LISTED (page lists looked up in the page table, else frames), FETCH (one more warp attends misses from host memory with a
-// ring of MISS_STAGES; about FETCHERS of them do at once), CPU (the first blocks hand a part of them over to the CPU, whose
-// results are merged; see hand_over.cuh for what that needs), ARGUMENTS_BYTES (what the launching side passes).
+// Macros: those of page_softmax.cuh; WARPS (that attend pages from frames); STAGES (pages in flight or in use per warp);
+// DENSE (attend whole page lists, looked up in the page table, instead of a selection); FETCH (one more warp attends misses
+// from host memory, with MISS_STAGES pages in flight; about FETCHERS of them do at once); CPU (the first blocks offload a
+// part of the misses to the CPU, whose output is merged; the macros of offload.cuh); ARGUMENTS_BYTES (what the launching
+// side passes).
 
 #include "bulk_copy.cuh"
 #include "page_softmax.cuh"
 #include "split_merge.cuh"
 #if CPU
-#include "hand_over.cuh"
+#include "offload.cuh"
 #else
-#include "division.cuh"
+#include "miss_partition.cuh"
 #endif
 
 namespace {
@@ -29,14 +30,14 @@ struct Arguments {
     const unsigned short* frames;  // one layer's, [H, F, 2, D * P]
     const unsigned short* host;    // one layer's, [N, H, 2, D * P]
     unsigned short* staged;        // [B * H, room, 2, D * P]: where fetched pages are kept; null: nowhere
-    const int* hits;               // [B, H, S] frames; LISTED: [B, M] pages
+    const int* hits;               // [B, H, S] frames; DENSE: [B, M] pages
     const int* misses;             // [B, H, S] pages
     const int* valid;              // [B, H, S] tokens
-    const int* num_hits;           // [B, H]; LISTED: [B] tokens of each request
+    const int* num_hits;           // [B, H]; DENSE: [B] tokens of each request
     const int* num_selected;       // [B, H]
-    const int* page_table;         // LISTED: [H, N]
+    const int* page_table;         // DENSE: [H, N]
     const int* step;               // scalar
-    int* missed_at;                // LISTED: scalar, becomes *step if a page has no frame
+    int* missed_at;                // DENSE: scalar, becomes *step if a page has no frame
     long long stride_qb, stride_qh, stride_ob, stride_oh, stride_fh, stride_ff, stride_hn, stride_hh, stride_th,
         stride_list;
     float scale;                   // softmax scale times log2(e)
@@ -44,8 +45,8 @@ struct Arguments {
 #if CPU
     const float* cpu_out;          // in memory that the CPU sees: [X, Hq, D]
     const float* cpu_lse;          // [X, Hq], natural logarithm
-    int* cuts;                     // [B * H], the first column that the CPU attends
-    HandOver handing;
+    int* cpu_begin;                // [B * H], the first column that the CPU attends
+    Offload offload;
 #endif
 };
 static_assert(sizeof(Arguments) == ARGUMENTS_BYTES, "attend.py declares other arguments");
@@ -57,19 +58,20 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
     __shared__ __align__(8) u64 barriers[kSlots + 1];  // of every slot, and of the merge
     __shared__ bool last;
 #if CPU
-    __shared__ int by_cpu;  // pages of this list
-    const int handing = a.handing.blocks;
-    if (static_cast<int>(blockIdx.x) < handing) {
+    __shared__ int cpu_pages;  // of this list
+    const int offload_blocks = a.offload.blocks;
+    if (static_cast<int>(blockIdx.x) < offload_blocks) {
         asm volatile("griddepcontrol.wait;" ::: "memory");
         const Lists lists{a.misses, a.valid, a.num_hits, a.num_selected, a.lists, a.heads, a.width};
-        hand_over<32 * kWarps>(a.handing, lists, *a.step);
+        offload<32 * kWarps>(a.offload, lists, *a.step);
         return;
     }
 #else
-    const int handing = 0;
+    const int offload_blocks = 0;
 #endif
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = lane / 4, column = lane % 4;
-    const int block = static_cast<int>(blockIdx.x) - handing, splits = a.splits, split = block % splits, pair = block / splits;
+    const int block = static_cast<int>(blockIdx.x) - offload_blocks;
+    const int splits = a.splits, split = block % splits, pair = block / splits;
     const int request = pair / a.heads, head = pair % a.heads;
     const bool fetches = FETCH && warp == WARPS;
 
@@ -96,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
 
     // Entry n of the warp's list is at first + n * stride of the request's. For hits neither depends on how long that is, so
     // the entries are on their way before their number is known.
-#if LISTED
+#if DENSE
     const int length = a.num_hits[request];
     const int begin = 0;
     int count = (length + PAGE - 1) / PAGE;
@@ -106,16 +108,16 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
 #endif
     int fetchers = 0;
 #if FETCH
-    // Lists of more misses are fetched by more blocks, so that all end together, but not by all blocks at once: what is
-    // written to the host's memory waits behind what is being read there.
+    // Lists with more misses are fetched by more blocks, so that all end together, but not by all blocks at once: writes to
+    // host memory wait for the reads in flight.
     if (fetches) {
 #if CPU
-        const Division division = divide(a.num_hits, a.num_selected, a.handing.costs,
-                                         a.handing.paces + a.handing.layer, a.lists);
-        const int handed = division.of(count), fetched = division.missed - division.total;
-        count -= handed;
-        if (lane == 0) by_cpu = handed;
-        if (lane == 0 && split == 0) a.cuts[pair] = begin + count;
+        const MissPartition partition = partition_misses(a.num_hits, a.num_selected, a.offload.costs,
+                                                         a.offload.cost_scales + a.offload.layer, a.lists);
+        const int offloaded = partition.cpu_part(count), fetched = partition.missed - partition.cpu_pages;
+        count -= offloaded;
+        if (lane == 0) cpu_pages = offloaded;
+        if (lane == 0 && split == 0) a.cpu_begin[pair] = begin + count;
 #else
         const int fetched = count_pages(a.num_hits, a.num_selected, a.lists).missed;
 #endif
@@ -132,7 +134,7 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
     const auto look_up = [&](int n, u64& source, int& tokens) {
         const int at = first + (n + lane) * stride;
         source = 0, tokens = 0;
-#if LISTED
+#if DENSE
         if (at >= a.width) return;
         const int page = a.hits[static_cast<long long>(request) * a.stride_list + at];
         if (at >= count) return;
@@ -200,14 +202,14 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
         attend_page(page, live, a.scale, query, run);
         if (keep && lane == 0) wait_until_read();
         __syncwarp();
-        const int ahead = n + stages;
-        if (ahead < pages) {
-            if (ahead / 32 != next_known) {
+        const int next = n + stages;
+        if (next < pages) {
+            if (next / 32 != next_known) {
                 int unused;
-                look_up(ahead / 32 * 32, next_source, unused);
-                next_known = ahead / 32;
+                look_up(next / 32 * 32, next_source, unused);
+                next_known = next / 32;
             }
-            const u64 from = __shfl_sync(kAll, next_source, ahead % 32);
+            const u64 from = __shfl_sync(kAll, next_source, next % 32);
             if (lane == 0) start_copy(shared_address(page), from, kBlockBytes, barrier);
         }
         if (++slot == stages) slot = 0, phase ^= 1;
@@ -229,19 +231,20 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
     __threadfence();
     const float *cpu_out = nullptr, *cpu_lse = nullptr;
 #if CPU
-    Clock& clock = a.handing.clocks[a.handing.layer];
-    if (threadIdx.x == 0) atomicMax(&clock.attended, nanoseconds());
-    if (by_cpu > 0) {
+    Timestamps& timings = a.offload.timings[a.offload.layer];
+    if (threadIdx.x == 0) atomicMax(&timings.gpu_done, nanoseconds());
+    if (cpu_pages > 0) {
         cpu_out = a.cpu_out + static_cast<long long>(pair) * GROUP * DIM;
         cpu_lse = a.cpu_lse + pair * GROUP;
-        if (threadIdx.x == 0) wait_until_heard(clock, ring_number(*a.step, a.handing.layer, a.handing.layers));
+        if (threadIdx.x == 0)
+            wait_until_acknowledged(timings, sequence_number(*a.step, a.offload.layer, a.offload.layers));
         __syncthreads();
     }
-    if (threadIdx.x == 0) atomicMax(&clock.answered, nanoseconds());
+    if (threadIdx.x == 0) atomicMax(&timings.cpu_seen, nanoseconds());
 #endif
     merge_splits(a.split_out + list * GROUP * DIM, a.split_lse + list * GROUP, splits, memory, barriers + kSlots,
                  cpu_out, cpu_lse, a.out + request * a.stride_ob + head * GROUP * a.stride_oh, a.stride_oh);
 #if CPU
-    if (threadIdx.x == 0) atomicMax(&clock.ended, nanoseconds());
+    if (threadIdx.x == 0) atomicMax(&timings.merged, nanoseconds());
 #endif
 }

@@ -10,8 +10,8 @@ import torch
 
 from rheo_kernels.cuda import load
 from rheo_kernels.cuda.compile import Kernel, UnavailableError, compile_kernel
-from rheo_kernels.cuda.share import CLOCK, CpuShare
-from rheo_kernels.reference.handed import LINE, TAG_SHIFT, TOKEN_BITS
+from rheo_kernels.cuda.offload import TIMESTAMPS, CpuOffload
+from rheo_kernels.reference.offload_words import LINE, TAG_SHIFT, TOKEN_BITS
 from rheo_kernels.triton import Partials, RunnersUp, Selected
 
 LOG2_E = 1.4426950408889634
@@ -24,14 +24,14 @@ MOST_SPLITS = 48
 FETCHERS = 48
 """Blocks that fetch, a page each at a time, and up to one more for every list: enough to fill PCIe."""
 LISTS_AT_ONCE = 8
-"""Lists whose pages a warp that hands over reads at a time."""
+"""Lists that a warp of an offloading block reads at once."""
 PAGES_TO_BEGIN = 6
 """What starting and ending a block costs, in pages that it could attend meanwhile."""
 MIN_CAPABILITY = (9, 0)
 
 
-class Ring(NamedTuple):
-    """How blocks divide the shared memory of a multiprocessor."""
+class Pipeline(NamedTuple):
+    """Pages in flight of each warp, in the shared memory of a multiprocessor."""
 
     blocks: int
     """Blocks of a multiprocessor: two, so that one begins while another ends, unless pages are too large."""
@@ -41,8 +41,8 @@ class Ring(NamedTuple):
     """Pages in flight or in use per such warp. The warp that attends misses has one."""
 
     @classmethod
-    def of(cls, block_bytes: int) -> Ring | None:
-        """The ring for pages of ``block_bytes``, or None where not even two of them fit."""
+    def of(cls, block_bytes: int) -> Pipeline | None:
+        """The pipeline for pages of ``block_bytes``, or None where not even two of them fit."""
         for blocks, shared_bytes in ((2, SHARED_BYTES_OF_TWO), (1, SHARED_BYTES)):
             slots = shared_bytes // block_bytes - 1
             for warps in (4, 2):
@@ -65,18 +65,18 @@ class Workspace(NamedTuple):
     ) -> Workspace:
         """Buffers for ``pairs = B * H`` lists of up to ``width`` pages.
 
-        As many blocks as run at once beside those that load and those that hand over.
+        Lists are split over the blocks that run at once, less those that load and those that offload.
         """
-        ring = _ring(dim, page_size)
+        pipeline = _pipeline(dim, page_size)
         processors = torch.cuda.get_device_properties(device).multi_processor_count
-        blocks = ring.blocks * (processors - load.BLOCKS) - handing_blocks(pairs, ring)
+        blocks = pipeline.blocks * (processors - load.BLOCKS) - offload_blocks(pairs, pipeline)
         parts = Partials.allocate(pairs, group, dim, num_splits(pairs, width, blocks), device)
         return cls(parts, torch.zeros(pairs, dtype=torch.int32, device=device))
 
 
-def handing_blocks(pairs: int, ring: Ring) -> int:
-    """Blocks that hand ``pairs`` lists over: as many as read all of them at once."""
-    return -(-pairs // (LISTS_AT_ONCE * (ring.warps + 1)))
+def offload_blocks(pairs: int, pipeline: Pipeline) -> int:
+    """Blocks that offload ``pairs`` lists: as many as read all of them at once."""
+    return -(-pairs // (LISTS_AT_ONCE * (pipeline.warps + 1)))
 
 
 def num_splits(pairs: int, width: int, blocks: int) -> int:
@@ -92,10 +92,10 @@ def num_splits(pairs: int, width: int, blocks: int) -> int:
     return min(range(1, min(MOST_SPLITS, max(width, 1)) + 1), key=lambda splits: (time(splits), splits))
 
 
-def _ring(dim: int, page_size: int) -> Ring:
-    ring = Ring.of(4 * dim * page_size)
-    assert ring is not None
-    return ring
+def _pipeline(dim: int, page_size: int) -> Pipeline:
+    pipeline = Pipeline.of(4 * dim * page_size)
+    assert pipeline is not None
+    return pipeline
 
 
 def unsupported(dim: int, page_size: int, group: int, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -106,10 +106,10 @@ def unsupported(dim: int, page_size: int, group: int, dtype: torch.dtype, device
         return f"the KV dtype is {dtype}; allowed: bfloat16, float16"
     if dim % 16 or page_size % 16 or group > 16:
         return f"head size {dim}, page size {page_size} or group {group} does not fit its tiles"
-    if Ring.of(4 * dim * page_size) is None:
+    if Pipeline.of(4 * dim * page_size) is None:
         return f"pages of {4 * dim * page_size} bytes are too large"
     try:
-        _kernel(dim, page_size, group, dtype, listed=False, fetch=True, cpu=True)
+        _kernel(dim, page_size, group, dtype, dense=False, fetch=True, cpu=True)
     except UnavailableError as error:
         return str(error)
     return None
@@ -132,20 +132,29 @@ class _Arguments(ctypes.Structure):
     ]
 
 
-class _HandOver(ctypes.Structure):
+class _Offload(ctypes.Structure):
     _fields_ = [
         *(
             (name, ctypes.c_void_p)
-            for name in ("entries", "counts", "bell", "num_runners_up", "costs", "clocks", "paces", "rules")
+            for name in (
+                "entries",
+                "counts",
+                "doorbell",
+                "num_runners_up",
+                "costs",
+                "timings",
+                "cost_scales",
+                "load_quota",
+            )
         ),
         *((name, ctypes.c_int) for name in ("width", "layer", "layers", "blocks")),
     ]
 
 
-class _SharedArguments(_Arguments):
+class _OffloadArguments(_Arguments):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("cpu_out", "cpu_lse", "cuts")),
-        ("handing", _HandOver),
+        *((name, ctypes.c_void_p) for name in ("cpu_out", "cpu_lse", "cpu_begin")),
+        ("offload", _Offload),
     ]
 
 
@@ -153,12 +162,12 @@ _AnyArguments = TypeVar("_AnyArguments", bound=_Arguments)
 
 
 def _defines(
-    ring: Ring,
+    pipeline: Pipeline,
     dim: int,
     page_size: int,
     group: int,
     dtype: torch.dtype,
-    listed: bool,
+    dense: bool,
     fetch: bool,
     cpu: bool,
 ) -> dict[str, int | str]:
@@ -168,31 +177,31 @@ def _defines(
         "DIM": dim,
         "PAGE": page_size,
         "GROUP": group,
-        "WARPS": ring.warps,
-        "STAGES": ring.stages,
+        "WARPS": pipeline.warps,
+        "STAGES": pipeline.stages,
         "MISS_STAGES": 1,
         "FETCHERS": FETCHERS,
-        "LISTED": int(listed),
+        "DENSE": int(dense),
         "FETCH": int(fetch),
         "CPU": int(cpu),
-        "ARGUMENTS_BYTES": ctypes.sizeof(_SharedArguments if cpu else _Arguments),
+        "ARGUMENTS_BYTES": ctypes.sizeof(_OffloadArguments if cpu else _Arguments),
         "LINE_WORDS": LINE,
         "TAG_SHIFT": TAG_SHIFT,
         "TOKEN_BITS": TOKEN_BITS,
-        "CLOCK_BYTES": 8 * len(CLOCK),
+        "TIMESTAMPS_BYTES": 8 * len(TIMESTAMPS),
         "LISTS_AT_ONCE": LISTS_AT_ONCE,
     }
 
 
 @functools.cache
 def _kernel(
-    dim: int, page_size: int, group: int, dtype: torch.dtype, listed: bool, fetch: bool, cpu: bool
-) -> tuple[Kernel, Ring, int]:
-    """Kernel, ring and shared memory of a launch."""
-    ring = _ring(dim, page_size)
-    shared = (ring.warps * ring.stages + (1 if fetch else 0)) * 4 * dim * page_size
-    defines = _defines(ring, dim, page_size, group, dtype, listed, fetch, cpu)
-    return compile_kernel("attend.cu", "attend", defines, shared), ring, shared
+    dim: int, page_size: int, group: int, dtype: torch.dtype, dense: bool, fetch: bool, cpu: bool
+) -> tuple[Kernel, Pipeline, int]:
+    """Kernel, pipeline and shared memory of a launch."""
+    pipeline = _pipeline(dim, page_size)
+    shared = (pipeline.warps * pipeline.stages + (1 if fetch else 0)) * 4 * dim * page_size
+    defines = _defines(pipeline, dim, page_size, group, dtype, dense, fetch, cpu)
+    return compile_kernel("attend.cu", "attend", defines, shared), pipeline, shared
 
 
 def attend_selected(
@@ -205,8 +214,8 @@ def attend_selected(
     workspace: Workspace,
     out: torch.Tensor | None,
     staged: torch.Tensor | None = None,
-    cpu: CpuShare | None = None,
-    cuts: torch.Tensor | None = None,
+    offload: CpuOffload | None = None,
+    cpu_begin: torch.Tensor | None = None,
     layer: int = 0,
     runners_up: RunnersUp | None = None,
 ) -> None:
@@ -233,28 +242,28 @@ def attend_selected(
         ``workspace.parts`` to `merge`.
     staged
         ``[B * H, room, 2, D * P]``: the first ``room`` missed pages of each list are kept here on the way.
-    cpu
-        Hands the last misses of every list over to the CPU, as many as its share is, and merges its results, if given;
-        needs ``host``, ``out`` and ``cuts``. The queries have been sent, see `send_queries`.
-    cuts
+    offload
+        If given, the last misses of every list are offloaded to the CPU, as many as the cost model says, and its
+        output is merged; needs ``host``, ``out`` and ``cpu_begin``. The queries have been sent, see `send_queries`.
+    cpu_begin
         The first column that the CPU attends, ``[B, H]``, int32, contiguous; written.
     layer
         The doorbell's task.
     runners_up
-        What the selection left out and may be loaded where the bus has time.
+        Pages that the selection left out and that may be loaded as far as the bus has time.
 
     Notes
     -----
     The kernel in front of this one in the stream must be the one that makes the selection, and must not be q's; this
     one begins while it ends.
 
-    Reads a page, ``4 * D * P`` bytes, once for the whole GQA group, in one bulk copy; a multiprocessor has up to 224 KB
-    of them under way. Bound by device memory for the hits and by PCIe for the misses, which one warp of every block
-    attends meanwhile. What the CPU gets takes posted writes over PCIe, 8 bytes a page in whole lines of 128, that
+    Reads a page, ``4 * D * P`` bytes, once for the whole GQA group, in one bulk copy; a multiprocessor has up to 224
+    KB of them in flight. Bound by device memory for the hits and by PCIe for the misses, which one warp of every
+    block attends meanwhile. Offloading takes posted writes over PCIe, 8 bytes a page in whole lines of 128, that
     nothing waits for.
     """
     pairs, group, dim = _shape(q, frames)
-    kind = _Arguments if cpu is None else _SharedArguments
+    kind = _Arguments if offload is None else _OffloadArguments
     arguments = _arguments(kind, q, frames, frames if host is None else host, scale, workspace, out)
     arguments.hits, arguments.misses = selected.hits.data_ptr(), selected.misses.data_ptr()
     arguments.valid = selected.valid.data_ptr()
@@ -265,17 +274,17 @@ def attend_selected(
     arguments.width = arguments.stride_list = selected.hits.shape[2]
     if staged is not None:
         arguments.staged, arguments.room = staged.data_ptr(), staged.shape[1]
-    if cpu is not None and cuts is not None:
-        arguments.step = cpu.step.data_ptr()
-        arguments.cpu_out, arguments.cpu_lse = cpu.out.data_ptr(), cpu.lse.data_ptr()
-        arguments.cuts, arguments.handing = cuts.data_ptr(), _handing(cpu, layer, runners_up)
-        arguments.handing.blocks = handing_blocks(pairs, _ring(dim, page_size))
-    modes = (False, host is not None, cpu is not None)
-    blocks = pairs * workspace.parts.splits + (0 if cpu is None else arguments.handing.blocks)
+    if offload is not None and cpu_begin is not None:
+        arguments.step = offload.step.data_ptr()
+        arguments.cpu_out, arguments.cpu_lse = offload.out.data_ptr(), offload.lse.data_ptr()
+        arguments.cpu_begin, arguments.offload = cpu_begin.data_ptr(), _offload(offload, layer, runners_up)
+        arguments.offload.blocks = offload_blocks(pairs, _pipeline(dim, page_size))
+    modes = (False, host is not None, offload is not None)
+    blocks = pairs * workspace.parts.splits + (0 if offload is None else arguments.offload.blocks)
     _launch(dim, page_size, group, q.dtype, modes, blocks, arguments)
 
 
-def attend_listed(
+def attend_dense(
     q: torch.Tensor,
     frames: torch.Tensor,
     host: torch.Tensor,
@@ -320,9 +329,9 @@ def _shape(q: torch.Tensor, frames: torch.Tensor) -> tuple[int, int, int]:
     return batch * heads, queries // heads, dim
 
 
-def _handing(cpu: CpuShare, layer: int, runners_up: RunnersUp | None) -> _HandOver:
-    shared = ("entries", "counts", "bell", "costs", "clocks", "paces", "rules")
-    return _HandOver(
+def _offload(cpu: CpuOffload, layer: int, runners_up: RunnersUp | None) -> _Offload:
+    shared = ("entries", "counts", "doorbell", "costs", "timings", "cost_scales", "load_quota")
+    return _Offload(
         **{name: getattr(cpu, name).data_ptr() for name in shared},
         num_runners_up=None if runners_up is None else runners_up.counts.data_ptr(),
         width=cpu.entries.shape[2],
@@ -372,8 +381,8 @@ def _launch(
     blocks: int,
     arguments: _Arguments,
 ) -> None:
-    """Launch the kernel for a shape and what it does: whole lists, fetching, sharing with the CPU."""
-    kernel, ring, shared = _kernel(dim, page_size, group, dtype, *modes)
-    listed, fetch, _ = modes
-    threads = 32 * (ring.warps + (1 if fetch else 0))
-    kernel.launch((blocks, 1, 1), threads, shared, arguments, early=not listed)
+    """Launch the kernel for a shape and modes: whole page lists, fetching, offloading to the CPU."""
+    kernel, pipeline, shared = _kernel(dim, page_size, group, dtype, *modes)
+    dense, fetch, _ = modes
+    threads = 32 * (pipeline.warps + (1 if fetch else 0))
+    kernel.launch((blocks, 1, 1), threads, shared, arguments, early=not dense)

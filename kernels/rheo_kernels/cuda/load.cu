@@ -1,10 +1,10 @@
-// load: pages that were admitted, from host memory into their frames.
+// load: copy pages that were admitted from host memory into their frames.
 //
-// Which of the candidates were is known only once this runs, so warps take turns to look at 32 of a list and copy those
-// that have a frame, by bulk copies through a ring of their own in shared memory. A few multiprocessors have enough bytes
-// under way to fill the bus that way, and the model's kernels keep the others for themselves.
+// Which candidates were admitted is known only when this runs. So warps take turns to look up 32 candidates of a list in the
+// page table, and copy those that have a frame by bulk copies through a pipeline of their own in shared memory. That way a
+// few multiprocessors have enough bytes in flight to fill the bus, and the model's kernels have the others.
 //
-// Macros: BLOCK_BYTES (of a page, K and V), WARPS, STAGES (pages under way per warp), ARGUMENTS_BYTES (what the launching
+// Macros: BLOCK_BYTES (of a page, K and V), WARPS, STAGES (pages in flight per warp), ARGUMENTS_BYTES (what the launching
 // side passes).
 
 #include "bulk_copy.cuh"
@@ -14,7 +14,9 @@ namespace {
 struct Candidates {
     const int* pages;     // [B * H, width]
     const int* first;     // [B * H]; null: 0
-    const int* cuts;      // [B * H]: pages from the lesser of `cuts` and `first` + `room` on; null: from `first` on
+    // [B * H]: the pages begin at the smaller of this and `first` + `room`, since those before were fetched and staged;
+    // null: they begin at `first`.
+    const int* cpu_begin;
     const int* last;      // [B * H]; null: there are none
     int width, room;
 };
@@ -29,8 +31,8 @@ struct Arguments {
 };
 static_assert(sizeof(Arguments) == ARGUMENTS_BYTES, "load.py declares other arguments");
 
-// A warp's pages under way. One lane calls.
-struct Ring {
+// A warp's pages in flight. One lane calls.
+struct Pipeline {
     unsigned char* pages;  // [STAGES][BLOCK_BYTES]
     u64* barriers;         // [STAGES]
     u64* targets;          // [STAGES]
@@ -46,7 +48,7 @@ struct Ring {
         start_copy(shared_address(pages + slot * BLOCK_BYTES), source, BLOCK_BYTES, shared_address(barriers + slot));
     }
 
-    // The page that has been under way for longest, once it is there.
+    // Store the page that has been in flight for longest, once it has arrived.
     __device__ __forceinline__ void store() {
         const int slot = stored % STAGES, phase = stored / STAGES % 2;
         ++stored;
@@ -71,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) load(const __grid_const
     if (threadIdx.x < WARPS * STAGES) make_barrier(barriers + threadIdx.x);
     publish_barriers();
     __syncthreads();
-    Ring ring{memory + warp * STAGES * BLOCK_BYTES, barriers + warp * STAGES, targets + warp * STAGES};
+    Pipeline pipeline{memory + warp * STAGES * BLOCK_BYTES, barriers + warp * STAGES, targets + warp * STAGES};
     int turn = 0;
 #pragma unroll
     for (int kind = 0; kind < 2; ++kind) {
@@ -82,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) load(const __grid_const
             const int known = min(start + lane, a.lists - 1);
             int first = c.first ? c.first[known] : 0;
             const int last = start + lane < a.lists ? c.last[known] : 0;
-            if (c.cuts) first += max(min(c.cuts[known] - first, c.room), 0);
+            if (c.cpu_begin) first += max(min(c.cpu_begin[known] - first, c.room), 0);
             for (int i = 0; i < 32; ++i) {
                 const int list = start + i, head = list % a.heads, end = __shfl_sync(kAll, last, i);
                 for (int from = __shfl_sync(kAll, first, i); from < end; from += 32) {
@@ -99,11 +101,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) load(const __grid_const
                     for (u32 admitted = __ballot_sync(kAll, target != 0); admitted; admitted &= admitted - 1) {
                         const int j = __ffs(admitted) - 1;
                         const u64 page = __shfl_sync(kAll, source, j), frame = __shfl_sync(kAll, target, j);
-                        if (lane == 0) ring.take(page, frame);
+                        if (lane == 0) pipeline.take(page, frame);
                     }
                 }
             }
         }
     }
-    if (lane == 0) ring.finish();
+    if (lane == 0) pipeline.finish();
 }

@@ -1,4 +1,4 @@
-"""load: pages that were admitted, from host memory into their frames, by few multiprocessors."""
+"""load: copy pages that were admitted from host memory into their frames, by few multiprocessors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rheo_kernels.cuda.compile import compile_kernel
 from rheo_kernels.triton import RunnersUp, Selected
 
 BLOCKS = 2
-"""Multiprocessors that load, an estimate: they have some 400 KB under way, twice what 50 GB/s bring in 4 us."""
+"""Multiprocessors that load, an estimate: they have some 400 KB in flight, twice what 50 GB/s bring in 4 us."""
 MOST_WARPS, MOST_STAGES = 4, 8
 SHARED_BYTES = 229_376
 """Shared memory of one of them, at most."""
@@ -28,15 +28,15 @@ class Candidates(NamedTuple):
     """The column behind the last, ``[B, H]``, int32, contiguous."""
     first: torch.Tensor | None = None
     """The first column, ``[B, H]``, int32, contiguous; None: 0."""
-    cuts: torch.Tensor | None = None
-    """Columns from ``first`` on are skipped up to here, ``[B, H]``, int32, contiguous; None: none are."""
+    cpu_begin: torch.Tensor | None = None
+    """Columns from ``first`` up to here were fetched and are skipped, ``[B, H]``, int32, contiguous; None: none."""
     room: int = 0
-    """Most columns of a list that are skipped."""
+    """Most columns of a list that are skipped: pages that fit in the staging buffer."""
 
     @classmethod
-    def of_misses(cls, selected: Selected, cuts: torch.Tensor, room: int) -> Candidates:
-        """A selection's misses, less those that were fetched, up to ``cuts``, and kept, ``room`` of a list."""
-        return cls(selected.misses, selected.num_selected, selected.num_hits, cuts, room)
+    def of_misses(cls, selected: Selected, cpu_begin: torch.Tensor, room: int) -> Candidates:
+        """A selection's misses, but for those before ``cpu_begin`` that were fetched and staged, ``room`` of a list."""
+        return cls(selected.misses, selected.num_selected, selected.num_hits, cpu_begin, room)
 
     @classmethod
     def of_runners_up(cls, runners_up: RunnersUp) -> Candidates:
@@ -46,7 +46,7 @@ class Candidates(NamedTuple):
 
 class _Candidates(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("pages", "first", "cuts", "last")),
+        *((name, ctypes.c_void_p) for name in ("pages", "first", "cpu_begin", "last")),
         *((name, ctypes.c_int) for name in ("width", "room")),
     )
 
@@ -120,7 +120,7 @@ def load_admitted(
     for place, each in zip(arguments.candidates, candidates, strict=False):
         place.pages, place.last = each.pages.data_ptr(), each.last.data_ptr()
         place.width, place.room = each.pages.shape[2], each.room
-        for name in ("first", "cuts"):
+        for name in ("first", "cpu_begin"):
             field = getattr(each, name)
             setattr(place, name, None if field is None else field.data_ptr())
     macros, threads, shared = defines(block_bytes)

@@ -1,4 +1,4 @@
-// send_queries: a layer's queries into memory that the CPU sees, beside the kernels that make the selection.
+// send_queries: copy a layer's queries to memory that the CPU sees, concurrently with the kernels that make the selection.
 //
 // Macros: QUERY_ELEMENTS (of one request), DIM, WARPS, ARGUMENTS_BYTES (what the launching side passes).
 
@@ -20,7 +20,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) send_queries(const __gr
     for (int i = threadIdx.x; i < kVectors; i += 32 * WARPS)
         target[i] = *reinterpret_cast<const uint4*>(a.q + blockIdx.x * a.stride_qb + 8 * i / DIM * a.stride_qh +
                                                     8 * i % DIM);
-    // They are to be there before any word is.
+    // They must have arrived before any word of this layer is written.
     __syncthreads();
     if (threadIdx.x == 0) __threadfence_system();
 }

@@ -1,4 +1,4 @@
-"""send_queries: a layer's queries to where the CPU reads them, some time before its pages are handed over."""
+"""send_queries: copy a layer's queries to where the CPU reads them, before its pages are offloaded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import ctypes
 import torch
 
 from rheo_kernels.cuda.compile import compile_kernel
-from rheo_kernels.cuda.share import CpuShare
+from rheo_kernels.cuda.offload import CpuOffload
 
 WARPS = 32
 
@@ -31,14 +31,14 @@ def defines(queries: int, dim: int) -> dict[str, int]:
     }
 
 
-def send_queries(q: torch.Tensor, share: CpuShare) -> None:
+def send_queries(q: torch.Tensor, offload: CpuOffload) -> None:
     """Copy a layer's queries to where the CPU reads them, before the selection is attended.
 
     Parameters
     ----------
     q
         Queries, ``[B, Hq, D]``, contiguous in ``D``, two bytes an element, rows aligned to 16 bytes.
-    share
+    offload
         Where to.
 
     Raises
@@ -53,6 +53,6 @@ def send_queries(q: torch.Tensor, share: CpuShare) -> None:
     batch, queries, dim = q.shape
     if q.data_ptr() % 16 or q.stride(0) % 8 or q.stride(1) % 8:
         raise ValueError(f"q has strides {q.stride()}; allowed: rows aligned to 16 bytes.")
-    arguments = Arguments(q.data_ptr(), share.q.data_ptr(), q.stride(0), q.stride(1))
+    arguments = Arguments(q.data_ptr(), offload.q.data_ptr(), q.stride(0), q.stride(1))
     kernel = compile_kernel("send_queries.cu", "send_queries", defines(queries, dim))
     kernel.launch((batch, 1, 1), 32 * WARPS, 0, arguments)

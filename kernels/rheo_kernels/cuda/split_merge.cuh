@@ -1,4 +1,4 @@
-// split_merge: what a block makes of its share of a list, and all shares, the CPU's among them, into the output.
+// split_merge: store what a block attended of its list as a split, and merge all splits, and the CPU's part, into the output.
 //
 // Macros: those of page_softmax.cuh; WARPS, STAGES, FETCH and MISS_STAGES, see attend.cu.
 #pragma once
@@ -13,9 +13,9 @@ constexpr int kSlots = kHitSlots + (FETCH ? MISS_STAGES : 0);
 constexpr int kWarps = WARPS + (FETCH ? 1 : 0);
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr int kOutBytes = 4 * GROUP * DIM;
-constexpr int kRingBytes = kSlots * kBlockBytes;
+constexpr int kPipelineBytes = kSlots * kBlockBytes;
 constexpr int kLseBytes = 4096;
-constexpr int kMergedAtOnce = (kRingBytes - kLseBytes) / kOutBytes;
+constexpr int kMergedAtOnce = (kPipelineBytes - kLseBytes) / kOutBytes;
 constexpr int kQuads = (GROUP * DIM / 4 + 32 * kWarps - 1) / (32 * kWarps);  // of outputs per thread
 
 // Merge what the warps of the block found, and store it as a split's normalised output and base-2 LSE.
@@ -54,11 +54,11 @@ __device__ __forceinline__ void store_split(Softmax& run, unsigned char* scratch
         for (int w = 0; w < kWarps; ++w) top = fmaxf(top, tops[w * 8 * kHeadTiles + head]);
 #pragma unroll
         for (int w = 0; w < kWarps; ++w) {
-            const float share = tops[w * 8 * kHeadTiles + head] == minus_infinity()
-                                    ? 0.f
-                                    : power_of_2(tops[w * 8 * kHeadTiles + head] - top);
-            total += share * totals[w * 8 * kHeadTiles + head];
-            mixed += share * mixes[w * GROUP * DIM + at];
+            const float weight = tops[w * 8 * kHeadTiles + head] == minus_infinity()
+                                     ? 0.f
+                                     : power_of_2(tops[w * 8 * kHeadTiles + head] - top);
+            total += weight * totals[w * 8 * kHeadTiles + head];
+            mixed += weight * mixes[w * GROUP * DIM + at];
         }
         __stcg(out + at, total > 0 ? mixed / total : 0.f);
         if (at % DIM == 0) __stcg(lse + head, total > 0 ? top + __log2f(total) : minus_infinity());
@@ -66,7 +66,7 @@ __device__ __forceinline__ void store_split(Softmax& run, unsigned char* scratch
 }
 
 // Merge all splits of a list, and the CPU's part if there is one, into the output. Runs in the block that stored the last
-// of them; the ring is free.
+// of them; its pipeline is free by then.
 __device__ __forceinline__ void merge_splits(const float* outs, const float* lses, int splits, unsigned char* memory,
                                              u64* barrier, const float* cpu_out, const float* cpu_lse,
                                              unsigned short* out, long long stride_oh) {
@@ -107,13 +107,13 @@ __device__ __forceinline__ void merge_splits(const float* outs, const float* lse
             if (at >= GROUP * DIM) continue;
 #pragma unroll 4
             for (int s = 0; s < many; ++s) {
-                const float share = power_of_2(lse[(start + s) * GROUP + at / DIM] - top[k]);
+                const float weight = power_of_2(lse[(start + s) * GROUP + at / DIM] - top[k]);
                 const float4 part = *reinterpret_cast<const float4*>(parts + s * GROUP * DIM + at);
-                total[k] += share;
-                mixed[k][0] += share * part.x;
-                mixed[k][1] += share * part.y;
-                mixed[k][2] += share * part.z;
-                mixed[k][3] += share * part.w;
+                total[k] += weight;
+                mixed[k][0] += weight * part.x;
+                mixed[k][1] += weight * part.y;
+                mixed[k][2] += weight * part.z;
+                mixed[k][3] += weight * part.w;
             }
         }
         __syncthreads();

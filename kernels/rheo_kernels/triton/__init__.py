@@ -7,13 +7,13 @@ satisfy the reference, the docstring says which one the kernel takes.
 from rheo_kernels.triton.admit import Admitted, admit
 from rheo_kernels.triton.append import append
 from rheo_kernels.triton.attend import attend
+from rheo_kernels.triton.attend_dense import attend_dense
 from rheo_kernels.triton.describe import Described, Share, describe
 from rheo_kernels.triton.fetch import attend_fetch, fetch_splits
 from rheo_kernels.triton.fill import fill
-from rheo_kernels.triton.hand_over import hand_over
 from rheo_kernels.triton.importance import update_importance
-from rheo_kernels.triton.listed import attend_listed
 from rheo_kernels.triton.merge import merge
+from rheo_kernels.triton.offload import offload_misses
 from rheo_kernels.triton.page_mass import page_mass
 from rheo_kernels.triton.partial import Partials, num_splits
 from rheo_kernels.triton.place import place
@@ -39,16 +39,16 @@ __all__ = [
     "admit",
     "append",
     "attend",
+    "attend_dense",
     "attend_fetch",
-    "attend_listed",
     "describe",
     "fetch_splits",
     "fill",
     "gather_misses",
-    "hand_over",
     "load",
     "merge",
     "num_splits",
+    "offload_misses",
     "page_mass",
     "place",
     "release",

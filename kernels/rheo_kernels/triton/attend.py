@@ -10,7 +10,7 @@ from rheo_kernels.triton.partial import (
     LOG2_E,
     Partials,
     accumulate,
-    listed_block,
+    lookup_block,
     num_splits,
     pages_per_tile,
     pick,
@@ -101,7 +101,7 @@ def attend(
         BLOCK_G=block_g,
         PAGE_SIZE=page_size,
         TILE=pages_per_tile(block_d, page_size) * page_size,
-        LISTED=max(listed_block(width, splits), pages_per_tile(block_d, page_size)),
+        LOOKUP=max(lookup_block(width, splits), pages_per_tile(block_d, page_size)),
         STAGES=STAGES,
         FIRST=first is not None,
         LAST=last is not None,
@@ -134,7 +134,7 @@ def _attend(
     BLOCK_G: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     TILE: tl.constexpr,
-    LISTED: tl.constexpr,
+    LOOKUP: tl.constexpr,
     STAGES: tl.constexpr,
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
@@ -174,12 +174,12 @@ def _attend(
     top = tl.full([rows], float("-inf"), tl.float32)
     total = tl.zeros([rows], tl.float32)
     mixed = tl.zeros([rows, BLOCK_D], tl.float32)
-    place = tl.arange(0, LISTED)
-    for chunk in range(begin, end, LISTED):
+    place = tl.arange(0, LOOKUP)
+    for chunk in range(begin, end, LOOKUP):
         listed = chunk + place < end
         blocks_here = tl.load(listed_blocks + chunk + place, mask=listed, other=-1)
         tokens_here = tl.load(listed_valid + chunk + place, mask=listed & (blocks_here >= 0), other=0)
-        for start in tl.range(0, tl.minimum(end - chunk, LISTED), tile_pages, num_stages=STAGES):
+        for start in tl.range(0, tl.minimum(end - chunk, LOOKUP), tile_pages, num_stages=STAGES):
             if tile_pages == 1:
                 where = tl.zeros([TILE], tl.int64) + pick(blocks_here, place, start).to(tl.int64) * stride_bx
                 tokens = tl.zeros([TILE], tl.int32) + pick(tokens_here, place, start)

@@ -15,8 +15,8 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 PROGRAMS = 264
 """Programs worth launching: two on each of the 132 multiprocessors of a Hopper GPU."""
 MIN_PAGES_PER_SPLIT = 2
-MOST_LISTED = 128
-"""Pages whose places a program looks up at once, before it reads any of them."""
+MOST_LOOKUPS = 128
+"""Pages whose addresses a program looks up at once, before it reads any of them."""
 TILE_ELEMENTS = 4096
 """Elements of K that one step of a program's loop reads: 32 tokens of 128 dimensions."""
 MAX_PAGES_PER_TILE = 4
@@ -54,9 +54,9 @@ def pages_per_tile(block_d: int, page_size: int) -> int:
     return min(max(TILE_ELEMENTS // (block_d * page_size), 1), MAX_PAGES_PER_TILE)
 
 
-def listed_block(width: int, splits: int) -> int:
-    """Places that a program looks up at once, of its share of a list of ``width`` pages; a power of two."""
-    return min(triton.next_power_of_2(triton.cdiv(width, splits)), MOST_LISTED)
+def lookup_block(width: int, splits: int) -> int:
+    """Pages that a program looks up at once, of its part of a list of ``width`` pages; a power of two."""
+    return min(triton.next_power_of_2(triton.cdiv(width, splits)), MOST_LOOKUPS)
 
 
 @triton.jit
@@ -91,9 +91,9 @@ def accumulate(query, key, value, live, scale, top, total, mixed):
     higher = tl.maximum(top, tl.max(logits, 1))
     shift = tl.where(higher == float("-inf"), 0.0, higher)
     weights = tl.exp2(logits - shift[:, None])
-    fade = tl.exp2(top - shift)
-    total = total * fade + tl.sum(weights, 1)
-    mixed = dot(weights.to(value.dtype), value, mixed * fade[:, None])
+    rescale = tl.exp2(top - shift)
+    total = total * rescale + tl.sum(weights, 1)
+    mixed = dot(weights.to(value.dtype), value, mixed * rescale[:, None])
     return higher, total, mixed
 
 

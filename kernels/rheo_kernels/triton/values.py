@@ -151,7 +151,7 @@ def gather_misses(
     num_candidates: torch.Tensor,
     most: int | None = None,
     runners_up: RunnersUp | None = None,
-    rules: torch.Tensor | None = None,
+    load_quota: torch.Tensor | None = None,
     step: torch.Tensor | None = None,
 ) -> None:
     """List one step's misses per KV head as candidates for `admit`, all requests together, and runners-up after them.
@@ -175,12 +175,12 @@ def gather_misses(
         Misses of each request that are listed, the first ones; all by default.
     runners_up
         Pages that have no frame and might be selected next.
-    rules
-        Which ones to list where loading takes time that there may not be, ``[3]``, int32: of every list's last
-        ``rules[0] / 256``, only ``rules[1] / 65536``, and of the runners-up ``rules[2] / 65536``, drawn anew in every
-        step; the columns of the others become -1.
+    load_quota
+        How many to list where loads must not take longer than the bus has time for, ``[3]``, int32. The last
+        ``load_quota[0] / 256`` of every list, the CPU's part, are listed with probability ``load_quota[1] / 65536`` and
+        runners-up with ``load_quota[2] / 65536``, drawn anew in every step; the columns of the others become -1.
     step
-        Number of the step, scalar, int32, if there are rules.
+        Number of the step, scalar, int32, if there is a quota.
     """
     batch, heads, width = misses.shape
     ahead, num_ahead = runners_up or (None, None)
@@ -194,7 +194,7 @@ def gather_misses(
         candidates,
         candidate_values,
         num_candidates,
-        rules,
+        load_quota,
         step,
         boost,
         batch,
@@ -205,7 +205,7 @@ def gather_misses(
         worth.stride(0),
         BLOCK_B=triton.next_power_of_2(batch),
         BLOCK=min(triton.next_power_of_2(width), MISSES_PER_PASS),
-        RULED=rules is not None,
+        QUOTA=load_quota is not None,
         AHEAD=ahead is not None,
         num_warps=4,
     )
@@ -222,7 +222,7 @@ def _gather_misses(
     candidates,
     candidate_values,
     num_candidates,
-    rules,
+    load_quota,
     step,
     boost,
     batch,
@@ -233,7 +233,7 @@ def _gather_misses(
     stride_wh,
     BLOCK_B: tl.constexpr,
     BLOCK: tl.constexpr,
-    RULED: tl.constexpr,
+    QUOTA: tl.constexpr,
     AHEAD: tl.constexpr,
 ):
     request = tl.program_id(0)
@@ -255,9 +255,9 @@ def _gather_misses(
         taken = (column < count) & (before + column < columns)
         page = tl.load(source + column, mask=taken, other=0)
         value = tl.load(worth + head * stride_wh + page, mask=taken, other=0.0) + boost
-        if RULED:
-            free = count - (count * tl.load(rules) >> 8)
-            drawn = (tl.randint(tl.load(step), page) >> 16 & 0xFFFF) < tl.load(rules + 1)
+        if QUOTA:
+            free = count - (count * tl.load(load_quota) >> 8)
+            drawn = (tl.randint(tl.load(step), page) >> 16 & 0xFFFF) < tl.load(load_quota + 1)
             page = tl.where((column < free) | drawn, page, -1)
         tl.store(candidates + target + column, page, mask=taken)
         tl.store(candidate_values + target + column, value, mask=taken)
@@ -274,8 +274,8 @@ def _gather_misses(
             taken = (column < count) & (at + column < columns)
             page = tl.load(source + column, mask=taken, other=0)
             value = tl.load(worth + head * stride_wh + page, mask=taken, other=0.0)
-            if RULED:
-                drawn = (tl.randint(tl.load(step), page) >> 16 & 0xFFFF) < tl.load(rules + 2)
+            if QUOTA:
+                drawn = (tl.randint(tl.load(step), page) >> 16 & 0xFFFF) < tl.load(load_quota + 2)
                 page = tl.where(drawn, page, -1)
             tl.store(candidates + target + column, page, mask=taken)
             tl.store(candidate_values + target + column, value, mask=taken)

@@ -17,11 +17,12 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[3]
 SOURCES = REPOSITORY / "kernels" / "rheo_kernels" / "cuda"
 SELECTED = "test_cuda_attend.py", "selected_pages"
-SHARED = "test_cuda_attend.py", "cpu_s_part"
-PACED = "test_cuda_attend.py", "pace"
-DIVIDED = "test_cuda_division.py", "division"
+OFFLOADED = "test_cuda_attend.py", "cpu_s_part"
+SCALED = "test_cuda_attend.py", "cost_scale"
+PARTITIONED = "test_cuda_partition.py", "partition"
 CHOSEN = "test_cuda_select_resolve.py", "equals_references"
 LOADED = "test_cuda_load.py", "loaded"
+ACKNOWLEDGED = "if (threadIdx.x == 0)\n            wait_until_acknowledged("
 WAIT_FOR_STORE = "if (keep && lane == 0) wait_until_read();\n            __syncwarp();\n            blank"
 COUNTED = "depth >> shift], 1u);\n    }\n    __syncthreads();"
 RANKED = "boundary = candidate;\n    }\n    __syncthreads();"
@@ -43,19 +44,19 @@ FAULTS = [
     Fault("attend.cu", "query, run);\n        if (keep && lane == 0) wait_until_read();", "query, run);", SELECTED),
     Fault("attend.cu", "wait_for(barrier, phase);", "", SELECTED),
     Fault("attend.cu", "if (live < PAGE) {", "if (false) {", ("test_cuda_attend.py", "behind")),
-    Fault("attend.cu", "if (threadIdx.x == 0) wait_until_heard(", "if (false) wait_until_heard(", SHARED),
+    Fault("attend.cu", ACKNOWLEDGED, ACKNOWLEDGED.replace("threadIdx.x == 0", "false"), OFFLOADED),
     Fault("page_softmax.cuh", "run.total[h][c] *= fade[c];", "", SELECTED),
     Fault("split_merge.cuh", "wait_for(shared_address(barrier), phase);", "", SELECTED),
     Fault("split_merge.cuh", OTHER_MERGED, OTHER_MERGED.replace("__syncthreads();", ""), SELECTED),
     Fault("split_merge.cuh", "    __syncthreads();\n    for (int at = ", "    for (int at = ", SELECTED),
-    Fault("hand_over.cuh", "division.of(missed(i + 1)), ring", "division.of(missed(i)), ring", SHARED),
-    Fault("hand_over.cuh", "kForgotten = 1 / 64.f", "kForgotten = 1 / 32.f", PACED),
-    Fault("division.cuh", "pages.hit += hits;", "pages.hit += 1;", DIVIDED),
-    Fault("division.cuh", "begin_cpu - begin_fetch + cpu * slower", "begin_cpu - begin_fetch + cpu", DIVIDED),
-    Fault("division.cuh", "by_fetch <= by_cpu ?", "by_fetch > by_cpu ?", DIVIDED),
-    Fault("division.cuh", "= fetch_part / fetch_pace", "= fetch_part", DIVIDED),
-    Fault("division.cuh", "begin_cpu *= cpu_pace, ", "", DIVIDED),
-    Fault("division.cuh", "&& fetch_part >= hits", "", DIVIDED),
+    Fault("offload.cuh", "cpu_part(missed(i + 1)), sequence", "cpu_part(missed(i)), sequence", OFFLOADED),
+    Fault("offload.cuh", "kScaleDecay = 1 / 64.f", "kScaleDecay = 1 / 32.f", SCALED),
+    Fault("miss_partition.cuh", "pages.hit += hits;", "pages.hit += 1;", PARTITIONED),
+    Fault("miss_partition.cuh", "fetch_latency + cpu * slowdown", "fetch_latency + cpu", PARTITIONED),
+    Fault("miss_partition.cuh", "by_fetch <= by_cpu ?", "by_fetch > by_cpu ?", PARTITIONED),
+    Fault("miss_partition.cuh", "= fetch_part / fetch_scale", "= fetch_part", PARTITIONED),
+    Fault("miss_partition.cuh", "cpu_latency *= cpu_scale, ", "", PARTITIONED),
+    Fault("miss_partition.cuh", "&& fetch_part >= hits", "", PARTITIONED),
     Fault("select_resolve.cu", COUNTED, COUNTED.removesuffix("__syncthreads();"), CHOSEN),
     Fault("select_resolve.cu", RANKED, RANKED.removesuffix("__syncthreads();"), CHOSEN),
     Fault("select_resolve.cu", "if (start > 0) __syncthreads();", "", CHOSEN),

@@ -16,12 +16,12 @@ namespace {
 // Shorter runs balance better, but each may leave two partials to merge.
 constexpr int64_t kPagesPerRun = 4;
 
-// Words come within microseconds of the ring; if not, whoever was to write them is gone.
+// Words arrive within microseconds of the signal; if not, their writer is gone.
 constexpr std::chrono::seconds kPatience{1};
 constexpr int kSpinsPerLook = 1024;
 constexpr uint32_t kNone = std::numeric_limits<uint32_t>::max();  // no pool has a page of that number
 
-// The value of a word that bears the tag, once it does; if that takes too long, the one given.
+// Waits until a word has the tag, and returns its value; or `otherwise`, if that takes too long.
 uint32_t await(const uint64_t& word, uint32_t tag, uint32_t otherwise) {
     const auto look = [&] { return std::atomic_ref(const_cast<uint64_t&>(word)).load(std::memory_order_acquire); };
     uint64_t now = look();

@@ -19,10 +19,10 @@ class Attention {
     // Threads beyond what the problem can use cost nothing. The workspace must outlive the object.
     Attention(const Problem&, Workspace&, int threads, std::optional<Isa> limit);
 
-    // Attends for this many requests, whose words bear this tag, and says how many threads came late. Afterwards threads
-    // stay awake for a while. Does not allocate, throw, or touch Python. One call at a time.
+    // Attends for this many requests, whose words have this tag, and returns how many threads were late. Afterwards
+    // threads stay awake for a while. Does not allocate, throw, or touch Python. One call at a time.
     int run(int batch, uint32_t tag, std::chrono::microseconds awake = Pool::kBetweenLayers) noexcept;
-    // The same for as many as memory says, whose words, if there are any, bear 0.
+    // The same for as many requests as `Problem::batch` says, whose words, if there are any, have the tag 0.
     int run() noexcept { return run(*problem_.batch, 0); }
 
     Isa isa() const { return choice_.isa; }

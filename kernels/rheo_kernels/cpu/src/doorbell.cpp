@@ -12,9 +12,11 @@
 namespace rheo {
 namespace {
 
-// Longer than what lies between two decode steps, prefills apart, which threads that attend stay awake for, too: a layer
-// that rarely has a part for the CPU must not wait until they are; and when a server counts as idle.
-constexpr std::chrono::milliseconds kPatience{20}, kIdle{1000};
+// The thread spins for so long after a task, which is longer than the time between two decode steps without a prefill.
+// The attending threads stay awake for as long, so that a layer that rarely offloads need not wait until they wake up.
+constexpr std::chrono::milliseconds kSpinTime{20};
+// A server that has not signalled for so long is idle.
+constexpr std::chrono::milliseconds kIdle{1000};
 constexpr timespec kNap{0, 50'000}, kIdleNap{0, 1'000'000};
 constexpr int kSpinsPerLook = 256;
 
@@ -26,8 +28,8 @@ Doorbell::Doorbell(uint32_t* words, int tasks)
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    const uint32_t seen = std::atomic_ref(words_[kRung]).load(std::memory_order_acquire);
-    static_assert(kRung % 2 == 0 && kRequests == kRung + 1, "they are read as one");
+    const uint32_t seen = std::atomic_ref(words_[kSignal]).load(std::memory_order_acquire);
+    static_assert(kSignal % 2 == 0 && kRequests == kSignal + 1, "they are read as one");
     thread_ = std::thread([this, seen] { serve(seen); });
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
@@ -44,24 +46,24 @@ void Doorbell::serve(uint32_t seen) {
     CPU_SET(Pool::instance().placement().front(), &mask);
     pthread_setaffinity_np(pthread_self(), sizeof mask, &mask);
 
-    std::atomic_ref<uint64_t> rung(*reinterpret_cast<uint64_t*>(words_ + kRung));
-    std::atomic_ref<uint32_t> answered(words_[kAnswered]);
-    auto heard = std::chrono::steady_clock::now();
+    std::atomic_ref<uint64_t> signal(*reinterpret_cast<uint64_t*>(words_ + kSignal));
+    std::atomic_ref<uint32_t> completed(words_[kCompleted]);
+    auto last = std::chrono::steady_clock::now();
     bool napping = false;
     for (int spins = 1; !closing_.load(std::memory_order_relaxed); ++spins) {
-        const uint64_t ring = rung.load(std::memory_order_acquire);
-        const auto now = static_cast<uint32_t>(ring);
-        if (now != seen) {
-            seen = now;
+        const uint64_t now = signal.load(std::memory_order_acquire);
+        const auto sequence = static_cast<uint32_t>(now);
+        if (sequence != seen) {
+            seen = sequence;
             const auto begin = std::chrono::steady_clock::now();
-            Attention* const attention = tasks_[(now - 1) % count_].load(std::memory_order_acquire);
-            const int late = attention ? attention->run(static_cast<int>(ring >> 32), now, kPatience) : 0;
-            answered.store(now, std::memory_order_release);
-            heard = std::chrono::steady_clock::now();
+            Attention* const attention = tasks_[(sequence - 1) % count_].load(std::memory_order_acquire);
+            const int late = attention ? attention->run(static_cast<int>(now >> 32), sequence, kSpinTime) : 0;
+            completed.store(sequence, std::memory_order_release);
+            last = std::chrono::steady_clock::now();
             napping = false;
-            rings_.fetch_add(1, std::memory_order_relaxed);
-            late_.fetch_add(late, std::memory_order_relaxed);
-            busy_ns_.fetch_add(std::chrono::nanoseconds(heard - begin).count(), std::memory_order_relaxed);
+            signals_.fetch_add(1, std::memory_order_relaxed);
+            late_threads_.fetch_add(late, std::memory_order_relaxed);
+            busy_ns_.fetch_add(std::chrono::nanoseconds(last - begin).count(), std::memory_order_relaxed);
             continue;
         }
 #if defined(__x86_64__)
@@ -70,8 +72,8 @@ void Doorbell::serve(uint32_t seen) {
         asm volatile("yield");
 #endif
         if (spins % kSpinsPerLook != 0 && !napping) continue;
-        const auto silence = std::chrono::steady_clock::now() - heard;
-        napping = silence > kPatience;
+        const auto silence = std::chrono::steady_clock::now() - last;
+        napping = silence > kSpinTime;
         if (napping) nanosleep(silence > kIdle ? &kIdleNap : &kNap, nullptr);
     }
 }

@@ -1,4 +1,4 @@
-// doorbell: a thread that runs tasks when a word of memory changes, and answers in another.
+// doorbell: a thread that runs a task when a word of memory changes, and writes its completion to another.
 #pragma once
 
 #include <atomic>
@@ -10,18 +10,17 @@
 
 namespace rheo {
 
-// A GPU rings by writing a new number, and with it for how many requests, to memory that both sides see, and goes on
-// once it reads that number back. Ring n asks for task (n - 1) modulo the number of tasks; what that attends may come
-// after the ring, in words that bear the tag n. Either side only ever writes its own words, so no atomic operation
-// crosses the bus.
+// A GPU signals by writing a new sequence number, together with the number of requests, to memory that both sides see, and
+// goes on once it reads that sequence number as completed. Sequence number n stands for task (n - 1) modulo the number of
+// tasks. The lists that the task attends may arrive after the signal, in words with the tag n. Each side writes only words
+// of its own, so no atomic operation crosses the bus.
 //
-// The thread spins while rings follow each other as the layers of decode steps do, and looks every now and then when
-// they have not for a while.
+// The thread spins while signals follow each other as in decode steps, and polls now and then after a pause.
 class Doorbell {
   public:
-    // Positions of the words, a cache line for either side: the ring and, above it in one double word, the requests;
-    // and the answer.
-    static constexpr int kRung = 0, kRequests = 1, kAnswered = 16, kWords = 32;
+    // Positions of the words, a cache line for either side: the sequence number of the signal and, in the same double word,
+    // the number of requests; and the sequence number that was completed last.
+    static constexpr int kSignal = 0, kRequests = 1, kCompleted = 16, kWords = 32;
 
     // `words`, aligned to double words, stay valid until the doorbell is closed.
     Doorbell(uint32_t* words, int tasks);
@@ -30,12 +29,12 @@ class Doorbell {
     // Ends the thread; a task that runs is finished first.
     void close();
 
-    // Has rings for `task` run `attention`, which outlives the object.
+    // Has signals for `task` run `attention`, which outlives the object.
     void assign(int task, Attention* attention) { tasks_[task].store(attention, std::memory_order_release); }
 
-    // Rings answered, threads that came late to them, and the nanoseconds that tasks took.
-    uint64_t rings() const { return rings_.load(std::memory_order_relaxed); }
-    uint64_t late() const { return late_.load(std::memory_order_relaxed); }
+    // Signals completed, threads that were late in their tasks (see Pool::run), and nanoseconds that tasks took.
+    uint64_t signals() const { return signals_.load(std::memory_order_relaxed); }
+    uint64_t late_threads() const { return late_threads_.load(std::memory_order_relaxed); }
     uint64_t busy_ns() const { return busy_ns_.load(std::memory_order_relaxed); }
 
   private:
@@ -44,7 +43,7 @@ class Doorbell {
     uint32_t* const words_;
     const uint32_t count_;
     const std::unique_ptr<std::atomic<Attention*>[]> tasks_;
-    std::atomic<uint64_t> rings_{0}, late_{0}, busy_ns_{0};
+    std::atomic<uint64_t> signals_{0}, late_threads_{0}, busy_ns_{0};
     std::atomic<bool> closing_{false};
     std::thread thread_;
 };

@@ -132,11 +132,11 @@ NB_MODULE(_native, m) {
             "assign", [](Doorbell& self, int task, uintptr_t address) { self.assign(task, pointer<Attention>(address)); },
             "task"_a, "address"_a)
         .def("close", &Doorbell::close, without_gil())
-        .def_prop_ro("rings", &Doorbell::rings)
-        .def_prop_ro("late", &Doorbell::late)
+        .def_prop_ro("signals", &Doorbell::signals)
+        .def_prop_ro("late_threads", &Doorbell::late_threads)
         .def_prop_ro("busy_ns", &Doorbell::busy_ns);
     m.attr("doorbell_words") = Doorbell::kWords;
-    m.attr("doorbell_positions") = std::vector<int>{Doorbell::kRung, Doorbell::kRequests, Doorbell::kAnswered};
+    m.attr("doorbell_positions") = std::vector<int>{Doorbell::kSignal, Doorbell::kRequests, Doorbell::kCompleted};
     m.attr("task_function") = reinterpret_cast<uintptr_t>(&rheo_cpu_run_task);
 
     m.def("attend", &attend, "problem"_a, "threads"_a, "isa"_a.none(), without_gil());

@@ -8,10 +8,10 @@
 
 namespace rheo {
 
-// A word that a GPU hands over: a value, and above it the tag of the call that it belongs to. Words are written and read
-// as a whole, so that whoever knows the tag needs nothing else to tell whether a word has come.
+// A GPU writes lists as tagged 64-bit words: the upper half is the call's tag, the lower half a value. Words are written and
+// read as a whole, so a reader that finds the tag it expects has the value, without a fence.
 inline constexpr int kTagShift = 32;
-// A page that it hands over: the page's number above its tokens less one.
+// The value for a page: its number, shifted by this, plus its tokens minus one.
 inline constexpr int kTokenBits = 6;
 
 // Strides count elements; the innermost dimension of every array is contiguous.
@@ -27,8 +27,8 @@ struct Problem {
     const int32_t* valid;  // [B, H, S]: tokens of it to attend
     int64_t valid_request_stride, valid_head_stride;
     int columns;           // S
-    const uint64_t* entries;  // [B, H, S], contiguous, or null: words in the place of index and valid
-    const uint64_t* counts;   // [B, H], contiguous, if there are entries: words that say how many of each row are pages
+    const uint64_t* entries;  // [B, H, S], contiguous, or null: words for pages, instead of index and valid
+    const uint64_t* counts;   // [B, H], contiguous, if there are entries: words for the pages of each row
     float* out;            // [B, Hq, D], contiguous
     float* lse;            // [B, Hq], contiguous
     const int32_t* batch;  // read at every call that does not say how many

@@ -1,4 +1,4 @@
-"""listed: dense decode attention over whole page lists, wherever the page table says their pages are."""
+"""attend_dense: decode attention over whole page lists, each page read from its frame or else from host memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rheo_kernels.triton.partial import (
     LOG2_E,
     Partials,
     accumulate,
-    listed_block,
+    lookup_block,
     num_splits,
     pages_per_tile,
     pick,
@@ -19,7 +19,7 @@ from rheo_kernels.triton.partial import (
 )
 
 
-def attend_listed(
+def attend_dense(
     q: torch.Tensor,
     frames: torch.Tensor,
     host: torch.Tensor,
@@ -32,7 +32,7 @@ def attend_listed(
     missed_at: torch.Tensor | None = None,
     step: torch.Tensor | None = None,
 ) -> Partials:
-    """Attend one query token per request to all of its pages: no selection, no lists but the request's own.
+    """Attend one query token per request to all of its pages.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def attend_listed(
     splits = partials.splits
     block_d = triton.next_power_of_2(dim)
     block_g = triton.next_power_of_2(group)
-    _attend_listed[(splits, pairs)](
+    _attend_dense[(splits, pairs)](
         q,
         frames,
         host,
@@ -105,7 +105,7 @@ def attend_listed(
         PAGE_SIZE=page_size,
         ELEMENT_BYTES=frames.element_size(),
         TILE=pages_per_tile(block_d, page_size) * page_size,
-        LISTED=max(listed_block(pages.shape[1], splits), pages_per_tile(block_d, page_size)),
+        LOOKUP=max(lookup_block(pages.shape[1], splits), pages_per_tile(block_d, page_size)),
         STAGES=STAGES,
         NOTE=missed_at is not None,
         num_warps=WARPS,
@@ -114,7 +114,7 @@ def attend_listed(
 
 
 @triton.jit(do_not_specialize=["splits"])
-def _attend_listed(
+def _attend_dense(
     q,
     frames,
     host,
@@ -143,7 +143,7 @@ def _attend_listed(
     PAGE_SIZE: tl.constexpr,
     ELEMENT_BYTES: tl.constexpr,
     TILE: tl.constexpr,
-    LISTED: tl.constexpr,
+    LOOKUP: tl.constexpr,
     STAGES: tl.constexpr,
     NOTE: tl.constexpr,
 ):
@@ -181,15 +181,15 @@ def _attend_listed(
     total = tl.zeros([rows], tl.float32)
     mixed = tl.zeros([rows, BLOCK_D], tl.float32)
     missed = 0
-    place = tl.arange(0, LISTED)
-    for chunk in range(begin, end, LISTED):
+    place = tl.arange(0, LOOKUP)
+    for chunk in range(begin, end, LOOKUP):
         listed = chunk + place < end
         page = tl.load(listed_pages + chunk + place, mask=listed, other=0)
         frame = tl.load(table + page, mask=listed, other=0)
         missed += tl.sum((frame < 0).to(tl.int32), 0)
         in_host = to_host + page.to(tl.int64) * stride_hn
         source_here = tl.where(frame >= 0, frame.to(tl.int64) * stride_ff, in_host)
-        for start in tl.range(0, tl.minimum(end - chunk, LISTED), tile_pages, num_stages=STAGES):
+        for start in tl.range(0, tl.minimum(end - chunk, LOOKUP), tile_pages, num_stages=STAGES):
             if tile_pages == 1:
                 source = tl.zeros([TILE], tl.int64) + pick(source_here, place, start)
             else:

@@ -1,4 +1,4 @@
-"""keep_to_spare_cores: threads of this process that are not the CPU attention's stay off its cores."""
+"""keep_to_spare_cores: move the process's other threads off the cores of CPU attention."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ logger = logging.getLogger(__name__)
 
 TASKS = Path("/proc/self/task")
 OURS = "rheo-"
-"""What names of threads that attend begin with."""
+"""Prefix of the names of threads that attend."""
 
 
 def keep_to_spare_cores(threads: int) -> list[int]:
     """Move all other threads of the process to the cores that ``threads`` threads of CPU attention leave.
 
-    A thread that attends has its core for itself that way: where it has to share one, all of a layer waits for its
-    turn. Threads that are started later follow the one that starts them. Does nothing where no core is left; where the
-    operating system does not let threads be moved, a warning says so.
+    Every thread that attends has a core of its own then: where two threads take turns on one, the whole layer waits.
+    Threads started later inherit the affinity of the thread that starts them. Does nothing where no core is left; where
+    the operating system does not let threads be moved, a warning says so.
 
     Parameters
     ----------
     threads
-        Threads of CPU attention, the one that waits for rings included.
+        Threads of CPU attention, the doorbell's included.
 
     Returns
     -------

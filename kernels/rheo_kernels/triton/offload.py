@@ -1,4 +1,4 @@
-"""hand_over: queries and missed pages from the device into mapped host memory, for the CPU to attend."""
+"""offload: copy queries and missed pages to mapped host memory, for the CPU to attend."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import torch
 import triton
 import triton.language as tl
 
-from rheo_kernels.reference.handed import TOKEN_BITS
+from rheo_kernels.reference.offload_words import TOKEN_BITS
 
 _TOKEN_BITS: tl.constexpr = tl.constexpr(TOKEN_BITS)
 
 
-def hand_over(
+def offload_misses(
     q: torch.Tensor,
     misses: torch.Tensor,
     valid: torch.Tensor,
@@ -35,7 +35,8 @@ def hand_over(
     host_q
         ``[X, Hq, D]``, dtype of ``q``, contiguous, ``X >= B``; written, as are all below. Pinned.
     host_entries
-        Words for pages, tagged 0, ``[X, H, Y]``, int64, contiguous, ``Y >= S``; see `rheo_kernels.reference.handed`.
+        Words for pages, tagged 0, ``[X, H, Y]``, int64, contiguous, ``Y >= S``; see
+        `rheo_kernels.reference.offload_words`.
     host_counts
         Words for the number of pages, tagged 0, ``[X, H]``, int64, contiguous.
     host_batch
@@ -48,7 +49,7 @@ def hand_over(
     batch, queries, dim = q.shape
     heads, width = misses.shape[1:]
     group = queries // heads
-    _hand_over[(batch, heads)](
+    _offload_misses[(batch, heads)](
         q,
         misses,
         valid,
@@ -72,7 +73,7 @@ def hand_over(
 
 
 @triton.jit
-def _hand_over(
+def _offload_misses(
     q,
     misses,
     valid,

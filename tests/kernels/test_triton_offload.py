@@ -1,4 +1,4 @@
-"""hand_over copies queries and misses to where the CPU attends them, and `CpuAttention` attends them."""
+"""offload_misses copies queries and misses to where the CPU attends them, and `CpuAttention` attends them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rheo_kernels import reference
 
 def test_misses_are_attended_on_the_cpu(rng: torch.Generator) -> None:
     from rheo_kernels.triton import Selected
-    from rheo_sglang.split.cpu_attention import CpuAttention
+    from rheo_sglang.cpu_offload.cpu_attention import CpuAttention
 
     shape = SHAPES[0]
     heads, group, size, width, total, layers = shape.heads, shape.group, shape.page_size, 14, 30, 2

@@ -1,8 +1,9 @@
-"""handed: how a GPU lists pages for the CPU, in words that say by themselves which hand-over they belong to.
+"""offload_words: tagged 64-bit words in which a GPU lists pages for the CPU to attend.
 
-A word is 64 bits: a value below, the hand-over's tag above. Whoever reads one that bears the tag has the value, in
-whichever order words arrive, so that nobody has to wait until they all have. A page's value is its number above its
-tokens less one; a list's is how many pages it has.
+The upper 32 bits of a word are a tag, the sequence number of the layer and step that it belongs to; the lower 32 are
+its value. Since 64 bits are written and read as a whole, a reader that finds the expected tag has the value, like a
+seqlock per word: writer and reader need no fence, and words may arrive in any order. A page's value is ``page * 64 +
+tokens - 1``; a list's is its number of pages.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 TAG_SHIFT = 32
 TOKEN_BITS = 6
 LINE = 16
-"""Words in what a GPU writes at once. A line that is written in part has to be read first, one after the other."""
+"""Words of a line, 128 bytes. A GPU writes whole lines: one that is written in part has to be read first."""
 
 
 def page_words(pages: torch.Tensor, tokens: torch.Tensor, tag: int = 0) -> torch.Tensor:
@@ -23,7 +24,7 @@ def page_words(pages: torch.Tensor, tokens: torch.Tensor, tag: int = 0) -> torch
     pages, tokens
         Integers of one shape.
     tag
-        The hand-over's, 32 bits.
+        Sequence number, 32 bits.
 
     Returns
     -------

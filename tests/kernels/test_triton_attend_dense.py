@@ -1,4 +1,4 @@
-"""attend_listed equals dense attention over whole requests, from frames and host pages alike."""
+"""attend_dense equals dense attention over whole requests, from frames and host pages alike."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check(shape: Shape, lengths: list[int], resident: float, rng: torch.Generato
     step = torch.tensor(9, dtype=torch.int32, device=device)
     pinned = host.cpu().pin_memory() if device.type == "cuda" else host
     scale = shape.dim**-0.5
-    parts = kernels.attend_listed(
+    parts = kernels.attend_dense(
         q, frames, pinned, pages, seq_lens, table, scale, size, missed_at=missed_at, step=step
     )
     out, lse = merged(parts, len(lengths))
@@ -51,7 +51,7 @@ def check(shape: Shape, lengths: list[int], resident: float, rng: torch.Generato
 
 @pytest.mark.parametrize("resident", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_attend_listed_equals_dense_attention(shape: Shape, resident: float, rng: torch.Generator) -> None:
+def test_attend_dense_equals_dense_attention(shape: Shape, resident: float, rng: torch.Generator) -> None:
     size = shape.page_size
     check(shape, [5 * size - 3, 1, 2 * size], resident, rng)
 
@@ -62,5 +62,5 @@ def test_a_padded_row_is_empty(rng: torch.Generator) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", GPU_SHAPES[::5], ids=str)
-def test_attend_listed_equals_dense_attention_on_long_requests(shape: Shape, rng: torch.Generator) -> None:
+def test_attend_dense_equals_dense_attention_on_long_requests(shape: Shape, rng: torch.Generator) -> None:
     check(shape, [4000, 17, 1024, 0, 2049], 0.8, rng)

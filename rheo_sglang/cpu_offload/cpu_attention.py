@@ -1,4 +1,4 @@
-"""CpuAttention: one step's misses to the CPU, and their partial back, without Python in between."""
+"""CpuAttention: buffers and tasks by which the CPU attends a step's misses, without Python in between."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 
 from rheo_kernels.cpu import Task, default_threads
-from rheo_kernels.reference.handed import LINE
-from rheo_kernels.triton import Selected, hand_over
-from rheo_sglang.split.host_function import launch_host_function
+from rheo_kernels.reference.offload_words import LINE
+from rheo_kernels.triton import Selected, offload_misses
+from rheo_sglang.cpu_offload.host_function import launch_host_function
 
 logger = logging.getLogger(__name__)
 
@@ -25,13 +25,13 @@ def default_cpu_threads() -> int:
     return max(default_threads() // ranks - SPARE_CORES, 1)
 
 
-class HandedOver(NamedTuple):
-    """What the GPU writes and the CPU reads of one layer, ``X`` requests at most.
+class OffloadBuffers(NamedTuple):
+    """What the GPU writes and the CPU reads for one layer, ``X`` requests at most.
 
-    Words of `rheo_kernels.reference.handed` lie aligned to lines, with room for whole ones.
+    Words of `rheo_kernels.reference.offload_words` lie aligned to lines, with room for whole ones.
 
-    Every layer has its own, for lines that the CPU read last are in its caches, from where each has to be fetched
-    before it can be written.
+    Every layer has buffers of its own: lines that the CPU read last are in its caches, and each would have to be
+    evicted from there before the GPU can write it.
     """
 
     q: torch.Tensor
@@ -44,7 +44,7 @@ class HandedOver(NamedTuple):
     @classmethod
     def allocate(
         cls, batch: int, heads: int, group: int, dim: int, width: int, dtype: torch.dtype, pinned: bool
-    ) -> HandedOver:
+    ) -> OffloadBuffers:
         """Zeroed buffers for lists of up to ``width`` pages."""
         lists, room = batch * heads, -(-width // LINE) * LINE
 
@@ -61,7 +61,7 @@ class HandedOver(NamedTuple):
 class CpuAttention:
     """Buffers that both sides see, and a task per layer that runs between two kernels of a stream.
 
-    Layers take turns: the partial of one is merged before the next is handed over.
+    Layers take turns: the partial of one is merged before the next is offloaded.
 
     Parameters
     ----------
@@ -82,8 +82,8 @@ class CpuAttention:
 
     Attributes
     ----------
-    handed
-        What each layer hands over.
+    buffers
+        Each layer's `OffloadBuffers`.
     out, lse
         The partial, ``[X, Hq, D]`` and ``[X, Hq]``, float32, natural logarithm; ``X`` is the most requests.
     """
@@ -101,8 +101,9 @@ class CpuAttention:
         layers, _, heads, _, block = host.shape
         queries, dim = heads * group, block // page_size
         self.on_stream = pinned
-        self.handed = [
-            HandedOver.allocate(batch, heads, group, dim, width, host.dtype, pinned) for _ in range(layers)
+        self.buffers = [
+            OffloadBuffers.allocate(batch, heads, group, dim, width, host.dtype, pinned)
+            for _ in range(layers)
         ]
         self.batch = torch.zeros(1, dtype=torch.int32, pin_memory=pinned)
         self.out = torch.zeros((batch, queries, dim), dtype=torch.float32, pin_memory=pinned)
@@ -136,13 +137,13 @@ class CpuAttention:
         scale
             Softmax scale.
         """
-        hand_over(
+        offload_misses(
             q,
             selected.misses,
             selected.valid,
             first,
             last,
-            *self.handed[layer],
+            *self.buffers[layer],
             self.batch,
         )
         task = self.task(layer, scale)
@@ -152,14 +153,14 @@ class CpuAttention:
             task()
 
     def task(self, layer: int, scale: float) -> Task:
-        """What attends a layer's misses: the same object every time."""
-        key, handed = (layer, scale), self.handed[layer]
+        """The task that attends a layer's misses: the same object every time."""
+        key, buffers = (layer, scale), self.buffers[layer]
         if key not in self._tasks:
             self._tasks[key] = task = Task(
-                handed.q,
+                buffers.q,
                 self.host[layer].transpose(0, 1),
-                handed.entries,
-                handed.counts,
+                buffers.entries,
+                buffers.counts,
                 scale,
                 self.page_size,
                 self.out,

@@ -1,0 +1,1 @@
+"""CPU offload: misses are attended on the CPU while the GPU attends the hits."""
