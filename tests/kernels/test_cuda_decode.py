@@ -13,7 +13,7 @@ from triton_cases import relative_error
 from rheo_kernels.cuda.offload import Costs
 from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import RheoConfig
-from rheo_sglang.decode import decode
+from rheo_sglang.decode import gpu_engine
 from rheo_sglang.decode.attention import CudaAttention
 from rheo_sglang.decode.batch import build_decode_batch
 from rheo_sglang.decode.heads import HeadShape
@@ -206,9 +206,9 @@ def attended_in_cuda(cuda_kernels: None, device: str, monkeypatch: pytest.Monkey
     """Two-byte KV is attended in CUDA C++ on the CPU, too; there, what misses cost is given and not measured."""
     if device == "cuda":
         return
-    monkeypatch.setattr(decode, "make_attention", CudaAttention)
-    monkeypatch.setattr(decode, "measure_costs", lambda *measured: COSTS)
-    monkeypatch.setattr(decode, "keep_to_spare_cores", lambda threads: [])
+    monkeypatch.setattr(gpu_engine, "make_attention", CudaAttention)
+    monkeypatch.setattr(gpu_engine, "measure_costs", lambda *measured: COSTS)
+    monkeypatch.setattr(gpu_engine, "keep_to_spare_cores", lambda threads: [])
 
 
 @pytest.mark.parametrize(
