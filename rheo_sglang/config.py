@@ -122,9 +122,11 @@ class RheoConfig:
                     f"{source}: {text!r} is neither a JSON object nor a readable file ({reason})"
                 ) from None
         try:
-            values = json.loads(text)
+            values = json.loads(text, object_pairs_hook=_each_key_once)
         except json.JSONDecodeError as error:
             raise ConfigError(f"{source}: {text!r} is not valid JSON ({error})") from None
+        except _KeyGivenTwice as twice:
+            raise ConfigError(f"{source}: key {twice.args[0]!r} is given twice; allowed: once") from None
         if not isinstance(values, dict):
             raise ConfigError(f"{source}: {text!r} is not a JSON object; allowed: an object of settings")
         unknown = sorted(set(values) - set(_HINTS))
@@ -132,7 +134,10 @@ class RheoConfig:
             raise ConfigError(
                 f"{source}: unknown key {unknown[0]!r}={values[unknown[0]]!r}; allowed keys: {', '.join(_HINTS)}"
             )
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {str(error).removeprefix(f'{FLAG}: ')}") from None
 
     @classmethod
     def from_environment(cls) -> RheoConfig:
@@ -143,6 +148,19 @@ class RheoConfig:
     def to_json(self) -> str:
         """JSON text from which `parse` builds this config again."""
         return json.dumps(dataclasses.asdict(self))
+
+
+class _KeyGivenTwice(Exception):
+    """A JSON object names a key twice, of which `json` would silently keep the last."""
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise _KeyGivenTwice(key)
+        values[key] = value
+    return values
 
 
 _HINTS: dict[str, Any] = typing.get_type_hints(RheoConfig)

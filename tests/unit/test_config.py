@@ -140,11 +140,32 @@ def test_an_empty_environment_means_the_defaults(monkeypatch: pytest.MonkeyPatch
     assert RheoConfig.from_environment() == RheoConfig()
 
 
-def test_a_bad_environment_is_blamed_on_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(ENVIRONMENT, '{"polcy": "lru"}')
+@pytest.mark.parametrize(
+    ("text", "value", "allowed"),
+    [
+        ('{"polcy": "lru"}', "'polcy'='lru'", "policy"),
+        ('{"budget_ratio": 2}', "budget_ratio=2.0", "at most 1"),
+        ('{"policy": "mru"}', "policy='mru'", "lru"),
+        ('{"host_pool_gib": 1, "host_pool_ratio": 2}', "host_pool_ratio=2.0", "not both"),
+        ('{"policy": "lru", "policy": "lfu"}', "'policy'", "once"),
+        ("{policy", "{policy", "not valid JSON"),
+        ("no/such/file", "no/such/file", "neither a JSON object nor a readable file"),
+    ],
+)
+def test_a_bad_environment_is_blamed_on_the_environment(
+    monkeypatch: pytest.MonkeyPatch, text: str, value: str, allowed: str
+) -> None:
+    monkeypatch.setenv(ENVIRONMENT, text)
     with pytest.raises(ConfigError) as caught:
         RheoConfig.from_environment()
-    assert_one_sentence(str(caught.value), ENVIRONMENT, "'polcy'='lru'", "policy")
+    assert_one_sentence(str(caught.value), ENVIRONMENT, value, allowed)
+    assert FLAG not in str(caught.value)
+
+
+@pytest.mark.parametrize("second", ['"lru"', '"lfu"', "null"])
+def test_a_key_that_is_given_twice_is_an_error_even_with_the_same_value(second: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--rheo-config: key 'policy' is given twice; allowed: once$"):
+        RheoConfig.parse(f'{{"policy": "lru", "sink_pages": 1, "policy": {second}}}')
 
 
 @pytest.mark.parametrize(
