@@ -125,7 +125,7 @@ class RheoConfig:
             values = json.loads(text, object_pairs_hook=_each_key_once)
         except json.JSONDecodeError as error:
             raise ConfigError(f"{source}: {text!r} is not valid JSON ({error})") from None
-        except _KeyGivenTwice as twice:
+        except _RepeatedKeyError as twice:
             raise ConfigError(f"{source}: key {twice.args[0]!r} is given twice; allowed: once") from None
         if not isinstance(values, dict):
             raise ConfigError(f"{source}: {text!r} is not a JSON object; allowed: an object of settings")
@@ -150,7 +150,7 @@ class RheoConfig:
         return json.dumps(dataclasses.asdict(self))
 
 
-class _KeyGivenTwice(Exception):
+class _RepeatedKeyError(Exception):
     """A JSON object names a key twice, of which `json` would silently keep the last."""
 
 
@@ -158,7 +158,7 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in pairs:
         if key in values:
-            raise _KeyGivenTwice(key)
+            raise _RepeatedKeyError(key)
         values[key] = value
     return values
 

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import multiprocessing
 import os
-import sys
-from typing import Any, NoReturn
+from typing import Any
 
-from rheo_sglang.config import ENVIRONMENT, FLAG, ConfigError, RheoConfig
+from rheo_sglang.config import DEFAULT_PAGE_SIZE, ENVIRONMENT, RheoConfig
+from rheo_sglang.errors import FLAG, ConfigError
+from rheo_sglang.refusal import (
+    end_scheduler,
+    expect_schedulers,
+    note_command_line,
+    refuse,
+    report_dead_scheduler,
+)
 
 MODEL_CONFIG = "sglang.srt.configs.model_config.ModelConfig"
 CONFIGURATOR = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator"
+ENGINE = "sglang.srt.entrypoints.engine"
 GRAPH_RUNNER = "sglang.srt.model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner"
+SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
 
-_from_command_line = False
-"""Whether this process parsed a command line: then errors are meant for a terminal, not for a caller."""
+logger = logging.getLogger(__name__)
 
 
 def register() -> None:
@@ -42,9 +52,10 @@ def register() -> None:
     HookRegistry.register(
         f"{CONFIGURATOR}._build_token_to_kv_pool_allocator", build_allocator, HookType.AROUND
     )
-    HookRegistry.register(
-        "sglang.srt.managers.scheduler.Scheduler.get_internal_state", add_state, HookType.AFTER
-    )
+    HookRegistry.register(f"{SCHEDULER}.get_internal_state", add_state, HookType.AFTER)
+    HookRegistry.register(f"{SCHEDULER}.__init__", end_scheduler, HookType.AROUND)
+    if multiprocessing.parent_process() is None:
+        HookRegistry.register(f"{ENGINE}._scheduler_died_error", report_dead_scheduler, HookType.AFTER)
     HookRegistry.register(f"{GRAPH_RUNNER}.capture_one_shape", capture_variants, HookType.AROUND)
     HookRegistry.register(f"{GRAPH_RUNNER}._make_graph_key", label_graph, HookType.AFTER)
     HookRegistry.register(f"{GRAPH_RUNNER}.load_batch", note_requests, HookType.BEFORE)
@@ -75,29 +86,25 @@ def add_flag(result: Any, parser: Any, *args: Any, **kwargs: Any) -> Any:
         type=str,
         default=None,
         help="Settings of --attention-backend rheo: a JSON object, or a file that holds one. "
-        f"The environment variable {ENVIRONMENT} takes the same.",
+        f"The environment variable {ENVIRONMENT} takes the same and is not read where this is given.",
     )
     return result
 
 
-def refuse(error: ConfigError) -> NoReturn:
-    """End a bad start: with one sentence on a terminal, with the exception in a program."""
-    if not _from_command_line:
-        raise error
-    print(f"launch_server: error: {error}", file=sys.stderr)
-    sys.exit(2)
-
-
 def parse_flag(original: Any, cls: Any, args: Any) -> Any:
     """Hand ``--rheo-config`` to every process of this server, and adapt the other arguments."""
-    global _from_command_line
-    _from_command_line = True
+    note_command_line()
     text = getattr(args, "rheo_config", None)
     try:
         if text is not None:
             if args.attention_backend != "rheo":
                 raise ConfigError(f"{FLAG}: needs --attention-backend rheo, not {args.attention_backend!r}")
-            os.environ[ENVIRONMENT] = RheoConfig.parse(text).to_json()
+            chosen = RheoConfig.parse(text).to_json()
+            if os.environ.get(ENVIRONMENT, chosen) != chosen:
+                logger.warning(
+                    "rheo: %s is given, so the environment variable %s is not read", FLAG, ENVIRONMENT
+                )
+            os.environ[ENVIRONMENT] = chosen
     except ConfigError as error:
         refuse(error)
     return original(cls, args)
@@ -112,17 +119,20 @@ def adapt_arguments(server_args: Any) -> None:
     try:
         RheoConfig.from_environment()
         adapt_server_args(server_args)
+        expect_schedulers()
     except ConfigError as error:
         refuse(error)
 
 
 def check_model(result: Any, server_args: Any, *args: Any, **kwargs: Any) -> Any:
     """Check the model's configuration, before its weights are loaded."""
-    from rheo_sglang.validate import check_model_config, uses_rheo
+    from rheo_sglang.validate import check_context, check_model_config, default_device, uses_rheo
 
     if uses_rheo(server_args):
         try:
             check_model_config(result)
+            page_size = server_args.page_size or DEFAULT_PAGE_SIZE
+            check_context(result.context_len, page_size, server_args.device or default_device())
         except ConfigError as error:
             refuse(error)
     return result

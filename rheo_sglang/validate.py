@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, NoReturn
 
 import torch
 
-from rheo_sglang.config import DEFAULT_PAGE_SIZE, PAGE_SIZES, ConfigError, RheoConfig, reject
+from rheo_sglang.config import DEFAULT_PAGE_SIZE, PAGE_SIZES, RheoConfig
+from rheo_sglang.errors import ConfigError, reject
+from rheo_sglang.sglang_settings import REFUSED
 
 KV_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KV_DTYPE_NAMES = ("auto", "bf16", "bfloat16")
+SERVED_MODELS = "dense GQA or MHA models (Llama, Qwen2, Qwen3, SmolLM2, ...)"
 
 
 def uses_rheo(server_args: Any) -> bool:
@@ -40,27 +44,35 @@ def adapt_server_args(server_args: Any) -> None:
         reject("--kv-cache-dtype", server_args.kv_cache_dtype, ", ".join(KV_DTYPE_NAMES), "rheo")
     if server_args.radix_cache_backend not in (None, "rheo"):
         reject("--radix-cache-backend", server_args.radix_cache_backend, "not set, or 'rheo'", "rheo")
-    unsupported = {
-        "speculative_algorithm": (None,),
-        "disaggregation_mode": (None, "null"),
-        "enable_mixed_chunk": (False,),
-        "enable_hierarchical_cache": (False,),
-        "enable_two_batch_overlap": (False,),
-        "enable_pdmux": (False,),
-        "enable_lmcache": (False,),
-        "enable_hisparse": (False,),
-        "enable_streaming_session": (False,),
-        "enable_memory_saver": (False,),
-        "dcp_size": (1, None),
-    }
-    for name, allowed in unsupported.items():
-        value = getattr(server_args, name, allowed[0])
-        if value not in allowed:
-            reject(_flag(name), value, "not set", "rheo")
+    for name, off in REFUSED.items():
+        value = getattr(server_args, name, off[0])
+        if value not in off:
+            reject(_flag(name), value, _allowed(off), "rheo")
+    _check_cuda_graph_config(server_args.cuda_graph_config)
     server_args.radix_cache_backend = "rheo"
     server_args.disable_prefill_cuda_graph = True
     if not captures_decode(RheoConfig.from_environment(), server_args.device or default_device()):
         server_args.disable_cuda_graph = True
+
+
+def _check_cuda_graph_config(config: Any) -> None:
+    """Refuse in ``--cuda-graph-config`` what is refused in the flags that it stands for."""
+    if isinstance(config, str):
+        try:
+            config = json.loads(config)
+        except json.JSONDecodeError:
+            return
+    for phase in ("decode", "prefill"):
+        settings = config.get(phase) if isinstance(config, dict) else None
+        backend = settings.get("backend") if isinstance(settings, dict) else None
+        off = REFUSED[f"cuda_graph_backend_{phase}"]
+        if backend not in off:
+            reject(f"--cuda-graph-config {phase}.backend", backend, _allowed(off), "rheo")
+
+
+def _allowed(off: tuple[Any, ...]) -> str:
+    """Values that leave a setting off, as its user would write them."""
+    return ", or ".join(["not set", *(repr(value) for value in off if value in ("full", "disabled"))])
 
 
 def default_device() -> str:
@@ -104,6 +116,98 @@ def check_model_config(model: Any) -> None:
             _reject_model(model, reason)
 
 
+def check_context(context_len: int, page_size: int, device: str) -> None:
+    """Check that kernels can count the pages of the longest request.
+
+    Parameters
+    ----------
+    context_len
+        Most tokens of a request.
+    page_size
+        Tokens of a page.
+    device
+        Where decode runs; on a CPU there is no limit.
+
+    Raises
+    ------
+    ConfigError
+        Naming both flags, their values and what is allowed.
+    """
+    from rheo_kernels.triton.launch import MAX_PAGES
+
+    longest = MAX_PAGES * page_size
+    if device.startswith("cuda") and context_len > longest:
+        larger = ", or a larger --page-size" if page_size < max(PAGE_SIZES) else ""
+        raise ConfigError(
+            f"rheo: --context-length={context_len} (from the model where not given) is more than {MAX_PAGES} pages of "
+            f"--page-size={page_size}, which is what kernels can count; allowed: --context-length up to "
+            f"{longest}{larger}"
+        )
+
+
+def check_attention_layers(model: torch.nn.Module, architecture: str) -> None:
+    """Check every attention layer of a loaded model: what it computes must be what rheo computes.
+
+    Parameters
+    ----------
+    model
+        The loaded model, or this rank's part of it.
+    architecture
+        Its name, for the message.
+
+    Raises
+    ------
+    ConfigError
+        Naming the layer, the model, what the layer needs and what is allowed.
+    """
+    from sglang.srt.layers.radix_attention import RadixAttention
+
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, RadixAttention)]
+    seen: set[int] = set()
+    for name, layer in layers:
+        reason = _unserved(layer)
+        first = layers[0][1]
+        if _sinks(model.get_submodule(name.rpartition(".")[0])):
+            reason = "learned attention sinks"
+        elif _heads(layer) != _heads(first):
+            reason = f"other heads than layer {layers[0][0]}"
+        elif layer.layer_id in seen:
+            reason = "the KV cache of another layer"
+        seen.add(layer.layer_id)
+        if reason is not None:
+            raise ConfigError(
+                f"--attention-backend: 'rheo' does not support {architecture}, whose layer {name} has {reason}; "
+                f"allowed: {SERVED_MODELS}"
+            )
+
+
+def _heads(layer: Any) -> tuple[int, int, int]:
+    return layer.tp_q_head_num, layer.tp_k_head_num, layer.head_dim
+
+
+def _unserved(layer: Any) -> str | None:
+    """What an attention layer asks of its backend beyond causal softmax attention over one KV cache."""
+    reasons = {
+        f"attention that is not causal ({layer.attn_type.value})": layer.attn_type.value != "decoder",
+        "cross attention": layer.is_cross_attention,
+        f"attention logits capped at {layer.logit_cap}": (layer.logit_cap or 0) > 0,
+        f"a sliding window of {layer.sliding_window_size} tokens": (layer.sliding_window_size or -1) >= 0,
+        "attention within chunks": layer.use_irope,
+        "a softmax temperature that depends on the position": (layer.xai_temperature_len or -1) > 0,
+        f"positions encoded in attention ({layer.pos_encoding_mode})": layer.pos_encoding_mode != "NONE",
+        f"head size {layer.head_dim} for K and {layer.v_head_dim} for V": not (
+            layer.head_dim == layer.qk_head_dim == layer.v_head_dim
+        ),
+        f"head size {layer.head_dim}, which is no multiple of 16": layer.head_dim % 16 != 0,
+    }
+    return next((reason for reason, applies in reasons.items() if applies), None)
+
+
+def _sinks(attention: torch.nn.Module) -> bool:
+    """Whether a model's attention module hands learned sinks to its backend, as gpt-oss does."""
+    return any(getattr(attention, name, None) is not None for name in ("sinks", "attention_sink_bias"))
+
+
 def check_loaded_model(configurator: Any) -> None:
     """Check what SGLang knows of a model only once it is built.
 
@@ -122,6 +226,7 @@ def check_loaded_model(configurator: Any) -> None:
         _reject_model(model, "sliding-window attention")
     if configurator.mambaish_config is not None:
         _reject_model(model, "recurrent or other layers without a KV cache")
+    check_attention_layers(configurator.model, _architecture(model))
     if configurator.kv_cache_dtype not in KV_DTYPES:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in KV_DTYPES)
         raise ConfigError(
@@ -131,11 +236,14 @@ def check_loaded_model(configurator: Any) -> None:
 
 
 def _reject_model(model: Any, reason: str) -> NoReturn:
-    name = (model.hf_config.architectures or ["this model"])[0]
     raise ConfigError(
-        f"--attention-backend: 'rheo' does not support {name}, which has {reason}; allowed: dense GQA or MHA models "
-        "(Llama, Qwen2, Qwen3, SmolLM2, ...)"
+        f"--attention-backend: 'rheo' does not support {_architecture(model)}, which has {reason}; "
+        f"allowed: {SERVED_MODELS}"
     )
+
+
+def _architecture(model: Any) -> str:
+    return (model.hf_config.architectures or ["this model"])[0]
 
 
 def _flag(name: str) -> str:

@@ -37,6 +37,13 @@ def unresolved_arguments(**values: Any) -> ServerArgs:
     return arguments
 
 
+def setting_names() -> list[str]:
+    """Every field of ``ServerArgs``: a msgspec struct (0.5.23) or a dataclass (0.5.17)."""
+    if dataclasses.is_dataclass(ServerArgs):
+        return [field.name for field in dataclasses.fields(ServerArgs)]
+    return list(ServerArgs.__struct_fields__)
+
+
 @functools.cache
 def publish_arguments() -> None:
     """Make this process one that SGLang's cache factory finds its settings in (0.5.23)."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from rheo_sglang import plugin
+from rheo_sglang import plugin, refusal
 from rheo_sglang.config import ENVIRONMENT, ConfigError, RheoConfig
 from unit.sglang_versions import unresolved_arguments
 
@@ -135,7 +135,7 @@ def test_models_of_another_backend_are_not_checked() -> None:
 
 def test_a_bad_start_of_a_program_is_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENVIRONMENT, raising=False)
-    monkeypatch.setattr(plugin, "_from_command_line", False)
+    monkeypatch.setattr(refusal, "_from_command_line", False)
     with pytest.raises(ConfigError, match=r"--page-size=1 is not supported; allowed: 16, 32, 64"):
         plugin.adapt_arguments(unresolved_arguments(attention_backend="rheo", page_size=1))
 
@@ -150,8 +150,25 @@ def test_server_info_of_another_backend_says_nothing_of_rheo() -> None:
 
 def test_arguments_without_settings_parse_as_sglang_parses_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENVIRONMENT, raising=False)
-    monkeypatch.setattr(plugin, "_from_command_line", False)
+    monkeypatch.setattr(refusal, "_from_command_line", False)
     original, arguments = Original(), argparse.Namespace(attention_backend=None, rheo_config=None)
     assert plugin.parse_flag(original, SimpleNamespace, arguments) == "SGLang's answer"
     assert original.calls == [((SimpleNamespace, arguments), {})]
     assert ENVIRONMENT not in os.environ
+
+
+@pytest.mark.parametrize(("environment", "told"), [('{"policy": "lfu"}', True), (None, False)])
+def test_the_flag_wins_over_the_environment_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, environment: str | None, told: bool
+) -> None:
+    monkeypatch.setattr(refusal, "_from_command_line", False)
+    monkeypatch.setenv(ENVIRONMENT, environment or "")
+    if environment is None:
+        monkeypatch.delenv(ENVIRONMENT)
+    arguments = argparse.Namespace(attention_backend="rheo", rheo_config='{"policy": "lru"}')
+    plugin.parse_flag(Original(), SimpleNamespace, arguments)
+    assert RheoConfig.from_environment() == RheoConfig(policy="lru")
+    warned = [record.message for record in caplog.records if ENVIRONMENT in record.message]
+    assert bool(warned) == told
+    plugin.parse_flag(Original(), SimpleNamespace, arguments)
+    assert [record.message for record in caplog.records if ENVIRONMENT in record.message] == warned

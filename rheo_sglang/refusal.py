@@ -1,0 +1,75 @@
+"""How a start that rheo cannot serve ends: one sentence at the terminal, the exception in a program.
+
+Model and pool sizes are known only in SGLang's scheduler processes, whose exceptions SGLang logs with tracebacks. A
+scheduler process that rheo refuses leaves its sentence in a file instead and exits with `EXIT_STATUS`; the process that
+the user started reads it from there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rheo_sglang.errors import ConfigError
+
+EXIT_STATUS = 78
+"""Of a scheduler process that was refused: `EX_CONFIG` of sysexits.h."""
+SENTENCE_FILE = "RHEO_REFUSAL_FILE"
+"""Environment variable: where the first scheduler process that is refused writes why."""
+
+_from_command_line = False
+"""Whether this process parsed a command line: then errors are meant for a terminal, not for a caller."""
+
+
+def note_command_line() -> None:
+    """Have this process's errors end at a terminal."""
+    global _from_command_line
+    _from_command_line = True
+
+
+def expect_schedulers() -> None:
+    """Name the file through which the scheduler processes of this server tell what they refuse."""
+    os.environ[SENTENCE_FILE] = str(Path(tempfile.gettempdir()) / f"rheo-refusal-{uuid.uuid4().hex}")
+
+
+def refuse(error: ConfigError) -> NoReturn:
+    """End the start in the process that the user started."""
+    if not _from_command_line:
+        raise error
+    print(f"rheo: error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def end_scheduler(original: Any, scheduler: Any, server_args: Any, *args: Any, **kwargs: Any) -> None:
+    """Build SGLang's scheduler; one that is refused ends its process without a traceback.
+
+    With data parallelism another process waits for the schedulers, which would not read the sentence.
+    """
+    try:
+        original(scheduler, server_args, *args, **kwargs)
+    except ConfigError as error:
+        file = os.environ.get(SENTENCE_FILE)
+        if file is None or server_args.dp_size > 1:
+            raise
+        try:
+            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            pass
+        else:
+            with os.fdopen(descriptor, "w") as sentence:
+                sentence.write(str(error))
+        sys.exit(EXIT_STATUS)
+
+
+def report_dead_scheduler(result: Exception, rank: int, process: Any) -> Exception:
+    """SGLang's error about a scheduler process that ended, unless one was refused: then end this start."""
+    file = os.environ.get(SENTENCE_FILE)
+    if file is not None and Path(file).exists():
+        sentence = Path(file).read_text()
+        Path(file).unlink()
+        refuse(ConfigError(sentence))
+    return result
