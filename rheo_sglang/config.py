@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import sys
@@ -12,10 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rheo_sglang.errors import FLAG, ConfigError, reject
+from rheo_sglang.registry import Registry
+from rheo_sglang.selection import SUMMARIES
+from rheo_sglang.tiering import policies
 
 ENVIRONMENT = "RHEO_CONFIG"
 PAGE_SIZES = (16, 32, 64)
 DEFAULT_PAGE_SIZE = 32
+REGISTRIES: dict[str, Registry] = {"summary": SUMMARIES, "policy": policies}
+"""Where the choices of a key come from."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +46,15 @@ class RheoConfig:
     """Last pages of a request, the one being written included, always selected."""
     dense_threshold: int = 4096
     """Requests up to this many tokens select all their pages."""
-    summary: Literal["bound", "mean"] = "bound"
-    """What summarises a page's keys: their bounding box, or their average."""
+    extensions: tuple[str, ...] = ()
+    """Importable modules that register more page summaries, budget rules or policies."""
+    summary: str = "bound"
+    """What summarises a page's keys: their bounding box (``bound``), or their average (``mean``)."""
     grouping: Literal["mean", "max"] = "mean"
     """How the query heads of a GQA group agree on one score."""
     importance_alpha: float = 0.3
     """Weight of the newest step in a page's importance."""
-    policy: Literal["importance", "lru", "lfu"] = "importance"
+    policy: str = "importance"
     """Which pages keep their frames."""
     miss_mode: Literal["auto", "split", "fetch"] = "auto"
     """Missed pages are attended by the CPU where they are (``split``), or read over the bus (``fetch``); ``auto`` does
@@ -66,7 +74,8 @@ class RheoConfig:
     covers, by attending the rest as well (a diagnosis: it costs dense attention)."""
 
     def __post_init__(self) -> None:
-        """Validate types and ranges."""
+        """Validate types and ranges, with what the extensions register among the choices."""
+        _import_extensions(self.extensions)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             coerced = _typed(field.name, value, _HINTS[field.name])
@@ -166,7 +175,25 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _HINTS: dict[str, Any] = typing.get_type_hints(RheoConfig)
 
 
+def _import_extensions(names: object) -> None:
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        reject("extensions", names, "a list of importable modules")
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ConfigError:
+            raise
+        except Exception as error:
+            reason = " ".join(f"{name}: {type(error).__name__}: {error}".split())
+            reject("extensions", list(names), f"modules that can be imported ({reason})")
+
+
 def _typed(name: str, value: object, hint: Any) -> object:
+    if name == "extensions":
+        return tuple(typing.cast("list[str]", value))
+    if name in REGISTRIES:
+        REGISTRIES[name][typing.cast(str, value)]
+        return value
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
         if value not in choices:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rheo_kernels.reference import SUMMARY_ROWS
+from rheo_sglang.selection import SUMMARIES
 from rheo_sglang.tiering import Activity, PolicyInputs, TieringPolicy, policies
 
 
@@ -22,11 +22,11 @@ class PageTable:
     frames
         ``F``: frames of each layer and KV head.
     summary
-        Page summary, a key of ``SUMMARY_ROWS``.
+        Name of the page summary.
     policy
         Name of the tiering policy that values resident pages.
     dtype, device
-        Of the summaries; all tensors live on ``device``.
+        KV dtype; all tensors live on ``device``.
     importance_alpha
         See `PolicyInputs`.
     triton
@@ -40,8 +40,10 @@ class PageTable:
         Its inverse: logical page in each frame or -1, ``[L, H, F]``, int32.
     unsaved
         Pages whose host copy lacks tokens that their frames hold, ``[L, N]``, bool. Their frames are pinned.
+    summary
+        Kind of the summaries.
     summaries
-        ``[L, H, N, R, D]``, ``dtype``; meaningful where ``summarised``.
+        ``[L, H, N, R, W]``, the summary's dtype; meaningful where ``summarised``.
     summarised
         Pages that have a summary, ``[N]``, bool.
     total_summarised_tokens
@@ -75,8 +77,9 @@ class PageTable:
         self.frame_of = torch.full((layers, kv_heads, pages), -1, dtype=torch.int32, device=device)
         self.page_of = torch.full((layers, kv_heads, frames), -1, dtype=torch.int32, device=device)
         self.unsaved = torch.zeros((layers, pages), dtype=torch.bool, device=device)
-        shape = (layers, kv_heads, pages, SUMMARY_ROWS[summary], head_dim)
-        self.summaries = torch.zeros(shape, dtype=dtype, device=device)
+        self.summary = kind = SUMMARIES[summary]()
+        shape = (layers, kv_heads, pages, kind.rows, kind.row_width(head_dim))
+        self.summaries = torch.zeros(shape, dtype=kind.dtype(dtype), device=device)
         self.summarised = torch.zeros(pages, dtype=torch.bool, device=device)
         self.total_summarised_tokens = 0
         self.activity = Activity(pages, device)

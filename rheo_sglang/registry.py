@@ -45,7 +45,7 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> type[T]:
         """The class of that name; raises `ConfigError` if there is none."""
-        if name not in self._classes:
+        if not isinstance(name, str) or name not in self._classes:
             reject(self.kind, name, ", ".join(self._classes))
         return self._classes[name]
 

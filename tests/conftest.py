@@ -1,7 +1,12 @@
-"""What all tests share: reproducible random numbers, hypothesis profiles, the limit of a test, and `--full`."""
+"""What all tests share: random numbers, hypothesis profiles, the kernels' device, the limit of a test, and `--full`.
+
+Triton's kernels run on the GPU where there is one, else in its interpreter. Whether a kernel is interpreted is decided
+where it is defined, so those of the project are imported here, before any test is.
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
 
 import pytest
@@ -19,6 +24,14 @@ settings.register_profile(
 settings.register_profile("ci", settings.get_profile("local"), derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
+GPU = torch.cuda.is_available()
+
+if not GPU:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        importlib.import_module("rheo_kernels.triton")
+        importlib.import_module("rheo_sglang.selection")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run tests marked `full` too")
@@ -30,6 +43,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.getoption("--full"):
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("full")])
         items[:] = [item for item in items if not item.get_closest_marker("full")]
+    for item in items:
+        if item.get_closest_marker("gpu") and not GPU:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
     if config.pluginmanager.hasplugin("timeout"):
         busy = busy_factor()
         for item in items:
@@ -42,3 +58,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def seed() -> None:
     """Give every test the same random numbers, whichever tests run before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where tensors live that Triton's kernels are given."""
+    if GPU:
+        return "cuda"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    return "cpu"
+
+
+@pytest.fixture
+def rng(device: str) -> torch.Generator:
+    """Random numbers on the device."""
+    return torch.Generator(device).manual_seed(torch.initial_seed() % 2**31)

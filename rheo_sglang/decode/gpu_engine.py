@@ -296,6 +296,7 @@ class CudaDecode:
                 batch.tail_offsets,
                 page_table,
                 frames,
+                table.summary,
                 table.summaries[layer],
                 page_size,
             )
@@ -339,8 +340,17 @@ class CudaDecode:
         self.misses.end()
 
     def _score(self, layer: int, step: StepBuffers, q: torch.Tensor, scale: float) -> None:
-        batch, summaries = step.batch, self.table.summaries[layer]
-        score(q, summaries, batch.pages, batch.num_pages, scale, self.config.grouping, step.scores)
+        batch, table = step.batch, self.table
+        score(
+            q,
+            table.summary,
+            table.summaries[layer],
+            batch.pages,
+            batch.num_pages,
+            scale,
+            self.config.grouping,
+            step.scores,
+        )
 
     def _counters(self, layer: int, step: StepBuffers) -> HitCounters | None:
         recorder = self.recorder

@@ -61,7 +61,7 @@ class DecodeStep:
         self.frames = frames
         self.page_size = page_size
         self.recorder = recorder
-        self.selector = Selector(config)
+        self.selector = Selector(table.summary, config.grouping, config.sink_pages, config.window_pages)
         self.splits = config.splits(frames.device.type)
         native = cpu_attention and frames.device.type == "cpu"
         self.attend = cpu.attend if native else reference.attend
@@ -134,6 +134,7 @@ class DecodeStep:
             batch.tail_offsets,
             table.frame_of[layer],
             self.frames[layer],
+            table.summary,
             table.summaries[layer],
             self.page_size,
         )

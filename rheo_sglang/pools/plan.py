@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from rheo_kernels.reference import SUMMARY_ROWS
-from rheo_sglang.config import FLAG, ConfigError, RheoConfig
+import torch
+
+from rheo_sglang.config import FLAG, ConfigError, RheoConfig, reject
+from rheo_sglang.selection import SUMMARIES
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +28,8 @@ class KVShape:
     ----------
     layers, kv_heads, head_dim
         Of this rank's part of the model.
-    itemsize
-        Bytes of one KV element.
+    dtype
+        KV dtype.
     page_size
         Tokens of a page.
     """
@@ -35,13 +37,13 @@ class KVShape:
     layers: int
     kv_heads: int
     head_dim: int
-    itemsize: int
+    dtype: torch.dtype
     page_size: int
 
     @property
     def token_bytes(self) -> int:
         """Bytes of one token's K and V over all layers and KV heads."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.itemsize
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
 
     @property
     def page_bytes(self) -> int:
@@ -54,8 +56,8 @@ class KVShape:
 
     def table_bytes(self, summary: str) -> int:
         """HBM bytes that every logical page costs: summaries, page table, importance and policy rows."""
-        rows = SUMMARY_ROWS[summary] * self.head_dim * self.itemsize
-        return self.layers * self.kv_heads * (rows + 3 * 4)
+        row_bytes = SUMMARIES[summary]().bytes_per_page(self.head_dim, self.dtype)
+        return self.layers * self.kv_heads * (row_bytes + 3 * 4)
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,13 @@ def plan_pools(
     Raises
     ------
     ConfigError
-        If a size asked for is not to be had, or the host pool would be smaller than the frame pool.
+        If the page summary does not serve the model's shape, a size asked for is not to be had, or the host pool would
+        be smaller than the frame pool.
     """
+    reason = SUMMARIES[config.summary]().unsupported(shape.head_dim, shape.page_size, shape.dtype)
+    if reason is not None:
+        others = [name for name in SUMMARIES.names() if name != config.summary]
+        reject("summary", config.summary, f"{', '.join(others)} ({config.summary} {reason})")
     table_bytes = shape.table_bytes(config.summary)
     frame_pages = _frames_asked(config, shape)
     if config.host_pool_gib is not None:

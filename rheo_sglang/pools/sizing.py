@@ -32,7 +32,7 @@ def kv_shape(configurator: Any) -> KVShape:
         layers=configurator.layer_info.num_effective_layers,
         kv_heads=model.get_num_kv_heads(get_parallel().attn_tp_size),
         head_dim=model.head_dim,
-        itemsize=configurator.kv_cache_dtype.itemsize,
+        dtype=configurator.kv_cache_dtype,
         page_size=configurator.page_size,
     )
 

@@ -138,7 +138,8 @@ class Prefill:
         """
         keys, values = self.staging.take(layer, k, v, batch)
         with self.stream.fork(ahead=True):
-            self.kernels.write(k, v, slots, self.host[layer], self.table.summaries[layer], self.page_size)
+            summary, summaries = self.table.summary, self.table.summaries[layer]
+            self.kernels.write(k, v, slots, self.host[layer], summary, summaries, self.page_size)
         queries = q.to(keys.dtype)
         out = self.attend(queries, keys, values, batch, scale)
         mass = self.seeding.page_mass(queries, keys, batch, scale)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from rheo_kernels.reference import score, select
-from rheo_sglang.config import RheoConfig
+from rheo_kernels.types.summary import PageSummary
 
 
 class Selection(NamedTuple):
@@ -28,14 +28,21 @@ class Selection(NamedTuple):
 class Selector:
     """Scores pages by their summaries and takes sinks, window and the best of the rest.
 
-    The kind of summary decides the score: bounding boxes give Quest's bound (arXiv:2406.10774), averages the
-    logit of the mean key.
+    Parameters
+    ----------
+    summary
+        Kind of the summaries, which decides the score.
+    grouping
+        ``"mean"`` or ``"max"`` over the GQA group.
+    sink_pages, window_pages
+        First and last pages, always selected.
     """
 
-    def __init__(self, config: RheoConfig) -> None:
-        self.grouping = config.grouping
-        self.sink_pages = config.sink_pages
-        self.window_pages = config.window_pages
+    def __init__(self, summary: PageSummary, grouping: str, sink_pages: int, window_pages: int) -> None:
+        self.summary = summary
+        self.grouping = grouping
+        self.sink_pages = sink_pages
+        self.window_pages = window_pages
 
     def __call__(
         self,
@@ -48,6 +55,6 @@ class Selector:
         scale: float,
     ) -> Selection:
         """Select one layer's pages; see `rheo_kernels.reference.score` and ``select`` for shapes."""
-        scores = score(q, summaries, pages, num_pages, scale, self.grouping)
+        scores = score(q, self.summary, summaries, pages, num_pages, scale, self.grouping)
         selected = select(scores, num_pages, budget, self.sink_pages, self.window_pages, width)
         return Selection(scores, selected)

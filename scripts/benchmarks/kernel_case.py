@@ -12,12 +12,14 @@ from rheo_kernels.cuda.attend import Workspace, attend_selected
 from rheo_kernels.cuda.select_resolve import select_resolve
 from rheo_kernels.reference import Resolved
 from rheo_kernels.triton.partial import num_splits
+from rheo_sglang.selection import SUMMARIES
 
 HEADS, GROUP, DIM, PAGE = 8, 4, 128, 32
 BLOCK_BYTES = 2 * 2 * DIM * PAGE
 SCALE = DIM**-0.5
 BUDGET, HIT_RATE, ALPHA = 0.1, 0.9, 0.3
 DTYPE = torch.bfloat16
+SUMMARY = SUMMARIES["bound"]()
 COLD_BYTES = 192 * 2**20
 RUN = 64
 
@@ -114,7 +116,14 @@ class DecodeCase:
 
     def score(self, layer: int) -> None:
         kernels.score(
-            self.q, self.summaries[layer], self.pages, self.num_pages, SCALE, "mean", self.scores[layer]
+            self.q,
+            SUMMARY,
+            self.summaries[layer],
+            self.pages,
+            self.num_pages,
+            SCALE,
+            "mean",
+            self.scores[layer],
         )
 
     def select_resolve(self, layer: int) -> None:
@@ -162,6 +171,7 @@ class DecodeCase:
             self.offsets,
             self.table[0],
             self.frames[layer],
+            SUMMARY,
             self.summaries[0],
             PAGE,
         )

@@ -28,9 +28,11 @@ from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
 from rheo_sglang.prefill import Prefill, build_prefill_batch
 from rheo_sglang.prefill.dense import dense_attention
+from rheo_sglang.selection import SUMMARIES
 
 HEADS, GROUP, DIM, PAGE = 8, 4, 128, 32
 DTYPE = torch.bfloat16
+SUMMARY = SUMMARIES["bound"]()
 SCALE = DIM**-0.5
 CHUNK = 8192
 CONTEXTS = {"8k": 8192, "32k": 32768, "128k": 131072}
@@ -60,7 +62,7 @@ def write_metrics(limit: float) -> dict[str, float]:
         order = torch.randperm(pages, device="cuda") + 1
         slots = order[position // page_size] * page_size + position % page_size
         for programs in PROGRAMS:
-            us = time_us([partial(kernels.write, k, v, slots, host, summaries, page_size, programs)])
+            us = time_us([partial(kernels.write, k, v, slots, host, SUMMARY, summaries, page_size, programs)])
             gbps = 2 * k.nbytes / us / 1e3
             metrics[f"write_gbps_page{page_size}_programs{programs}"] = gbps
             metrics[f"write_pinned_frac_page{page_size}_programs{programs}"] = gbps / limit

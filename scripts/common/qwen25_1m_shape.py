@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
+
 from rheo_sglang.pools.plan import KVShape
 
 CONFIG = {
@@ -30,7 +32,7 @@ CONFIG = {
     "bos_token_id": 151643,
     "eos_token_id": 151645,
 }
-KV = KVShape(layers=28, kv_heads=4, head_dim=128, itemsize=2, page_size=32)
+KV = KVShape(layers=28, kv_heads=4, head_dim=128, dtype=torch.bfloat16, page_size=32)
 
 
 def make_shape(folder: Path) -> Path:

@@ -68,7 +68,7 @@ def attention_error(page_size: int) -> float:
     frames = frame_pool(1, heads, pages // 10, dim, page_size, torch.float32, "cpu")
     k, v = torch.randn(2, length, heads, dim).unbind()
     slots = torch.arange(page_size, page_size + length)
-    write(k[:-1], v[:-1], slots[:-1], host[0], table.summaries[0], page_size)
+    write(k[:-1], v[:-1], slots[:-1], host[0], table.summary, table.summaries[0], page_size)
     batch = build_decode_batch(
         slots[None],
         torch.tensor([0]),

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from rheo_kernels.reference.score import score
-from rheo_kernels.reference.summary import SUMMARY_ROWS, fold_chunk
+from rheo_sglang.selection import SUMMARIES
 
 ATTENTION = "recorded"
 
@@ -159,10 +159,21 @@ def page_scores(
     num_pages = ((tokens + page_size - 1) // page_size).to(torch.int32)
     pages = torch.arange(width, dtype=torch.int32).expand(steps, width)
     scores = torch.empty((steps, layers, heads, width))
+    summary = SUMMARIES[kind]()
+    counts = (total - torch.arange(width) * page_size).clamp(max=page_size)
     for layer in range(layers):
-        summaries = torch.zeros((heads, width, SUMMARY_ROWS[kind], dim))
-        fold_chunk(summaries, position // page_size, position % page_size, trace.keys[layer])
-        score(trace.queries[:, layer], summaries, pages, num_pages, dim**-0.5, grouping, scores[:, layer])
+        keys = torch.nn.functional.pad(trace.keys[layer], (0, 0, 0, width * page_size - total))
+        summaries = summary.fold_chunk(keys.unflatten(1, (width, page_size)).transpose(2, 3), counts)
+        score(
+            trace.queries[:, layer],
+            summary,
+            summaries,
+            pages,
+            num_pages,
+            dim**-0.5,
+            grouping,
+            scores[:, layer],
+        )
     return scores, num_pages
 
 

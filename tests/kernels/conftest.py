@@ -1,10 +1,9 @@
-"""Kernels run on the GPU where there is one; else Triton's in its interpreter, and those in CUDA C++ in `simt`."""
+"""Kernels in CUDA C++ run on the GPU where there is one, else on the CPU in `simt`."""
 
 from __future__ import annotations
 
 import importlib
 import os
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -12,32 +11,8 @@ import simt
 import torch
 from triton_cases import GPU
 
-LATE = not GPU and "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1"
 PROCESSORS = 132
 """Multiprocessors of the GPU that `simt` stands in for."""
-
-if not GPU and not LATE:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        importlib.import_module("rheo_kernels.triton")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if GPU:
-        return
-    for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-
-
-@pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> str:
-    if LATE:
-        pytest.fail("triton was imported before its interpreter was switched on: set TRITON_INTERPRET=1")
-    if GPU:
-        return "cuda"
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    return "cpu"
 
 
 @pytest.fixture
@@ -54,8 +29,3 @@ def cuda_kernels(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "compile_kernel", simt.compile_kernel)
     properties = SimpleNamespace(multi_processor_count=PROCESSORS)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-
-
-@pytest.fixture
-def rng(device: str) -> torch.Generator:
-    return torch.Generator(device).manual_seed(torch.initial_seed() % 2**31)

@@ -72,7 +72,13 @@ class Prompts:
         for layer, (out, (_, k, v)) in enumerate(zip(outs, inputs, strict=True)):
             assert relative_error(out, self.dense(layer, ends)) < ERROR[self.shape.dtype]
             reference.write(
-                k.cpu(), v.cpu(), slot.cpu(), self.expected_host[layer], self.expected_summaries[layer], size
+                k.cpu(),
+                v.cpu(),
+                slot.cpu(),
+                self.expected_host[layer],
+                self.table.summary,
+                self.expected_summaries[layer],
+                size,
             )
         assert torch.equal(self.host, self.expected_host)
         assert torch.equal(self.table.summaries.cpu(), self.expected_summaries)

@@ -7,6 +7,7 @@ import torch
 from triton_cases import SHAPES, Shape, integers, normal, permutation, to_device
 
 from rheo_kernels import reference
+from rheo_sglang.selection import SUMMARIES
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -23,7 +24,7 @@ def test_place_equals_write_and_load(shape: Shape, rng: torch.Generator) -> None
     host = torch.zeros((total, heads, 2, shape.block), dtype=shape.dtype)
     slots = order[:, None] * size + torch.arange(size, device=rng.device)
     summaries = torch.zeros((heads, total, 2, shape.dim), dtype=shape.dtype)
-    reference.write(k.cpu(), v.cpu(), slots.flatten().cpu(), host, summaries, size)
+    reference.write(k.cpu(), v.cpu(), slots.flatten().cpu(), host, SUMMARIES["bound"](), summaries, size)
 
     counts = integers(0, 6, (heads,), rng)
     counts[0] = 5

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from triton_cases import GPU_SHAPES, SHAPES, Shape, normal, permutation, residency, to_device
 
 from rheo_kernels import reference
+from rheo_sglang.selection import SUMMARIES
 
 
 def check(shape: Shape, prefixes: list[int], chunk: int, rng: torch.Generator, programs: int = 32) -> None:
@@ -70,7 +71,7 @@ def test_staged_keys_and_values_are_what_was_written(rng: torch.Generator) -> No
     pages = to_device([4, 1, 3], rng)
     position = torch.arange(count, device=rng.device)
     slots = pages.long()[position // 32] * 32 + position % 32
-    kernels.write(k, v, slots, host, summaries, 32)
+    kernels.write(k, v, slots, host, SUMMARIES["bound"](), summaries, 32)
     table = torch.full((shape.heads, 5), -1, dtype=torch.int32, device=rng.device)
     frames = torch.zeros((shape.heads, 1, 2, shape.block), dtype=shape.dtype, device=rng.device)
     staged = [torch.zeros_like(k) for _ in range(2)]

@@ -10,10 +10,12 @@ import torch
 from hypothesis import given
 from unit import plain
 
-from rheo_kernels.reference import SUMMARY_ROWS, append, block_keys, block_values, load, save, write
+from rheo_kernels.reference import append, block_keys, block_values, load, save, write
+from rheo_sglang.selection import SUMMARIES, PageSummary
 
 HEADS, DIM, PAGES = 2, 8, 12
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+KINDS = ["bound", "mean"]
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
 
 @dataclass
@@ -24,6 +26,7 @@ class Store:
     host: torch.Tensor
     frames: torch.Tensor
     page_table: torch.Tensor
+    summary: PageSummary
     summaries: torch.Tensor
 
     @classmethod
@@ -33,18 +36,29 @@ class Store:
         host = torch.full((PAGES, HEADS, width), 7.0, dtype=dtype).unflatten(2, (2, -1))
         page_table = torch.stack([torch.randperm(PAGES), torch.randperm(PAGES)]).int()
         frames = torch.full((HEADS, PAGES, 2, width // 2), -7.0, dtype=dtype)
-        summaries = torch.full((HEADS, PAGES, SUMMARY_ROWS[kind], DIM), 3.0, dtype=dtype)
-        return cls(page_size, host, frames, page_table, summaries)
+        summary = SUMMARIES[kind]()
+        summaries = torch.full((HEADS, PAGES, summary.rows, DIM), 3.0, dtype=dtype)
+        return cls(page_size, host, frames, page_table, summary, summaries)
 
     def write_chunk(self, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
-        write(k, v, slots, self.host, self.summaries, self.page_size)
+        write(k, v, slots, self.host, self.summary, self.summaries, self.page_size)
 
     def append_tokens(self, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
         """Decode steps of one request, saving every page that fills up."""
         for token, slot in enumerate(slots.tolist()):
             page, offset = (torch.tensor([part], dtype=torch.int32) for part in divmod(slot, self.page_size))
             row = slice(token, token + 1)
-            append(k[row], v[row], page, offset, self.page_table, self.frames, self.summaries, self.page_size)
+            append(
+                k[row],
+                v[row],
+                page,
+                offset,
+                self.page_table,
+                self.frames,
+                self.summary,
+                self.summaries,
+                self.page_size,
+            )
             if int(offset) == self.page_size - 1:
                 save(self.frames, self.host, self.page_table, page)
 
@@ -83,7 +97,7 @@ def assert_holds(store: Store, sequence: Sequence, tolerance: float) -> None:
         assert torch.equal(block_keys(store.host[page], page_size)[:, :, :count].transpose(1, 2), keys)
         assert torch.equal(block_values(store.host[page], page_size)[:, :count], values)
         rows = store.summaries[:, page].double()
-        if rows.shape[1] == SUMMARY_ROWS["bound"]:
+        if store.summary.name == "bound":
             assert torch.equal(rows[:, 0], keys.double().amin(1))
             assert torch.equal(rows[:, 1], keys.double().amax(1))
         else:
@@ -98,7 +112,7 @@ def sequences(draw: st.DrawFn) -> tuple[Store, Sequence, list[int], torch.dtype]
     tokens = draw(st.integers(1, 6 * page_size))
     seeded = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
     cuts = sorted(draw(st.sets(st.integers(1, tokens), max_size=5)) | {tokens})
-    kind = draw(st.sampled_from(sorted(SUMMARY_ROWS)))
+    kind = draw(st.sampled_from(KINDS))
     store = Store.empty(kind, page_size, dtype)
     return store, Sequence.random(tokens, page_size, dtype, seeded), cuts, dtype
 
@@ -133,7 +147,7 @@ def test_a_prompt_continued_token_by_token_fills_the_same_pages(
         assert_holds(store, Sequence(*sequence.part(0, end)), TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("kind", sorted(SUMMARY_ROWS))
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_appends_to_every_requests_own_page(kind: str) -> None:
     store = Store.empty(kind, 16, torch.float32)
     draw = torch.Generator().manual_seed(1)
@@ -141,7 +155,7 @@ def test_a_batch_appends_to_every_requests_own_page(kind: str) -> None:
     tails = torch.tensor([5, 0, 3, 9], dtype=torch.int32)
     offsets = torch.tensor([0, 7, 15, 4], dtype=torch.int32)
     expected, summaries = store.frames.clone(), store.summaries.clone()
-    append(k, v, tails, offsets, store.page_table, store.frames, store.summaries, 16)
+    append(k, v, tails, offsets, store.page_table, store.frames, store.summary, store.summaries, 16)
     for row in (0, 2, 3):
         for head in range(HEADS):
             frame = int(store.page_table[head, tails[row]])
@@ -150,7 +164,7 @@ def test_a_batch_appends_to_every_requests_own_page(kind: str) -> None:
     assert torch.equal(store.frames, expected), "a padded row, or a token that is not new, was written"
     untouched = [page for page in range(PAGES) if page not in (5, 3, 9)]
     assert torch.equal(store.summaries[:, untouched], summaries[:, untouched])
-    torch.testing.assert_close(store.summaries[:, 5], k[0][:, None].expand(-1, SUMMARY_ROWS[kind], -1))
+    torch.testing.assert_close(store.summaries[:, 5], k[0][:, None].expand(-1, store.summary.rows, -1))
 
 
 def test_pages_travel_between_host_and_frames_bit_by_bit() -> None:

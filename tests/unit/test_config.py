@@ -40,10 +40,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"dense_threshold": -1}, "at least 0"),
     ({"summary": "quest"}, "bound, mean"),
     ({"summary": None}, "bound, mean"),
+    *(({"extensions": value}, "a list of importable modules") for value in ("json", None, [3])),
+    ({"extensions": ["no_such_module"]}, "modules that can be imported"),
     ({"grouping": "sum"}, "mean, max"),
     *(({"importance_alpha": value}, "above 0, at most 1") for value in (0, 1.5)),
-    ({"policy": "random"}, "importance, lru, lfu"),
-    ({"policy": ["lru"]}, "importance, lru, lfu"),
+    ({"policy": "random"}, "importance, lfu, lru"),
+    ({"policy": ["lru"]}, "importance, lfu, lru"),
     ({"miss_mode": "never"}, "auto, split, fetch"),
     *(({"host_pool_gib": value}, "above 0") for value in (0, -1)),
     *(({"host_pool_gib": value}, "a finite number") for value in (float("inf"), 10**400)),
@@ -112,7 +114,7 @@ def test_whole_numbers_are_numbers() -> None:
     assert isinstance(config.budget_ratio, float)
 
 
-@pytest.mark.parametrize("values", [{}, GOOD, {"host_pool_ratio": 1}])
+@pytest.mark.parametrize("values", [{}, GOOD, {"host_pool_ratio": 1}, {"extensions": ["json"]}])
 def test_json_round_trip(values: dict[str, Any]) -> None:
     config = RheoConfig(**values)
     assert RheoConfig.parse(config.to_json()) == config

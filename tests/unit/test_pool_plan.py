@@ -6,12 +6,13 @@ import logging
 
 import hypothesis.strategies as st
 import pytest
+import torch
 from hypothesis import given
 
 from rheo_sglang.config import FLAG, ConfigError, RheoConfig
 from rheo_sglang.pools.plan import GIB, MOST_FRAMES, KVShape, PoolPlan, plan_pools
 
-SHAPE = KVShape(layers=2, kv_heads=2, head_dim=64, itemsize=2, page_size=32)
+SHAPE = KVShape(layers=2, kv_heads=2, head_dim=64, dtype=torch.bfloat16, page_size=32)
 PAGE = SHAPE.page_bytes
 
 

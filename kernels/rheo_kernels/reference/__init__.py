@@ -11,7 +11,7 @@ Shape letters used by every kernel and its reference:
 ``F``  frames of one layer and KV head
 ``M``  width of the batch's page lists (pages of its longest request)
 ``S``  width of the selection (most pages any request and head may select)
-``R``  summary rows of a page: 2 for ``bound``, 1 for ``mean``
+``R``  rows of a page's summary, of ``W`` elements each
 ====== =====================================================================
 
 A *block* is what one page holds in one layer and KV head: ``[2, D * P]``, first K token-inner
@@ -33,13 +33,11 @@ from rheo_kernels.reference.runners_up import runners_up
 from rheo_kernels.reference.score import score
 from rheo_kernels.reference.select import select
 from rheo_kernels.reference.stage import stage
-from rheo_kernels.reference.summary import SUMMARY_ROWS
 from rheo_kernels.reference.transfer import load, save
 from rheo_kernels.reference.write import write
 
 __all__ = [
     "NEVER_EVICT",
-    "SUMMARY_ROWS",
     "Admitted",
     "Resolved",
     "admit",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rheo_kernels.reference.blocks import block_keys, block_values
-from rheo_kernels.reference.summary import fold_token
+from rheo_kernels.types.summary import PageSummary
 
 
 def append(
@@ -15,6 +15,7 @@ def append(
     offsets: torch.Tensor,
     page_table: torch.Tensor,
     frames: torch.Tensor,
+    summary: PageSummary,
     summaries: torch.Tensor,
     page_size: int,
 ) -> None:
@@ -32,8 +33,10 @@ def append(
         One layer's page table, ``[H, N]``, int32. Every tail page is resident in every KV head.
     frames
         One layer's frames, ``[H, F, 2, D * P]``; written.
+    summary
+        Kind of the summaries.
     summaries
-        One layer's summaries, ``[H, N, R, D]``; written.
+        One layer's summaries, ``[H, N, R, W]``; written.
     page_size
         Tokens per page.
 
@@ -51,4 +54,7 @@ def append(
     block_keys(frames, page_size)[head, frame, :, offset] = key
     block_values(frames, page_size)[head, frame, offset] = value
 
-    fold_token(summaries, pages, offset, key)
+    folded = summary.fold_token(summaries[:, pages], key, offset == 0)
+    if folded is None:
+        folded = summary.fold_chunk(block_keys(frames, page_size)[head, frame], offset + 1)
+    summaries[:, pages] = folded.to(summaries.dtype)

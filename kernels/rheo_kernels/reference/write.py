@@ -1,11 +1,11 @@
-"""write: a prefill chunk's tokens into host pages, with the pages' summaries in the same pass."""
+"""write: a prefill chunk's tokens into host pages, and the pages' summaries."""
 
 from __future__ import annotations
 
 import torch
 
 from rheo_kernels.reference.blocks import block_keys, block_values
-from rheo_kernels.reference.summary import fold_chunk
+from rheo_kernels.types.summary import PageSummary
 
 
 def write(
@@ -13,26 +13,35 @@ def write(
     v: torch.Tensor,
     slots: torch.Tensor,
     host: torch.Tensor,
+    summary: PageSummary,
     summaries: torch.Tensor,
     page_size: int,
 ) -> None:
-    """Store tokens in their host pages and fold their keys into the pages' summaries.
+    """Store tokens in their host pages and summarise the pages from the keys that they hold then.
 
     Parameters
     ----------
     k, v
         Keys and values, ``[T, H, D]``, KV dtype.
     slots
-        SGLang's slot of each token, ``[T]``, int64; a token in the first slot of a page starts the page.
+        SGLang's slot of each token, ``[T]``, int64. A chunk goes on where its page's earlier tokens, which are in the
+        host page, end.
     host
         One layer's host pages, ``[N, H, 2, D * P]``; written.
+    summary
+        Kind of the summaries.
     summaries
-        One layer's summaries, ``[H, N, R, D]``; written.
+        One layer's summaries, ``[H, N, R, W]``; written.
     page_size
         Tokens per page.
     """
     pages, offset = slots // page_size, slots % page_size
     home, place = pages.to(host.device), offset.to(host.device)
-    block_keys(host, page_size)[home, :, :, place] = k.to(host.device)
+    keys = block_keys(host, page_size)
+    keys[home, :, :, place] = k.to(host.device)
     block_values(host, page_size)[home, :, place] = v.to(host.device)
-    fold_chunk(summaries, pages, offset, k.transpose(0, 1))
+
+    touched, local = torch.unique(pages, return_inverse=True)
+    counts = torch.zeros_like(touched).scatter_reduce(0, local, offset + 1, "amax")
+    held = keys[touched.to(host.device)].transpose(0, 1).to(summaries.device)
+    summaries[:, touched] = summary.fold_chunk(held, counts).to(summaries.dtype)

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from rheo_kernels.types.summary import PageSummary
+
 
 def append(
     k: torch.Tensor,
@@ -14,6 +16,7 @@ def append(
     offsets: torch.Tensor,
     page_table: torch.Tensor,
     frames: torch.Tensor,
+    summary: PageSummary,
     summaries: torch.Tensor,
     page_size: int,
 ) -> None:
@@ -31,15 +34,17 @@ def append(
         One layer's page table, ``[H, N]``, int32. A tail page without a frame is skipped.
     frames
         One layer's frames, ``[H, F, 2, D * P]``; written.
+    summary
+        Kind of the summaries.
     summaries
-        One layer's summaries, ``[H, N, R, D]``; written.
+        One layer's summaries, ``[H, N, R, W]``; written.
     page_size
         Tokens per page.
 
     Notes
     -----
-    Moves ``(4 + 2 R) * B * H * D`` elements and is bound by latency. The mean is folded in float32 and
-    rounded once.
+    Moves ``4 * B * H * D`` elements and is bound by latency. A summary that folds single tokens moves its rows twice;
+    for one that does not, the keys of the tail page are read from its frame, ``B * H * D * P`` elements at most.
     """
     batch, heads, dim = k.shape
     _append[(batch, heads)](
@@ -62,8 +67,9 @@ def append(
         DIM=dim,
         BLOCK_D=triton.next_power_of_2(dim),
         PAGE_SIZE=page_size,
-        BOUND=summaries.shape[2] == 2,
-        num_warps=1,
+        FOLD_TOKEN=summary.kernels.fold_token,
+        FOLD_CHUNK=summary.kernels.fold_chunk,
+        num_warps=4 if summary.kernels.fold_token is None else 1,
     )
 
 
@@ -88,7 +94,8 @@ def _append(
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
-    BOUND: tl.constexpr,
+    FOLD_TOKEN: tl.constexpr,
+    FOLD_CHUNK: tl.constexpr,
 ):
     request = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
@@ -105,15 +112,12 @@ def _append(
             tl.store(block + d * PAGE_SIZE + offset, key, mask=inside)
             tl.store(block + (PAGE_SIZE + offset) * DIM + d, value, mask=inside)
 
-            row = summaries + head * stride_mh + page * stride_mn + d
-            first = offset == 0
-            if BOUND:
-                wide = key.to(tl.float32)
-                low = tl.load(row, mask=inside)
-                high = tl.load(row + DIM, mask=inside)
-                tl.store(row, tl.where(first | (wide < low.to(tl.float32)), key, low), mask=inside)
-                tl.store(row + DIM, tl.where(first | (wide > high.to(tl.float32)), key, high), mask=inside)
+            rows = summaries + head * stride_mh + page * stride_mn
+            if FOLD_TOKEN is not None:
+                FOLD_TOKEN(rows, key, offset == 0, DIM, BLOCK_D)
             else:
-                mean = tl.where(first, 0.0, tl.load(row, mask=inside).to(tl.float32))
-                mean += (key.to(tl.float32) - mean) / (offset + 1)
-                tl.store(row, mean.to(summaries.dtype.element_ty), mask=inside)
+                i = tl.arange(0, PAGE_SIZE)
+                earlier = block + d[:, None] * PAGE_SIZE + i[None, :]
+                keys = tl.load(earlier, mask=inside[:, None] & (i < offset)[None, :], other=0.0)
+                keys = tl.where((i == offset)[None, :], key[:, None], keys)
+                FOLD_CHUNK(rows, keys, i <= offset, offset + 1, DIM, BLOCK_D, PAGE_SIZE)

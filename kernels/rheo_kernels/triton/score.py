@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from rheo_kernels.triton.dot import dot
+from rheo_kernels.types.summary import PageSummary
 
 PAGES_PER_PROGRAM = 32
 WARPS = 1
@@ -14,6 +14,7 @@ WARPS = 1
 
 def score(
     q: torch.Tensor,
+    summary: PageSummary,
     summaries: torch.Tensor,
     pages: torch.Tensor,
     num_pages: torch.Tensor,
@@ -23,19 +24,19 @@ def score(
 ) -> torch.Tensor:
     """Score every page of every request for each KV head.
 
-    With ``bound`` summaries, a query head's score is Quest's bound
-    ``sum_d max(q_d * k_min_d, q_d * k_max_d)`` (arXiv:2406.10774), that is
-    ``relu(q) . k_max + min(q, 0) . k_min``; with ``mean`` summaries it is the logit of the mean key. Over the
-    GQA group the scores are averaged, or their maximum is taken. The average is linear in ``relu(q)`` and
-    ``min(q, 0)``, so the group collapses to one pair of vectors before any page is read and the kernel is a
-    matrix-vector product; the maximum runs on tensor cores.
+    The summary scores pages for every query head; over the GQA group the scores are averaged, or their maximum is
+    taken. Where the summary's score is linear, it sums the group's queries before any page is read and the average is a
+    matrix-vector product; otherwise, and for the maximum, scores are computed per head, on tensor cores if the summary
+    uses them.
 
     Parameters
     ----------
     q
         Queries, ``[B, Hq, D]``, contiguous in ``D``.
+    summary
+        Kind of the summaries.
     summaries
-        One layer's summaries, ``[H, N, R, D]``.
+        One layer's summaries, ``[H, N, R, W]``.
     pages
         Page lists, ``[B, M]``, int32 logical pages; entries from ``num_pages`` on are ignored.
     num_pages
@@ -54,14 +55,16 @@ def score(
 
     Notes
     -----
-    Reads ``R * H * D`` elements per listed page, once for the whole group, and writes 4 bytes; memory bound.
+    Reads ``R * H * W`` elements per listed page, once for the whole group, and writes 4 bytes; memory bound.
     """
-    heads, dim = summaries.shape[0], summaries.shape[3]
-    batch, queries, _ = q.shape
+    heads = summaries.shape[0]
+    batch, queries, dim = q.shape
     width = pages.shape[1]
     if out is None:
         out = torch.empty((batch, heads, width), dtype=torch.float32, device=q.device)
     group = queries // heads
+    mean = grouping == "mean" or group == 1
+    score_sum = summary.kernels.score_sum if mean else None
     _score[(triton.cdiv(width, PAGES_PER_PROGRAM), heads, batch)](
         q,
         summaries,
@@ -80,10 +83,11 @@ def score(
         DIM=dim,
         BLOCK_D=triton.next_power_of_2(dim),
         GROUP=group,
-        BLOCK_G=triton.next_power_of_2(group),
+        BLOCK_G=max(triton.next_power_of_2(group), 16 if score_sum is None else 1),
         BLOCK_M=PAGES_PER_PROGRAM,
-        BOUND=summaries.shape[2] == 2,
-        MEAN=grouping == "mean" or group == 1,
+        SCORE=summary.kernels.score,
+        SCORE_SUM=score_sum,
+        MEAN=mean,
         num_warps=WARPS,
     )
     return out
@@ -110,7 +114,8 @@ def _score(
     GROUP: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BOUND: tl.constexpr,
+    SCORE: tl.constexpr,
+    SCORE_SUM: tl.constexpr,
     MEAN: tl.constexpr,
 ):
     start = tl.program_id(0) * BLOCK_M
@@ -124,37 +129,17 @@ def _score(
     else:
         listed = position < count
         page = tl.load(pages + request * stride_pb + position, mask=listed, other=0).to(tl.int64)
+        rows = summaries + head * stride_mh + page * stride_mn
+        g = tl.arange(0, BLOCK_G)
         d = tl.arange(0, BLOCK_D)
-        inside = d < DIM
-        row = summaries + head * stride_mh + page[:, None] * stride_mn + d[None, :]
-        wanted = listed[:, None] & inside[None, :]
-        low = tl.load(row, mask=wanted, other=0.0)
-        if BOUND:
-            high = tl.load(row + DIM, mask=wanted, other=0.0)
-
-        if MEAN:
-            g = tl.arange(0, BLOCK_G)
-            rows = q + request * stride_qb + (head * GROUP + g[:, None]) * stride_qh + d[None, :]
-            queries = tl.load(rows, mask=(g < GROUP)[:, None] & inside[None, :], other=0.0).to(tl.float32)
-            queries *= scale / GROUP
-            if BOUND:
-                toward_high = tl.sum(tl.maximum(queries, 0.0), 0)
-                toward_low = tl.sum(tl.minimum(queries, 0.0), 0)
-                bound = high.to(tl.float32) * toward_high[None, :] + low.to(tl.float32) * toward_low[None, :]
-            else:
-                bound = low.to(tl.float32) * tl.sum(queries, 0)[None, :]
-            result = tl.sum(bound, 1)
+        queries = q + request * stride_qb + (head * GROUP + g[:, None]) * stride_qh + d[None, :]
+        heads = (g < GROUP)[:, None] & (d < DIM)[None, :]
+        if SCORE_SUM is not None:
+            result = SCORE_SUM(rows, queries, listed, heads, DIM, BLOCK_D) * (scale / GROUP)
         else:
-            g = tl.arange(0, 16)
-            rows = q + request * stride_qb + (head * GROUP + g[:, None]) * stride_qh + d[None, :]
-            queries = tl.load(rows, mask=(g < GROUP)[:, None] & inside[None, :], other=0.0)
-            wide = queries.to(tl.float32)
-            logits = tl.zeros([16, BLOCK_M], tl.float32)
-            if BOUND:
-                logits = dot(tl.maximum(wide, 0.0).to(high.dtype), tl.trans(high), logits)
-                logits = dot(tl.minimum(wide, 0.0).to(low.dtype), tl.trans(low), logits)
+            logits = SCORE(rows, queries, listed, heads, DIM, BLOCK_D)
+            if MEAN:
+                result = tl.sum(tl.where((g < GROUP)[:, None], logits, 0.0), 0) * (scale / GROUP)
             else:
-                logits = dot(queries.to(low.dtype), tl.trans(low), logits)
-            logits = tl.where((g < GROUP)[:, None], logits, float("-inf"))
-            result = tl.max(logits, 0) * scale
+                result = tl.max(tl.where((g < GROUP)[:, None], logits, float("-inf")), 0) * scale
         tl.store(target, tl.where(listed, result, float("-inf")), mask=position < width)

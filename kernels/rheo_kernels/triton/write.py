@@ -1,10 +1,12 @@
-"""write: a prefill chunk's tokens into pinned host pages, with the pages' summaries in the same pass."""
+"""write: a prefill chunk's tokens into pinned host pages, and the pages' summaries in the same pass."""
 
 from __future__ import annotations
 
 import torch
 import triton
 import triton.language as tl
+
+from rheo_kernels.types.summary import PageSummary
 
 WRITERS = 16
 """Programs that write: enough to fill PCIe, few enough to leave the GPU to the attention that runs beside them."""
@@ -15,23 +17,26 @@ def write(
     v: torch.Tensor,
     slots: torch.Tensor,
     host: torch.Tensor,
+    summary: PageSummary,
     summaries: torch.Tensor,
     page_size: int,
     programs: int = WRITERS,
 ) -> None:
-    """Store tokens in their host pages and fold their keys into the pages' summaries.
+    """Store tokens in their host pages and summarise the pages from the keys that they hold then.
 
     Parameters
     ----------
     k, v
         Keys and values, ``[T, H, D]``, KV dtype, contiguous in ``D``.
     slots
-        SGLang's slot of each token, ``[T]``, int64. The tokens of a page are consecutive and in order; a token
-        in the first slot of a page restarts the page's summary.
+        SGLang's slot of each token, ``[T]``, int64. The tokens of a page are consecutive and in order; a chunk
+        goes on where its page's earlier tokens, which are in the host page, end.
     host
         One layer's host pages, ``[N, H, 2, D * P]``, pinned; written.
+    summary
+        Kind of the summaries.
     summaries
-        One layer's summaries, ``[H, N, R, D]``; written.
+        One layer's summaries, ``[H, N, R, W]``; written.
     page_size
         Tokens per page.
     programs
@@ -41,7 +46,7 @@ def write(
     -----
     Reads ``2 * T * H * D`` elements and writes as many over PCIe, a whole page's K and V per step, K transposed
     in registers. A program takes ``P`` tokens of the batch at a time and writes the pages that begin among them.
-    Bounds are exact; the mean is folded in float32 and rounded once.
+    Of a page that a chunk begins inside, the earlier keys are read back over PCIe.
     """
     tokens, heads, dim = k.shape
     block_d = triton.next_power_of_2(dim)
@@ -63,7 +68,7 @@ def write(
         DIM=dim,
         BLOCK_D=block_d,
         PAGE_SIZE=page_size,
-        BOUND=summaries.shape[2] == 2,
+        FOLD_CHUNK=summary.kernels.fold_chunk,
         num_warps=4 if block_d * page_size <= 4096 else 8,
     )
 
@@ -87,7 +92,7 @@ def _write(
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
-    BOUND: tl.constexpr,
+    FOLD_CHUNK: tl.constexpr,
 ):
     head = tl.program_id(1).to(tl.int64)
     i = tl.arange(0, PAGE_SIZE)
@@ -114,7 +119,7 @@ def _write(
                 DIM,
                 BLOCK_D,
                 PAGE_SIZE,
-                BOUND,
+                FOLD_CHUNK,
             )
             begin = tl.min(tl.where(begins & (i > begin), i, PAGE_SIZE), 0)
 
@@ -135,9 +140,9 @@ def _write_page(
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
-    BOUND: tl.constexpr,
+    FOLD_CHUNK: tl.constexpr,
 ):
-    """Write one head's tokens of the page that token ``first`` is in, and fold their keys into its summary."""
+    """Write one head's tokens of the page that token ``first`` is in, and summarise the page."""
     slot = tl.load(slots + first)
     page = slot // PAGE_SIZE
     entered = (slot % PAGE_SIZE).to(tl.int32)
@@ -163,18 +168,9 @@ def _write_page(
     values = block + DIM * PAGE_SIZE + offset[:, None] * DIM + d[None, :]
     tl.store(values, value, mask=live[:, None] & inside[None, :])
 
-    row = summaries + page * stride_mn + d
-    wide = key.to(tl.float32)
-    if BOUND:
-        low = tl.min(tl.where(live[None, :], wide, float("inf")), 1)
-        high = tl.max(tl.where(live[None, :], wide, float("-inf")), 1)
-        if entered > 0:
-            low = tl.minimum(low, tl.load(row, mask=inside).to(tl.float32))
-            high = tl.maximum(high, tl.load(row + DIM, mask=inside).to(tl.float32))
-        tl.store(row, low.to(summaries.dtype.element_ty), mask=inside)
-        tl.store(row + DIM, high.to(summaries.dtype.element_ty), mask=inside)
-    else:
-        total = tl.sum(wide, 1)
-        if entered > 0:
-            total += tl.load(row, mask=inside).to(tl.float32) * entered
-        tl.store(row, (total / (entered + count)).to(summaries.dtype.element_ty), mask=inside)
+    if entered > 0:
+        before = offset < entered
+        earlier = tl.load(keys, mask=before[None, :] & inside[:, None], other=0.0)
+        key = tl.where(before[None, :], earlier, key)
+    held = offset < entered + count
+    FOLD_CHUNK(summaries + page * stride_mn, key, held, entered + count, DIM, BLOCK_D, PAGE_SIZE)

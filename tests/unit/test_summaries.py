@@ -1,15 +1,15 @@
-"""score: Quest's bound really bounds, the mean is the mean, and nothing past the last page is scored."""
+"""bound and mean: Quest's bound really bounds, and the mean's score is the mean of the logits."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
 
 from rheo_kernels.reference import score
+from rheo_sglang.selection import SUMMARIES
 
 GROUPS = [1, 3, 4, 8]
+BOUND, MEAN = SUMMARIES["bound"](), SUMMARIES["mean"]()
 
 
 def paged_keys(heads: int, pages: int, page_size: int, dim: int) -> torch.Tensor:
@@ -42,7 +42,7 @@ def test_quest_bound_is_above_every_true_logit_in_the_page(group: int, grouping:
     keys = paged_keys(heads=2, pages=7, page_size=16, dim=32)
     q = torch.randn(3, 2 * group, 32)
     pages, num_pages = page_lists()
-    scores = score(q, bounding_boxes(keys), pages, num_pages, 0.5, grouping)
+    scores = score(q, BOUND, bounding_boxes(keys), pages, num_pages, 0.5, grouping)
     for request in range(3):
         for head in range(2):
             for column in range(int(num_pages[request])):
@@ -57,7 +57,7 @@ def test_quest_bound_is_the_best_corner_of_the_bounding_box(group: int, grouping
     keys = paged_keys(heads=2, pages=7, page_size=16, dim=8)
     q = torch.randn(3, 2 * group, 8)
     pages, num_pages = page_lists()
-    scores = score(q, bounding_boxes(keys), pages, num_pages, 0.5, grouping)
+    scores = score(q, BOUND, bounding_boxes(keys), pages, num_pages, 0.5, grouping)
     for request in range(3):
         for head in range(2):
             for column in range(int(num_pages[request])):
@@ -76,7 +76,7 @@ def test_mean_summary_gives_the_logit_of_the_mean_key(group: int) -> None:
     keys = paged_keys(heads=2, pages=7, page_size=16, dim=32)
     q = torch.randn(3, 2 * group, 32)
     pages, num_pages = page_lists()
-    scores = score(q, keys.mean(2, keepdim=True), pages, num_pages, 0.5)
+    scores = score(q, MEAN, keys.mean(2, keepdim=True), pages, num_pages, 0.5)
     for request in range(3):
         for head in range(2):
             for column in range(int(num_pages[request])):
@@ -90,22 +90,10 @@ def test_a_page_of_one_repeated_key_is_scored_exactly() -> None:
     q = torch.randn(1, 1, 32)
     pages, num_pages = torch.tensor([[1]], dtype=torch.int32), torch.tensor([1], dtype=torch.int32)
     logit = q[0, 0] @ keys[0, 1, 0]
-    for summaries in (bounding_boxes(keys), keys.mean(2, keepdim=True)):
+    for summary, summaries in ((BOUND, bounding_boxes(keys)), (MEAN, keys.mean(2, keepdim=True))):
         torch.testing.assert_close(
-            score(q, summaries, pages, num_pages, 1.0)[0, 0, 0], logit, rtol=1e-4, atol=1e-4
+            score(q, summary, summaries, pages, num_pages, 1.0)[0, 0, 0], logit, rtol=1e-4, atol=1e-4
         )
-
-
-@pytest.mark.parametrize("summary_rows", [1, 2])
-def test_only_the_requests_own_pages_are_scored(summary_rows: int) -> None:
-    summaries = torch.randn(2, 7, summary_rows, 8)
-    pages, num_pages = page_lists()
-    out = torch.full((3, 2, 4), math.nan)
-    scores = score(torch.randn(3, 4, 8), summaries, pages, num_pages, 1.0, out=out)
-    assert scores is out
-    past = torch.arange(4) >= num_pages[:, None, None]
-    assert torch.equal(scores == -math.inf, past.expand(3, 2, 4))
-    assert torch.isfinite(scores.masked_fill(past, 0.0)).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -113,6 +101,6 @@ def test_narrow_summaries_are_scored_in_float32(dtype: torch.dtype) -> None:
     summaries = torch.randn(2, 7, 2, 64).to(dtype)
     q = torch.randn(3, 8, 64).to(dtype)
     pages, num_pages = page_lists()
-    scores = score(q, summaries, pages, num_pages, 1.0)
+    scores = score(q, BOUND, summaries, pages, num_pages, 1.0)
     assert scores.dtype == torch.float32
-    torch.testing.assert_close(scores, score(q.float(), summaries.float(), pages, num_pages, 1.0))
+    torch.testing.assert_close(scores, score(q.float(), BOUND, summaries.float(), pages, num_pages, 1.0))

@@ -1,0 +1,1 @@
+"""Types that kernels, their references and their callers share."""

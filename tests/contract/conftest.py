@@ -1,0 +1,17 @@
+"""What the documentation's examples register takes part in every contract test, through the setting ``extensions``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rheo_sglang.config import RheoConfig
+
+EXAMPLES = sorted(path.stem for path in (Path(__file__).parents[2] / "docs" / "examples").glob("*.py"))
+
+with pytest.MonkeyPatch.context() as patch:
+    if not torch.cuda.is_available():
+        patch.setenv("TRITON_INTERPRET", "1")
+    RheoConfig(extensions=tuple(EXAMPLES))
