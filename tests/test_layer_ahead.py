@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from locality.ahead import PREDICTORS, TRUE, AheadRecorder, forecast, project
-from locality.statistics import importance, residents
+from locality.replay import policy_worths, residents
 
 PROMPT, CONTINUATION, STEPS = list(range(3, 40)), [5, 1, 7, 2, 9, 4], 5
 
@@ -107,8 +107,10 @@ def test_residents_are_the_last_selection_and_the_worthiest_of_the_rest() -> Non
 
 def test_importance_averages_ranks() -> None:
     scores = torch.tensor([[[3.0, 1.0, 2.0, -torch.inf]], [[1.0, 2.0, 4.0, 3.0]]])
+    num_pages = torch.tensor([3, 4], dtype=torch.int32)
+    nothing = np.zeros((1, 2, 4), dtype=bool)
     first, second = (
-        worth.copy()[0] for worth in importance(scores, torch.tensor([3, 4], dtype=torch.int32), 0.5)
+        worth.copy()[0] for worth in policy_worths("importance", nothing, scores, num_pages, 0.5)
     )
     assert first == pytest.approx([0.5, 1 / 6, 1 / 3, 0])
     assert second == pytest.approx([0.25 + 0.125, 1 / 12 + 0.25, 1 / 6 + 0.5, 0.375])

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from locality.process import Locality, components, head_normals, synthetic_scores
-from locality.statistics import hit_rate, never_selected, reselection, retrieved_pages
+from locality.replay import hit_rate
+from locality.statistics import never_selected, reselection, retrieved_pages
 from locality.trace import Trace, page_scores
 
 GPU = torch.cuda.is_available()

@@ -23,7 +23,8 @@ from common.measurement import MODEL, write_result
 from locality.fit import FIT_SEED, HEADS, LAYERS, SPREAD_LAG, fit, process_scores
 from locality.passages import NOVELS_FOLDER, TEXTS, passages
 from locality.process import Locality
-from locality.statistics import WARM_UP_STEPS, describe, hit_rate, reselection_by_cache, retrieved_pages
+from locality.replay import describe, hit_rate
+from locality.statistics import WARM_UP_STEPS, reselection_by_cache, retrieved_pages
 from locality.trace import Trace, record, replay
 
 CONTEXT, STEPS = 4096, 128

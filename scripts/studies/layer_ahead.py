@@ -24,14 +24,8 @@ from tqdm import tqdm
 from common.measurement import MODEL, REPOSITORY, RESULTS, result_document
 from locality.ahead import PREDICTORS, TRUE, cosine, forecast, record_ahead
 from locality.passages import NOVELS_FOLDER, Passages, passages, reference_passages
-from locality.statistics import (
-    WARM_UP_STEPS,
-    Booleans,
-    importance,
-    last_use,
-    residents,
-    retrieved_pages,
-)
+from locality.replay import policy_worths, residents
+from locality.statistics import WARM_UP_STEPS, Booleans, retrieved_pages
 from locality.trace import replay
 from rheo_sglang.config import RheoConfig
 
@@ -66,8 +60,10 @@ def compare(scores: dict[str, torch.Tensor], num_pages: torch.Tensor, budget: fl
     before[:, 1:] = true[:, :-1]
     counted = slice(WARM_UP_STEPS, None)
     policies = {
-        "lru": residents(true, FRAMES, last_use(true)),
-        "importance": residents(true, FRAMES, importance(scores[TRUE], num_pages, CONFIG.importance_alpha)),
+        name: residents(
+            true, FRAMES, policy_worths(name, true, scores[TRUE], num_pages, CONFIG.importance_alpha)
+        )
+        for name in ("lru", "importance")
     }
     result: dict[str, Any] = {
         "retrieved_pages": round(float(true[:, counted].sum(2).mean()), 2),

@@ -23,11 +23,9 @@ from tqdm import tqdm
 from common.measurement import MODEL, REPOSITORY, RESULTS, result_document
 from locality.mass import covered, page_masses, with_forced
 from locality.passages import NOVELS_FOLDER, Passages, passages, reference_passages
+from locality.replay import hit_rate, policy_worths, residents
 from locality.statistics import (
     WARM_UP_STEPS,
-    hit_rate,
-    importance,
-    residents,
     retrieved_pages,
 )
 from locality.trace import Trace, page_scores, record
@@ -75,7 +73,7 @@ def compare(traces: list[Trace], page_size: int) -> dict[str, Any]:
             for name, one in retrieved.items()
         }
         looked_up = retrieved[default]
-        worth = importance(scores[default], num_pages, CONFIG.importance_alpha)
+        worth = policy_worths("importance", looked_up, scores[default], num_pages, CONFIG.importance_alpha)
         kept = residents(looked_up, FRAMES, worth)
         hits = {
             "lru": hit_rate(looked_up, FRAMES, "lru"),

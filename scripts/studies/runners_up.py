@@ -23,7 +23,8 @@ from common.measurement import MODEL, RESULTS, write_result
 from locality.fit import process_scores
 from locality.passages import NOVELS_FOLDER
 from locality.process import Locality
-from locality.statistics import WARM_UP_STEPS, Booleans, importance, residents, retrieved_pages
+from locality.replay import policy_worths, residents
+from locality.statistics import WARM_UP_STEPS, Booleans, retrieved_pages
 from locality.trace import replay
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.decode.reference_engine import RUNNERS_UP
@@ -58,7 +59,8 @@ def misses(
     for frames in FRAMES:
         found = {}
         for name, ahead in (("without", nobody), ("with", runners_up)):
-            held = residents(retrieved, frames, importance(scores, num_pages, alpha), ahead)
+            worths = policy_worths("importance", retrieved, scores, num_pages, alpha)
+            held = residents(retrieved, frames, worths, ahead)
             missed = (retrieved & ~held)[:, counted].sum() / retrieved[:, counted].sum()
             entered = held[:, 1:] & ~held[:, :-1] & ~retrieved[:, :-1]
             found[f"missed_{name}"] = round(float(missed), 4)
