@@ -9,7 +9,8 @@ import torch
 
 from rheo_kernels.cpu import Task, default_threads
 from rheo_kernels.reference.offload_words import LINE
-from rheo_kernels.triton import Selected, offload_misses
+from rheo_kernels.triton import offload_misses
+from rheo_kernels.types import Selected
 from rheo_sglang.cpu_offload.host_function import launch_host_function
 
 logger = logging.getLogger(__name__)

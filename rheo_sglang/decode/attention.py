@@ -11,7 +11,7 @@ import torch
 
 from rheo_kernels import triton as kernels
 from rheo_kernels.cuda.offload import CpuOffload
-from rheo_kernels.triton import Partials, RunnersUp, Selected
+from rheo_kernels.types import Partials, RunnersUp, Selected
 from rheo_sglang.decode.buffers import StepBuffers
 from rheo_sglang.decode.heads import HeadShape
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rheo_kernels.triton import Admitted, Described, RunnersUp, Selected
+from rheo_kernels.types import Admitted, DecodeBatch, RunnersUp, Selected
 from rheo_sglang.cpu_offload.cpu_attention import CpuAttention
 from rheo_sglang.cpu_offload.service import CpuService
 from rheo_sglang.decode.heads import HeadShape
@@ -60,7 +60,7 @@ class StepBuffers:
     """
 
     variant: Variant
-    batch: Described
+    batch: DecodeBatch
     rows: torch.Tensor
     workspace: Any
     scores: torch.Tensor | None = None
@@ -118,7 +118,7 @@ class DecodeBuffers:
         layers, _, self.frames, _, block = frames.shape
         device = frames.device
         columns, width = max(v.columns for v in variants), max(v.width for v in variants)
-        self.described = Described.allocate(batch, columns, device)
+        self.described = DecodeBatch.allocate(batch, columns, device)
         self.rows = torch.zeros(batch, dtype=torch.int64, device=device)
         kv = heads.kv_heads
         self.scores = torch.zeros((batch, kv, columns), dtype=torch.float32, device=device)
@@ -150,7 +150,7 @@ class DecodeBuffers:
 
     def _make_views(self, batch: int, variant: Variant) -> StepBuffers:
         kv, columns, width = self.heads.kv_heads, variant.columns, variant.width
-        described = Described(
+        described = DecodeBatch(
             self.described.pages[:batch, :columns], *(field[:batch] for field in self.described[1:])
         )
         pairs = batch * kv

@@ -7,12 +7,12 @@ import logging
 import torch
 
 from rheo_kernels.triton import (
-    HitCounters,
     Share,
     append,
     describe,
     score,
 )
+from rheo_kernels.types import HitCounters
 from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.cpu_offload.cores import keep_to_spare_cores

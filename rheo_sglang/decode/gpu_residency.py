@@ -7,7 +7,6 @@ import torch
 from rheo_kernels.cuda.load import Candidates, load_admitted
 from rheo_kernels.reference import NEVER_EVICT
 from rheo_kernels.triton import (
-    Admitted,
     IdleDecay,
     admit,
     gather_misses,
@@ -16,6 +15,7 @@ from rheo_kernels.triton import (
     save,
     value_frames,
 )
+from rheo_kernels.types import Admitted
 from rheo_sglang.decode.buffers import StepBuffers
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.tiering import SELECTED

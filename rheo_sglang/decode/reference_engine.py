@@ -102,14 +102,15 @@ class DecodeStep:
             q, table.summaries[layer], batch.pages, batch.num_pages, batch.budget, batch.width, scale
         )
         found = resolve(selected, batch.pages, batch.seq_lens, table.frame_of[layer], page_size)
-        left_out = runners_up(scores, selected, batch.num_pages, RUNNERS_UP)
-        ahead = resolve(left_out, batch.pages, batch.seq_lens, table.frame_of[layer], page_size).misses
+        left_out = runners_up(
+            scores, selected, batch.pages, batch.num_pages, table.frame_of[layer], RUNNERS_UP
+        )
         table.policy.on_step(layer, scores, found, batch.pages, batch.num_pages)
         if self.recorder is not None:
             assert batch.rows is not None
-            self.recorder.count(layer, batch.rows, (found.hits >= 0).sum(2), (found.pages >= 0).sum(2))
+            self.recorder.count(layer, batch.rows, found.num_hits, found.num_selected)
         if not self.splits:
-            self.residency.admit_selected(layer, found.misses, found.hits, ahead)
+            self.residency.admit_selected(layer, found.misses, found.hits, left_out)
             found = resolve(selected, batch.pages, batch.seq_lens, table.frame_of[layer], page_size)
 
         hit_part = self.attend(q, self.frames[layer], found.hits, found.valid, scale, page_size)
@@ -121,7 +122,7 @@ class DecodeStep:
             assert batch.rows is not None
             self.recorder.cover(layer, batch.rows, self._covered_mass(layer, q, selected, lse, batch, scale))
         if self.splits:
-            self.residency.admit_selected(layer, found.misses, found.hits, ahead)
+            self.residency.admit_selected(layer, found.misses, found.hits, left_out)
         return out
 
     def _append(self, layer: int, k: torch.Tensor, v: torch.Tensor, batch: DecodeBatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from rheo_kernels.reference import NEVER_EVICT, admit, load
+from rheo_kernels.types import RunnersUp
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.tiering import SELECTED
 
@@ -42,7 +43,7 @@ class Residency:
         self._admit(layer, candidates, values, frame_values.masked_fill_(claimed, NEVER_EVICT))
 
     def admit_selected(
-        self, layer: int, misses: torch.Tensor, hits: torch.Tensor, runners_up: torch.Tensor
+        self, layer: int, misses: torch.Tensor, hits: torch.Tensor, runners_up: RunnersUp
     ) -> None:
         """Give a step's missed pages and runners-up frames, as far as they outrank what is resident.
 
@@ -55,10 +56,12 @@ class Residency:
         hits
             Frames that the step hit, ``[B, H, S]``, int32, -1 = none; none of them is given away.
         runners_up
-            Logical pages without a frame that the step left out, ``[B, H, R]``, int32, -1 = none.
+            Pages that the step left out.
         """
-        missed, ahead = (pages.transpose(0, 1).flatten(1).long() for pages in (misses, runners_up))
-        candidates = torch.cat((missed, ahead), 1)
+        column = torch.arange(runners_up.pages.shape[2], device=misses.device)
+        left_out = runners_up.pages.masked_fill(column >= runners_up.counts[:, :, None], -1)
+        missed, others = (pages.transpose(0, 1).flatten(1).long() for pages in (misses, left_out))
+        candidates = torch.cat((missed, others), 1)
         values = self.table.policy.values(layer, candidates.clamp(min=0))
         values[:, : missed.shape[1]] += SELECTED
         hit = self._in_frames(hits.transpose(0, 1).flatten(1))
@@ -100,4 +103,4 @@ class Residency:
     ) -> None:
         table = self.table
         admitted = admit(candidates, values, table.frame_of[layer], table.page_of[layer], frame_values)
-        load(self.host[layer], self.frames[layer], admitted.heads, admitted.pages, admitted.frames)
+        load(self.host[layer], self.frames[layer], *admitted)

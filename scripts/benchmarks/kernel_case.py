@@ -10,8 +10,8 @@ import torch
 from rheo_kernels import triton as kernels
 from rheo_kernels.cuda.attend import Workspace, attend_selected
 from rheo_kernels.cuda.select_resolve import select_resolve
-from rheo_kernels.reference import Resolved
 from rheo_kernels.triton.partial import num_splits
+from rheo_kernels.types import Admitted, HitCounters, Partials, Selected
 from rheo_sglang.selection import SUMMARIES
 
 HEADS, GROUP, DIM, PAGE = 8, 4, 128, 32
@@ -72,24 +72,24 @@ class DecodeCase:
         self.accessed = zeros(HEADS, frames, dtype=torch.int8)
         self.out = zeros(batch, HEADS * GROUP, DIM, dtype=DTYPE)
         self.slots = torch.arange(batch, device="cuda")
-        self.counters = kernels.HitCounters(
+        self.counters = HitCounters(
             zeros(batch, HEADS, dtype=torch.float32),
             zeros(batch, HEADS, dtype=torch.int64),
             zeros(batch, HEADS, dtype=torch.int64),
             self.slots,
         )
-        self.selected = kernels.Selected.allocate(batch, HEADS, width, "cuda")
+        self.selected = Selected.allocate(batch, HEADS, width, "cuda")
         room = batch * width
         self.candidates = zeros(HEADS, room)
         self.worth = zeros(HEADS, room, dtype=torch.float32)
         self.num_candidates = zeros(HEADS)
         self.frame_values = zeros(HEADS, frames, dtype=torch.float32)
-        self.admitted = kernels.Admitted.allocate(HEADS, room, "cuda")
+        self.admitted = Admitted.allocate(HEADS, room, "cuda")
         self._make_resident()
         self.scratch_table, self.scratch_page_of = self.table[0].clone(), self.page_of[0].clone()
         splits = num_splits(batch * HEADS, width)
-        self.hits = kernels.Partials.allocate(batch * HEADS, GROUP, DIM, splits, "cuda")
-        self.misses = kernels.Partials.allocate(
+        self.hits = Partials.allocate(batch * HEADS, GROUP, DIM, splits, "cuda")
+        self.misses = Partials.allocate(
             batch * HEADS, GROUP, DIM, kernels.fetch_splits(batch * HEADS), "cuda"
         )
         pairs = batch * HEADS
@@ -181,11 +181,6 @@ class DecodeCase:
             self.scores[layer], self.num_pages, self.budget, 1, 2, self.width, self.selected.indices
         )
 
-    def resolve(self, layer: int) -> None:
-        selected = self.selected
-        out = Resolved(*selected[:4])
-        kernels.resolve(selected.indices, self.pages, self.seq_lens, self.table[layer], PAGE, out)
-
     def attend(self, layer: int) -> None:
         """Hits attended and merged."""
         frames, selected = self.frames[layer], self.selected
@@ -266,8 +261,6 @@ class DecodeCase:
         yield "select_resolve_triton", layers(self.select_resolve_triton), select_bytes
         yield "update_importance", layers(self.update_importance), rank_bytes
         yield "select_path", layers(self.select_path), score_bytes + select_bytes + rank_bytes
-        self.select_resolve(0)
-        yield "resolve", layers(self.resolve), listed * 28
         self.select_resolve(0)
         yield "attend", layers(self.attend, self.frame_layers), hits * BLOCK_BYTES
         yield "attend_triton", layers(self.attend_triton, self.frame_layers), hits * BLOCK_BYTES

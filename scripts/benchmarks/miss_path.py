@@ -23,7 +23,7 @@ import torch
 from common.measurement import gpu_in_words, keep_result, result_document
 from rheo_kernels.cpu import CPU_ISA, fastest_isa
 from rheo_kernels.cuda.offload import Costs
-from rheo_kernels.triton import Selected
+from rheo_kernels.types import Selected
 from rheo_sglang.cpu_offload.cpu_attention import CpuAttention, default_cpu_threads
 from rheo_sglang.cpu_offload.service import CpuService, MissTotals
 from rheo_sglang.decode.attention import CudaAttention

@@ -11,7 +11,7 @@ class Problem:
     """Requests whose selected pages are resident, or in part."""
 
     def __init__(self, shape: Shape, counts: list[list[int]], misses: bool, rng: torch.Generator) -> None:
-        from rheo_kernels.triton import Selected
+        from rheo_kernels.types import Selected
 
         self.shape, heads, width, total = shape, shape.heads, max(map(max, counts)) + 3, 400
         self.host = normal((total, heads, 2, shape.block), shape.dtype, rng)

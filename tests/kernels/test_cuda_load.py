@@ -29,7 +29,7 @@ def test_admitted_misses_and_runners_up_are_loaded_and_nothing_else(
     shape: Shape, batch: int, rng: torch.Generator
 ) -> None:
     from rheo_kernels.cuda.load import Candidates, load_admitted
-    from rheo_kernels.triton import RunnersUp, Selected
+    from rheo_kernels.types import RunnersUp, Selected
 
     heads, width, room = shape.heads, 150, 9
     host = normal((PAGES, heads, 2, shape.block), shape.dtype, rng)

@@ -14,7 +14,7 @@ from triton_cases import integers, normal, page_lists, residency, to_device
 from rheo_kernels import reference
 from rheo_kernels.cuda.compile import compile_cubin
 from rheo_kernels.cuda.select_resolve import MAX_PAGES, SOURCE, block_shape, defines, select_resolve
-from rheo_kernels.triton.select_resolve import HitCounters, RunnersUp, Selected
+from rheo_kernels.types import HitCounters, RunnersUp, Selected
 
 pytestmark = pytest.mark.usefixtures("cuda_kernels")
 
@@ -137,16 +137,7 @@ def expected(inputs: Inputs) -> Selected:
             indices[row, head, : len(chosen)] = torch.tensor(chosen, dtype=torch.int32)
     indices = indices.to(inputs.scores.device)
     safe = inputs.pages.clamp(max=inputs.table.shape[1] - 1)
-
-    def resolved() -> reference.Resolved:
-        return reference.resolve(indices, safe, inputs.seq_lens, inputs.table, case.page_size)
-
-    found = resolved()
-    kinds = torch.where(found.hits >= 0, 0, torch.where(found.misses >= 0, 1, 2))
-    indices = indices.gather(2, kinds.sort(dim=2, stable=True).indices)
-    found = resolved()
-    counts = ((found.hits >= 0).sum(2, dtype=torch.int32), (found.pages >= 0).sum(2, dtype=torch.int32))
-    return Selected(*found, indices, *counts)
+    return reference.resolve(indices, safe, inputs.seq_lens, inputs.table, case.page_size)
 
 
 def check(case: Case, rng: torch.Generator) -> None:

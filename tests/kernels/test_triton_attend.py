@@ -7,6 +7,7 @@ import torch
 from triton_cases import GPU_SHAPES, SHAPES, Shape, integers, merged, normal, permutation, relative_error
 
 from rheo_kernels import reference
+from rheo_kernels.types import Partials
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
@@ -89,7 +90,7 @@ def test_attend_equals_reference_without_splits(rng: torch.Generator) -> None:
     pool = normal((2, 6, 2, shape.block), shape.dtype, rng)
     index, valid = ragged_lists([[4, 2]], 4, 6, 16, rng)
     q = normal((1, 8, 64), shape.dtype, rng)
-    whole = kernels.Partials.allocate(2, 4, 64, 1, rng.device)
+    whole = Partials.allocate(2, 4, 64, 1, rng.device)
     actual = merged(kernels.attend(q, pool, index, valid, 0.125, 16, partials=whole), 1)
     expected = reference.attend(q, pool, index, valid, 0.125, 16)
     for mine, theirs in zip(actual, expected, strict=True):
@@ -158,7 +159,7 @@ def test_attend_replays_in_a_graph_with_new_lists(rng: torch.Generator) -> None:
     lists = [ragged_lists([[500] * 8, [20] * 8], 512, 600, 32, rng) for _ in range(2)]
     index, valid = (tensor.clone() for tensor in lists[0])
     out = torch.empty((2, 32, 128), device="cuda")
-    parts = kernels.Partials.allocate(16, 4, 128, kernels.num_splits(16, 512), "cuda")
+    parts = Partials.allocate(16, 4, 128, kernels.num_splits(16, 512), "cuda")
 
     def step() -> None:
         kernels.attend(q, pool, index, valid, 0.1, 32, partials=parts)

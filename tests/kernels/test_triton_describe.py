@@ -6,6 +6,7 @@ import pytest
 import torch
 from triton_cases import permutation
 
+from rheo_kernels.types import DecodeBatch
 from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.decode.batch import build_decode_batch
@@ -30,7 +31,7 @@ def test_describe_equals_the_reference(page_size: int, ratio: float, rng: torch.
     expected = build_decode_batch(
         tokens, rows[:live], lengths[:live], columns * page_size, page_size, controller
     )
-    out = kernels.Described.allocate(len(rows), columns, device)
+    out = DecodeBatch.allocate(len(rows), columns, device)
     for field in out:
         field.fill_(-5)
     step = torch.tensor(17, dtype=torch.int32, device=device)

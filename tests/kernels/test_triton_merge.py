@@ -15,7 +15,7 @@ BATCH, HEADS, GROUP = 3, 2, 4
 
 def partials(splits: int, dim: int, rng: torch.Generator):
     """Random partials; about a third are empty, with garbage in their output."""
-    from rheo_kernels.triton import Partials
+    from rheo_kernels.types import Partials
 
     parts = Partials.allocate(BATCH * HEADS, GROUP, dim, splits, rng.device)
     parts.out.copy_(normal(tuple(parts.out.shape), torch.float32, rng))

@@ -9,7 +9,7 @@ from rheo_kernels import reference
 
 
 def test_misses_are_attended_on_the_cpu(rng: torch.Generator) -> None:
-    from rheo_kernels.triton import Selected
+    from rheo_kernels.types import Selected
     from rheo_sglang.cpu_offload.cpu_attention import CpuAttention
 
     shape = SHAPES[0]

@@ -29,12 +29,8 @@ def test_load_equals_reference(shape: Shape, layers: int, rng: torch.Generator) 
     counts = to_device([columns, 0, 3, 1][:rows], rng)
     expected = pool.clone()
     for layer in range(layers):
-        for head in range(heads):
-            row = layer * heads + head
-            taken = int(counts[row])
-            where = torch.full((taken,), head, device=rng.device)
-            source = host[layer].to(rng.device)
-            reference.load(source, expected[layer], where, pages[row, :taken], targets[row, :taken])
+        rows = slice(layer * heads, (layer + 1) * heads)
+        reference.load(host[layer].to(rng.device), expected[layer], pages[rows], targets[rows], counts[rows])
     if layers == 1:
         kernels.load(host[0], pool[0], pages, targets, counts)
     else:

@@ -64,8 +64,8 @@ class Store:
 
     def to_frames(self, page: int) -> None:
         """Bring a page into its frames, as claiming a tail page does."""
-        heads = torch.arange(HEADS)
-        load(self.host, self.frames, heads, torch.full((HEADS,), page), self.page_table[:, page])
+        pages, count = torch.full((HEADS, 1), page), torch.ones(HEADS, dtype=torch.int32)
+        load(self.host, self.frames, pages, self.page_table[:, page, None], count)
 
 
 @dataclass
@@ -171,10 +171,9 @@ def test_pages_travel_between_host_and_frames_bit_by_bit() -> None:
     store = Store.empty("bound", 32, torch.bfloat16)
     store.host.copy_(torch.randn(store.host.shape))
     original = store.host.clone()
-    heads = torch.tensor([0, 1, 1, 0], dtype=torch.int32)
-    pages = torch.tensor([4, 4, 7, 2], dtype=torch.int32)
-    load(store.host, store.frames, heads, pages, store.page_table[heads, pages.long()])
-    for head, page in zip(heads.tolist(), pages.tolist(), strict=True):
+    pages = torch.tensor([[4, 2, 9], [4, 7, 5]])
+    load(store.host, store.frames, pages, store.page_table.gather(1, pages), torch.tensor([2, 2]))
+    for head, page in ((0, 4), (0, 2), (1, 4), (1, 7)):
         assert torch.equal(store.frames[head, store.page_table[head, page]], original[page, head])
     store.host[4] = 0
     save(store.frames, store.host, store.page_table, torch.tensor([4]))
@@ -185,7 +184,7 @@ def test_no_transfer_is_no_change() -> None:
     store = Store.empty("mean", 16, torch.float32)
     host, frames = store.host.clone(), store.frames.clone()
     none = torch.empty(0, dtype=torch.int64)
-    load(store.host, store.frames, none, none, none)
+    load(store.host, store.frames, none.view(HEADS, 0), none.view(HEADS, 0), torch.zeros(HEADS))
     save(store.frames, store.host, store.page_table, none)
     assert torch.equal(store.host, host)
     assert torch.equal(store.frames, frames)

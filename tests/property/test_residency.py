@@ -7,7 +7,8 @@ import torch
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from rheo_kernels.reference import Resolved, save
+from rheo_kernels.reference import save
+from rheo_kernels.types import RunnersUp, Selected
 from rheo_sglang.decode.reference_residency import Residency
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
@@ -99,9 +100,10 @@ class ResidencyMachine(RuleBasedStateMachine):
             sorted(set(self.used(rest)) - set(head)) for rest, head in zip(others, chosen, strict=True)
         ]
         room = max(map(len, left_out)) + 1
-        runners_up = torch.tensor(
+        rest_pages = torch.tensor(
             [[*rest, *[-1] * (room - len(rest))] for rest in left_out], dtype=torch.int32
         )
+        counts = (rest_pages >= 0).sum(1, dtype=torch.int32)
         width = max(map(len, chosen)) + 1
         selected = torch.tensor([[*head, *[-1] * (width - len(head))] for head in chosen], dtype=torch.int32)
         frame = self.table.frame_of[layer].gather(1, selected.clamp(min=0).long())
@@ -109,11 +111,14 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.table.begin_step()
         self.table.list_pages(selected.clamp(min=0), torch.tensor([len(head) for head in chosen]))
         misses, hits = selected.masked_fill(resident, -1), frame.masked_fill(~resident, -1)
-        found = Resolved(selected[None], hits[None], misses[None], torch.empty(0))
+        nothing = torch.empty(0, dtype=torch.int32)
+        found = Selected(selected[None], hits[None], misses[None], *[nothing] * 4)
         listed = torch.tensor([sorted(self.allocated)], dtype=torch.int32)
         scores, count = self.noise(1, HEADS, listed.shape[1]), torch.tensor([listed.shape[1]])
         self.table.policy.on_step(layer, scores, found, listed, count)
-        self.residency.admit_selected(layer, misses[None], hits[None], runners_up[None])
+        self.residency.admit_selected(
+            layer, misses[None], hits[None], RunnersUp(rest_pages[None], counts[None])
+        )
         pinned = {page for where, page in self.unsaved if where == layer}
         for head, wanted in enumerate(map(set, chosen)):
             held = set(self.table.page_of[layer, head].tolist())

@@ -12,7 +12,7 @@ from rheo_kernels.cuda import load
 from rheo_kernels.cuda.compile import Kernel, UnavailableError, compile_kernel
 from rheo_kernels.cuda.offload import TIMESTAMPS, CpuOffload
 from rheo_kernels.reference.offload_words import LINE, TAG_SHIFT, TOKEN_BITS
-from rheo_kernels.triton import Partials, RunnersUp, Selected
+from rheo_kernels.types import Partials, RunnersUp, Selected
 
 LOG2_E = 1.4426950408889634
 SHARED_BYTES = 230_400

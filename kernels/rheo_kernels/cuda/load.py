@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from rheo_kernels.cuda.compile import compile_kernel
-from rheo_kernels.triton import RunnersUp, Selected
+from rheo_kernels.types import RunnersUp, Selected
 
 BLOCKS = 2
 """Multiprocessors that load, an estimate: they have some 400 KB in flight, twice what 50 GB/s bring in 4 us."""

@@ -7,7 +7,7 @@ import ctypes
 import torch
 
 from rheo_kernels.cuda.compile import Kernel, compile_kernel
-from rheo_kernels.triton.select_resolve import HitCounters, RunnersUp, Selected
+from rheo_kernels.types import HitCounters, RunnersUp, Selected
 
 SOURCE = "select_resolve.cu"
 MAX_PAGES = 2**15

@@ -20,7 +20,7 @@ A *block* is what one page holds in one layer and KV head: ``[2, D * P]``, first
 LSE is the natural logarithm everywhere; an empty partial is ``(output 0, LSE -inf)``.
 """
 
-from rheo_kernels.reference.admit import NEVER_EVICT, Admitted, admit
+from rheo_kernels.reference.admit import NEVER_EVICT, admit
 from rheo_kernels.reference.append import append
 from rheo_kernels.reference.attend import attend
 from rheo_kernels.reference.blocks import block_keys, block_values
@@ -28,7 +28,7 @@ from rheo_kernels.reference.importance import rank_normalise, update_importance
 from rheo_kernels.reference.merge import merge
 from rheo_kernels.reference.page_mass import page_mass
 from rheo_kernels.reference.release import release
-from rheo_kernels.reference.resolve import Resolved, resolve
+from rheo_kernels.reference.resolve import resolve
 from rheo_kernels.reference.runners_up import runners_up
 from rheo_kernels.reference.score import score
 from rheo_kernels.reference.select import select
@@ -38,8 +38,6 @@ from rheo_kernels.reference.write import write
 
 __all__ = [
     "NEVER_EVICT",
-    "Admitted",
-    "Resolved",
     "admit",
     "append",
     "attend",

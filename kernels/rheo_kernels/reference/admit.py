@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
+from rheo_kernels.types import Admitted
+
 NEVER_EVICT = float("inf")
-
-
-class Admitted(NamedTuple):
-    """Pages that received a frame. Every field is ``[X]``, int64."""
-
-    heads: torch.Tensor
-    pages: torch.Tensor
-    frames: torch.Tensor
 
 
 def admit(
@@ -26,22 +18,23 @@ def admit(
 ) -> Admitted:
     """Give candidates frames and publish them in the page table, keeping the most valuable pages resident.
 
-    Per KV head the best candidate meets the least valuable frame, the second best the next, and so on; a
+    Per row the best candidate meets the least valuable frame, the second best the next, and so on; a
     candidate is admitted while it is worth strictly more than the page it would displace. Free frames are
     worth ``-inf`` and pinned ones ``NEVER_EVICT``.
 
     Parameters
     ----------
     candidates
-        Logical pages, ``[H, C]``; -1 and the padding page 0 = none; repeats and resident pages are ignored.
+        Logical pages, ``[R, C]``; -1 and the padding page 0 = none; repeats and resident pages are ignored. A row is
+        one KV head of a layer.
     candidate_values
-        What each candidate is worth, ``[H, C]``, float32.
+        What each candidate is worth, ``[R, C]``, float32.
     page_table
-        One layer's page table, ``[H, N]``, int32; updated.
+        Page table, ``[R, N]``, int32; updated.
     page_of
-        Page in each frame, ``[H, F]``, int32, -1 = free; updated.
+        Page in each frame, ``[R, F]``, int32, -1 = free; updated.
     frame_values
-        What each frame's page is worth, ``[H, F]``, float32.
+        What each frame's page is worth, ``[R, F]``, float32.
 
     Returns
     -------
@@ -60,13 +53,15 @@ def admit(
     width = min(pages.shape[1], page_of.shape[1])
     best_worth, best = worth.topk(width, dim=1)
     least_worth, least = frame_values.masked_fill(page_of < 0, -torch.inf).topk(width, dim=1, largest=False)
-    head, column = ((best_worth > least_worth) & (best_worth > -torch.inf)).nonzero(as_tuple=True)
-    page = pages[head, best[head, column]]
-    frame = least[head, column]
+    taken = (best_worth > least_worth) & (best_worth > -torch.inf)
+    row, column = taken.nonzero(as_tuple=True)
+    page = pages[row, best[row, column]]
+    frame = least[row, column]
 
-    displaced = page_of[head, frame].long()
+    displaced = page_of[row, frame].long()
     had_page = displaced >= 0
-    page_table[head[had_page], displaced[had_page]] = -1
-    page_of[head, frame] = page.to(torch.int32)
-    page_table[head, page] = frame.to(torch.int32)
-    return Admitted(head, page, frame)
+    page_table[row[had_page], displaced[had_page]] = -1
+    page_of[row, frame] = page.to(torch.int32)
+    page_table[row, page] = frame.to(torch.int32)
+    admitted = pages.gather(1, best).to(torch.int32)
+    return Admitted(admitted, least.to(torch.int32), taken.sum(1, dtype=torch.int32))

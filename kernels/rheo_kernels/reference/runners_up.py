@@ -1,14 +1,21 @@
-"""runners_up: the pages that came next to those selected."""
+"""runners_up: the pages without a frame that came next to those selected."""
 
 from __future__ import annotations
 
 import torch
 
+from rheo_kernels.types import RunnersUp
+
 
 def runners_up(
-    scores: torch.Tensor, selected: torch.Tensor, num_pages: torch.Tensor, most: int
-) -> torch.Tensor:
-    """List the best-scored pages that a selection left out.
+    scores: torch.Tensor,
+    selected: torch.Tensor,
+    pages: torch.Tensor,
+    num_pages: torch.Tensor,
+    page_table: torch.Tensor,
+    most: int,
+) -> RunnersUp:
+    """List the pages without a frame among the best-scored ones that a selection left out.
 
     Parameters
     ----------
@@ -16,22 +23,32 @@ def runners_up(
         Page scores, ``[B, H, M]``, float32.
     selected
         Indices into the request's page list, ``[B, H, S]``, int32, -1 = none; see `select`.
+    pages
+        Page lists, ``[B, M]``, int32.
     num_pages
         Pages of each request, ``[B]``, int32.
+    page_table
+        One layer's page table, ``[H, N]``, int32, negative = no frame.
     most
-        ``R``: columns of the result.
+        How many of the best ones are looked at, those with a frame included: ``R`` columns.
 
     Returns
     -------
-    torch.Tensor
-        Indices into the request's page list, ``[B, H, R]``, int32, best first, then ``-1``.
+    RunnersUp
+        Best first. A kernel may look at fewer.
     """
-    width = scores.shape[2]
+    batch, heads, width = scores.shape
     position = torch.arange(width, device=scores.device)
-    taken = torch.zeros((*scores.shape[:2], width + 1), dtype=torch.bool, device=scores.device)
+    taken = torch.zeros((batch, heads, width + 1), dtype=torch.bool, device=scores.device)
     taken.scatter_(2, selected.long() + 1, True)
     taken = taken[:, :, 1:] | (position >= num_pages[:, None, None])
     k = min(most, width)
-    best = scores.masked_fill(taken, -torch.inf).topk(k, dim=2).indices.to(torch.int32)
-    best.masked_fill_(taken.gather(2, best.long()), -1)
-    return torch.nn.functional.pad(best, (0, most - k), value=-1)
+    best = scores.masked_fill(taken, -torch.inf).topk(k, dim=2).indices
+    left_out = ~taken.gather(2, best)
+    page = pages[:, None].expand(-1, heads, -1).gather(2, best)
+    frame = page_table.expand(batch, -1, -1).gather(2, page.long().masked_fill(~left_out, 0))
+    missing = left_out & (frame < 0)
+    order = (~missing).to(torch.int8).argsort(dim=2, stable=True)
+    found = page.masked_fill(~missing, -1).gather(2, order)
+    found = torch.nn.functional.pad(found, (0, most - k), value=-1)
+    return RunnersUp(found, missing.sum(2, dtype=torch.int32))

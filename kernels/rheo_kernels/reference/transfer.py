@@ -8,11 +8,11 @@ import torch
 def load(
     host: torch.Tensor,
     frames: torch.Tensor,
-    heads: torch.Tensor,
     pages: torch.Tensor,
     targets: torch.Tensor,
+    counts: torch.Tensor,
 ) -> None:
-    """Copy host pages into frames.
+    """Copy host pages into frames. A row is one KV head.
 
     Parameters
     ----------
@@ -20,11 +20,15 @@ def load(
         One layer's host pages, ``[N, H, 2, D * P]``.
     frames
         One layer's frames, ``[H, F, 2, D * P]``; written.
-    heads, pages, targets
-        KV head, logical page and frame of each copy, ``[X]``, integer; targets are distinct per head.
+    pages, targets
+        Logical page and frame of each copy, ``[H, C]``, integer; targets of a row are distinct.
+    counts
+        Copies of each row, the first columns, ``[H]``, integer.
     """
-    blocks = host[pages.long().to(host.device), heads.long().to(host.device)]
-    frames[heads.long(), targets.long()] = blocks.to(frames.device)
+    column = torch.arange(pages.shape[1], device=pages.device)
+    head, place = (column < counts[:, None]).nonzero(as_tuple=True)
+    blocks = host[pages[head, place].long().to(host.device), head.to(host.device)]
+    frames[head, targets[head, place].long()] = blocks.to(frames.device)
 
 
 def save(

@@ -4,37 +4,30 @@ Each kernel computes what its reference in `rheo_kernels.reference` defines. Whe
 satisfy the reference, the docstring says which one the kernel takes.
 """
 
-from rheo_kernels.triton.admit import Admitted, admit
+from rheo_kernels.triton.admit import admit
 from rheo_kernels.triton.append import append
 from rheo_kernels.triton.attend import attend
 from rheo_kernels.triton.attend_dense import attend_dense
-from rheo_kernels.triton.describe import Described, Share, describe
+from rheo_kernels.triton.describe import Share, describe
 from rheo_kernels.triton.fetch import attend_fetch, fetch_splits
 from rheo_kernels.triton.fill import fill
 from rheo_kernels.triton.importance import update_importance
 from rheo_kernels.triton.merge import merge
 from rheo_kernels.triton.offload import offload_misses
 from rheo_kernels.triton.page_mass import page_mass
-from rheo_kernels.triton.partial import Partials, num_splits
+from rheo_kernels.triton.partial import num_splits
 from rheo_kernels.triton.place import place
 from rheo_kernels.triton.release import release
-from rheo_kernels.triton.resolve import resolve
 from rheo_kernels.triton.score import score
 from rheo_kernels.triton.select import select
-from rheo_kernels.triton.select_resolve import HitCounters, RunnersUp, Selected, select_resolve
+from rheo_kernels.triton.select_resolve import select_resolve
 from rheo_kernels.triton.stage import stage
 from rheo_kernels.triton.transfer import load, save
 from rheo_kernels.triton.values import IdleDecay, gather_misses, value_frames
 from rheo_kernels.triton.write import write
 
 __all__ = [
-    "Admitted",
-    "Described",
-    "HitCounters",
     "IdleDecay",
-    "Partials",
-    "RunnersUp",
-    "Selected",
     "Share",
     "admit",
     "append",
@@ -52,7 +45,6 @@ __all__ = [
     "page_mass",
     "place",
     "release",
-    "resolve",
     "save",
     "score",
     "select",

@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 
 from rheo_kernels.triton.keys import NO_KEY, cuts, tally, to_keys
 from rheo_kernels.triton.launch import row_warps
+from rheo_kernels.types import Admitted
 
 CLAIMED = tl.constexpr(-2)
 """Page-table entry of a candidate while its admission is being decided; like -1, it means no frame."""
 
 MOST_COUNTED = 2**16 - 1
 """Candidates and frames of a row: what the 16-bit counts of the threshold search hold."""
-
-
-class Admitted(NamedTuple):
-    """Pages that received a frame, per row of the page table; columns from ``counts`` on mean nothing."""
-
-    pages: torch.Tensor
-    """``[R, C]``, int32."""
-    frames: torch.Tensor
-    """``[R, C]``, int32."""
-    counts: torch.Tensor
-    """``[R]``, int32."""
-
-    @classmethod
-    def allocate(cls, rows: int, candidates: int, device: torch.device | str) -> Admitted:
-        """Buffers for ``R`` rows of ``C`` candidates."""
-        pages, frames = (torch.empty((rows, candidates), dtype=torch.int32, device=device) for _ in range(2))
-        return cls(pages, frames, torch.empty(rows, dtype=torch.int32, device=device))
 
 
 def admit(

@@ -8,7 +8,6 @@ import triton.language as tl
 
 from rheo_kernels.triton.partial import (
     LOG2_E,
-    Partials,
     accumulate,
     lookup_block,
     num_splits,
@@ -16,6 +15,7 @@ from rheo_kernels.triton.partial import (
     pick,
     store_partial,
 )
+from rheo_kernels.types import Partials
 
 STAGES = 3
 """Software pipeline stages: ``STAGES - 1`` tiles of K and V are in flight or in use."""

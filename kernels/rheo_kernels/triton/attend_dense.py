@@ -9,7 +9,6 @@ import triton.language as tl
 from rheo_kernels.triton.attend import STAGES, WARPS
 from rheo_kernels.triton.partial import (
     LOG2_E,
-    Partials,
     accumulate,
     lookup_block,
     num_splits,
@@ -17,6 +16,7 @@ from rheo_kernels.triton.partial import (
     pick,
     store_partial,
 )
+from rheo_kernels.types import Partials
 
 
 def attend_dense(

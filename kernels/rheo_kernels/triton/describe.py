@@ -8,31 +8,9 @@ import torch
 import triton
 import triton.language as tl
 
+from rheo_kernels.types import DecodeBatch
+
 PAGES_PER_PROGRAM = 1024
-
-
-class Described(NamedTuple):
-    """Requests of one decode step; every field is ``[B]``, int32, except ``pages``. Padded rows are all 0."""
-
-    pages: torch.Tensor
-    """Page lists, ``[B, M]``; entries past ``num_pages`` are undefined."""
-    num_pages: torch.Tensor
-    seq_lens: torch.Tensor
-    """Tokens, the new one included."""
-    tail_pages: torch.Tensor
-    """Page that receives the new token."""
-    tail_offsets: torch.Tensor
-    """Where in it."""
-    filled: torch.Tensor
-    """The tail page, if the new token completes it, else 0."""
-    budget: torch.Tensor
-    """Pages that every KV head of the request may select."""
-
-    @classmethod
-    def allocate(cls, batch: int, columns: int, device: torch.device | str) -> Described:
-        """Buffers for ``B`` requests of up to ``M`` pages."""
-        rows = (torch.zeros(batch, dtype=torch.int32, device=device) for _ in range(6))
-        return cls(torch.zeros((batch, columns), dtype=torch.int32, device=device), *rows)
 
 
 class Share(NamedTuple):
@@ -55,8 +33,8 @@ def describe(
     last_active: torch.Tensor,
     summarised: torch.Tensor,
     unsaved: torch.Tensor,
-    out: Described,
-) -> Described:
+    out: DecodeBatch,
+) -> DecodeBatch:
     """Describe the batch, and note in the page table what its step touches.
 
     Parameters

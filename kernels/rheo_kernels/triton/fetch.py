@@ -9,11 +9,11 @@ import triton.language as tl
 from rheo_kernels.triton.attend import STAGES, WARPS
 from rheo_kernels.triton.partial import (
     LOG2_E,
-    Partials,
     accumulate,
     pages_per_tile,
     store_partial,
 )
+from rheo_kernels.types import Partials
 
 FETCHERS = 128
 """Programs that fetch: enough reads in flight to fill PCIe, few enough to leave the GPU to the hits."""

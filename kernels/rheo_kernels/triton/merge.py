@@ -6,7 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from rheo_kernels.triton.partial import LOG2_E, Partials
+from rheo_kernels.triton.partial import LOG2_E
+from rheo_kernels.types import Partials
 
 LN_2 = tl.constexpr(0.6931471805599453)
 BLOCK_ELEMENTS = 4096

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
 import triton
 import triton.language as tl
 
@@ -20,28 +17,6 @@ MOST_LOOKUPS = 128
 TILE_ELEMENTS = 4096
 """Elements of K that one step of a program's loop reads: 32 tokens of 128 dimensions."""
 MAX_PAGES_PER_TILE = 4
-
-
-class Partials(NamedTuple):
-    """Attention over disjoint parts of page lists, before they are merged."""
-
-    out: torch.Tensor
-    """Normalised within its part, ``[B * H, splits, G, D]``, float32, contiguous."""
-    lse: torch.Tensor
-    """Base-2 LSE, ``[B * H, splits, G]``, float32, contiguous; ``-inf`` for an empty part."""
-
-    @classmethod
-    def allocate(cls, pairs: int, group: int, dim: int, splits: int, device: torch.device | str) -> Partials:
-        """Buffers for ``pairs = B * H`` page lists."""
-        return cls(
-            torch.empty((pairs, splits, group, dim), dtype=torch.float32, device=device),
-            torch.empty((pairs, splits, group), dtype=torch.float32, device=device),
-        )
-
-    @property
-    def splits(self) -> int:
-        """Parts of every list."""
-        return self.out.shape[1]
 
 
 def num_splits(pairs: int, width: int) -> int:

@@ -2,66 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 
 from rheo_kernels.triton.launch import row_block, row_warps
-from rheo_kernels.triton.resolve import page_tokens
 from rheo_kernels.triton.select import choose
-
-
-class Selected(NamedTuple):
-    """The selection of a batch: columns ``[0, num_hits)`` are hits, ``[num_hits, num_selected)`` misses.
-
-    The first four fields are those of `rheo_kernels.reference.Resolved`.
-    """
-
-    pages: torch.Tensor
-    """Logical pages, ``[B, H, S]``, int32, -1 where nothing was selected."""
-    hits: torch.Tensor
-    """Frames of resident pages, else -1, ``[B, H, S]``, int32."""
-    misses: torch.Tensor
-    """Logical pages without a frame, else -1, ``[B, H, S]``, int32."""
-    valid: torch.Tensor
-    """Tokens of each page that belong to the request, ``[B, H, S]``, int32."""
-    indices: torch.Tensor
-    """Indices into the request's page list, else -1, ``[B, H, S]``, int32."""
-    num_hits: torch.Tensor
-    """``[B, H]``, int32."""
-    num_selected: torch.Tensor
-    """``[B, H]``, int32."""
-
-    @classmethod
-    def allocate(cls, batch: int, heads: int, width: int, device: torch.device | str) -> Selected:
-        """Buffers for a batch of ``B`` requests, ``H`` KV heads and ``S`` columns."""
-        lists = (torch.empty((batch, heads, width), dtype=torch.int32, device=device) for _ in range(5))
-        counts = (torch.empty((batch, heads), dtype=torch.int32, device=device) for _ in range(2))
-        return cls(*lists, *counts)
-
-
-class RunnersUp(NamedTuple):
-    """Pages without a frame that a selection left out, of the best ones, in any order."""
-
-    pages: torch.Tensor
-    """``[B, H, R]``, int32; columns from ``counts`` on mean nothing."""
-    counts: torch.Tensor
-    """``[B, H]``, int32."""
-
-
-class HitCounters(NamedTuple):
-    """The recorder's counters of one layer; every selection is added to the row of its request's slot."""
-
-    rates: torch.Tensor
-    """Sum over steps of hits / selected, ``[R, H]``, float32, any stride over ``R``."""
-    hits: torch.Tensor
-    """``[R, H]``, int64, strides of ``rates``."""
-    selected: torch.Tensor
-    """``[R, H]``, int64, strides of ``rates``."""
-    slots: torch.Tensor
-    """Request-pool row of each request, ``[B]``, int64."""
+from rheo_kernels.types import HitCounters, Selected
 
 
 def select_resolve(
@@ -150,6 +97,13 @@ def select_resolve(
         num_warps=row_warps(block),
     )
     return out
+
+
+@triton.jit
+def page_tokens(index, seq_len, PAGE_SIZE: tl.constexpr):
+    """Tokens that a request of ``seq_len`` tokens has in its page number ``index``, int32."""
+    left = seq_len - index * PAGE_SIZE
+    return tl.minimum(tl.maximum(left, 0), PAGE_SIZE).to(tl.int32)
 
 
 @triton.jit

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from rheo_kernels.triton.select_resolve import RunnersUp
+from rheo_kernels.types import RunnersUp
 
 FRAMES_PER_PROGRAM = 128
 MISSES_PER_PASS = 1024

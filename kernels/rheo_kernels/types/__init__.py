@@ -1,1 +1,8 @@
-"""Types that kernels, their references and their callers share."""
+"""Types that references and kernels on every device share: what one kernel writes and the next one reads."""
+
+from rheo_kernels.types.admission import Admitted
+from rheo_kernels.types.batch import DecodeBatch
+from rheo_kernels.types.partials import Partials
+from rheo_kernels.types.selection import HitCounters, RunnersUp, Selected
+
+__all__ = ["Admitted", "DecodeBatch", "HitCounters", "Partials", "RunnersUp", "Selected"]
