@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rheo_kernels.reference import Resolved
+from rheo_kernels.types import Selected
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.tiering import SELECTED, policies
 from rheo_sglang.tiering.importance import IDLE_DECAY
@@ -44,7 +44,7 @@ class Steps:
     def on_step(self, layer: int, pages: torch.Tensor, scores: torch.Tensor | None = None) -> None:
         """One step of one layer in which ``[B, H, S]`` pages are selected."""
         none = torch.full_like(pages, -1)
-        found = Resolved(pages, none, pages, none)
+        found = Selected(pages, none, pages, *[none] * 4)
         batch = pages.shape[0]
         scores = torch.zeros(batch, HEADS, self.listed.shape[1]) if scores is None else scores
         listed, count = self.listed.expand(batch, -1), self.count.expand(batch)
