@@ -7,6 +7,8 @@ import torch
 from test_triton_attend import TOLERANCE, exact_attend
 from triton_cases import GPU_SHAPES, SHAPES, Shape, merged, normal, page_lists, permutation, relative_error
 
+from rheo_kernels import reference
+
 
 def check(shape: Shape, lengths: list[int], resident: float, rng: torch.Generator) -> None:
     """Requests of the given tokens; the rest of every page, and host pages of resident ones, hold NaN."""
@@ -45,6 +47,10 @@ def check(shape: Shape, lengths: list[int], resident: float, rng: torch.Generato
     assert torch.equal(lse > -torch.inf, filled)
     assert out[~filled].eq(0).all()
     assert relative_error(out, exact[0]) < TOLERANCE[shape.dtype]
+    defined = reference.attend_dense(q, frames, host, pages, seq_lens, table, scale, size)
+    assert relative_error(out, defined[0]) < TOLERANCE[shape.dtype]
+    assert torch.equal(defined[1] > -torch.inf, filled)
+    assert (defined[1][filled] - exact[1][filled]).abs().max() < 1e-4
     whole = all(bool((table[:, row[row >= 0].long()] >= 0).all()) for row in index)
     assert int(missed_at) == (0 if whole else 9)
 

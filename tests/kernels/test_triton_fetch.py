@@ -49,7 +49,7 @@ def check(
     assert relative_error(out, exact[0]) < TOLERANCE[shape.dtype]
     assert (lse[filled] - exact[1][filled]).abs().max() < max(TOLERANCE[shape.dtype] / 4, 2e-5)
 
-    expected = frames.clone()
+    expected, defined = frames.clone(), frames.clone()
     for head in range(heads):
         kept = [misses[b, head, first[b, head] : last[b, head]][:room] for b in range(batch)]
         missed = torch.cat(kept).unique()
@@ -58,7 +58,9 @@ def check(
         table[head, chosen] = free[: chosen.numel()].to(torch.int32)
         expected[head, table[head, chosen].long()] = host[chosen, head]
     kernels.fill(staged, misses, first, last, table, frames)
-    torch.testing.assert_close(frames, expected, rtol=0, atol=0, equal_nan=True)
+    reference.fill(staged, misses, first, last, table, defined)
+    for filled_frames in (frames, defined):
+        torch.testing.assert_close(filled_frames, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("room", [13, 2])

@@ -42,3 +42,32 @@ def test_misses_are_attended_on_the_cpu(rng: torch.Generator) -> None:
         filled = expected[1] > -torch.inf
         assert torch.equal(cpu.lse[:batch] > -torch.inf, filled)
         torch.testing.assert_close(cpu.lse[:batch][filled], expected[1][filled])
+
+
+def test_offloaded_queries_and_words_equal_the_reference(rng: torch.Generator) -> None:
+    from rheo_kernels import triton as kernels
+    from rheo_sglang.cpu_offload.cpu_attention import OffloadBuffers
+
+    shape, batch, width = SHAPES[0], 3, 11
+    heads, pinned = shape.heads, rng.device.type == "cuda"
+    q = normal((batch, heads * shape.group, shape.dim), shape.dtype, rng)
+    misses = integers(0, 2**20, (batch, heads, width), rng)
+    valid = integers(1, shape.page_size + 1, (batch, heads, width), rng)
+    first = integers(0, 4, (batch, heads), rng)
+    last = first + integers(0, width - 2, (batch, heads), rng)
+    last[0] = first[0]
+    last[1] = width
+    lists = q, misses, valid, first, last
+    actual, expected = (
+        OffloadBuffers.allocate(batch + 1, heads, shape.group, shape.dim, width, shape.dtype, pinned)
+        for _ in range(2)
+    )
+    requests = torch.zeros(1, dtype=torch.int32, pin_memory=pinned)
+    kernels.offload_misses(*lists, *actual, requests)
+    reference.offload_misses(*lists, *expected)
+    if pinned:
+        torch.cuda.synchronize()
+    assert int(requests) == batch
+    for mine, theirs in zip(actual, expected, strict=True):
+        assert torch.equal(mine, theirs)
+    assert expected.entries.any() and not expected.q[0].any(), "empty lists need no queries"

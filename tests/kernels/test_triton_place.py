@@ -37,7 +37,10 @@ def test_place_equals_write_and_load(shape: Shape, rng: torch.Generator) -> None
         expected[head, targets[head, :count].long().cpu()] = host[pages[head, :count].long().cpu(), head]
     actual = torch.full_like(expected, torch.nan, device=rng.device)
     kernels.place(k, v, row_of, pages, targets, counts, actual)
-    torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=0, equal_nan=True)
+    defined = torch.full_like(actual, torch.nan)
+    reference.place(k, v, row_of, pages, targets, counts, defined)
+    for placed in (actual, defined):
+        torch.testing.assert_close(placed.cpu(), expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_place_without_copies_touches_nothing(rng: torch.Generator) -> None:

@@ -23,10 +23,14 @@ LSE is the natural logarithm everywhere; an empty partial is ``(output 0, LSE -i
 from rheo_kernels.reference.admit import NEVER_EVICT, admit
 from rheo_kernels.reference.append import append
 from rheo_kernels.reference.attend import attend
+from rheo_kernels.reference.attend_dense import attend_dense
 from rheo_kernels.reference.blocks import block_keys, block_values
+from rheo_kernels.reference.fill import fill
 from rheo_kernels.reference.importance import rank_normalise, update_importance
 from rheo_kernels.reference.merge import merge
+from rheo_kernels.reference.offload import offload_misses
 from rheo_kernels.reference.page_mass import page_mass
+from rheo_kernels.reference.place import place
 from rheo_kernels.reference.release import release
 from rheo_kernels.reference.resolve import resolve
 from rheo_kernels.reference.runners_up import runners_up
@@ -41,11 +45,15 @@ __all__ = [
     "admit",
     "append",
     "attend",
+    "attend_dense",
     "block_keys",
     "block_values",
+    "fill",
     "load",
     "merge",
+    "offload_misses",
     "page_mass",
+    "place",
     "rank_normalise",
     "release",
     "resolve",
