@@ -1,4 +1,4 @@
-"""fetch: decode attention that reads missed pages from host memory, and keeps them on the device on the way."""
+"""fetch: decode attention over missed pages in host memory, which also stages them on the device."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def attend_fetch(
     partials: Partials | None = None,
     staged: torch.Tensor | None = None,
 ) -> Partials:
-    """Attend missed pages where they are, in host memory.
+    """Attend missed pages in host memory, and stage them on the device for `fill`.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""fill: missed pages that were fetched into the frames that they were admitted to."""
+"""fill: copy missed pages that were fetched from the staging buffer into the frames they were admitted to."""
 
 from __future__ import annotations
 

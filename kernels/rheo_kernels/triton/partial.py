@@ -1,4 +1,4 @@
-"""partial: running softmax attention over tiles of tokens, split by split."""
+"""partial: what the attention kernels share: splits of page lists, and a running softmax over tiles of tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""place: pages that a prefill pass has in contiguous K and V, into the frames that they were admitted to."""
+"""place: copy whole pages that a prefill pass has in contiguous K and V into the frames they were admitted to."""
 
 from __future__ import annotations
 
