@@ -7,8 +7,10 @@
 #   server    rheo against SGLang's triton     exact     greedy tokens of SmolLM2 against fa3
 #   fuzz      prefill of SmolLM2 against fa3   tpot      time per output token
 #   ttft      time to first token              long      512K-token prefill, and decode behind 1M tokens
+#   contract  contract tests on the GPU        house     kernels and TPOT of the tree in $BEFORE and of this one, in turns
 #
-# Arguments go in TESTS, BENCH_ARGUMENTS, EXACT_ARGUMENTS, FUZZ_ARGUMENTS, TPOT_ARGUMENTS, TTFT_ARGUMENTS and LONG_ARGUMENTS.
+# Arguments go in TESTS, CONTRACT_ARGUMENTS, BENCH_ARGUMENTS, EXACT_ARGUMENTS, FUZZ_ARGUMENTS, TPOT_ARGUMENTS, TTFT_ARGUMENTS,
+# LONG_ARGUMENTS and HOUSE_ARGUMENTS. BEFORE is a folder, for example of `git archive e77c25d`, unpacked.
 #
 # Results are written to $OUT (default: .gpu/out). A bundle of SGLang for machines without a network is unpacked onto
 # PYTHONPATH if there is one: .gpu/site.tar.xz, and .gpu/fa3.zst for FlashAttention-3, whole or in parts made by `split`.
@@ -59,6 +61,24 @@ for step in "$@"; do
         # shellcheck disable=SC2086
         install && python3 -m pytest -p no:cacheprovider -p no:benchmark -q -n 10 --tb=short ${TESTS:-tests/kernels} \
             2>&1 | tee "$out/tests.log" | tail -40 || status=1
+        ;;
+    contract)
+        # shellcheck disable=SC2086
+        install && python3 -m pytest -p no:cacheprovider -p no:benchmark -q -n 10 --tb=short tests/contract \
+            ${CONTRACT_ARGUMENTS:-} 2>&1 | tee "$out/contract.log" | tail -40 || status=1
+        ;;
+    house)
+        if [ ! -f "${BEFORE:-}/pyproject.toml" ]; then
+            echo "gpu_run.sh: BEFORE='${BEFORE:-}' holds no pyproject.toml; name the root of the tree to compare with" >&2
+            status=2
+            continue
+        fi
+        # shellcheck disable=SC2086
+        install && env -u PYTHONPATH python3 -m pip install -q --no-index --no-deps --no-build-isolation --upgrade \
+            --target "$unpacked/before" "$BEFORE" &&
+            python3 -m benchmarks.compare_trees --before "$BEFORE" --before-path "$unpacked/before:$unpacked/site" \
+                --after-path "$unpacked/package:$unpacked/site" --out "$out/house_gpu.json" ${HOUSE_ARGUMENTS:-} 2>&1 |
+            tee "$out/house.log" | grep --line-buffered -E "^(==|bs[0-9]|[0-9]+k_bs|\{|\}| +\"|.*Error)" || status=1
         ;;
     sanitize)
         install && bash scripts/sanitize_kernels.sh 2>&1 | tee "$out/sanitize.log" | tail -20 || status=1
@@ -113,7 +133,7 @@ for step in "$@"; do
             status=1
         ;;
     *)
-        echo "gpu_run.sh: step '$step' is not known; allowed: tests, sanitize, bench, prefill, cpu, misses, server, exact, fuzz, tpot, ttft, long" >&2
+        echo "gpu_run.sh: step '$step' is not known; allowed: tests, contract, house, sanitize, bench, prefill, cpu, misses, server, exact, fuzz, tpot, ttft, long" >&2
         status=2
         ;;
     esac
