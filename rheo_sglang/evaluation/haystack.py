@@ -1,16 +1,20 @@
 """Real text as a haystack: cut to a token count, with an exercise's facts as lines of their own in it."""
 
+from __future__ import annotations
+
 import random
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING
 
 from rheo_sglang.evaluation.names import NamePool
 from rheo_sglang.evaluation.tasks import TASKS, Exercise, Turn
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,60 @@
+"""What a plain install brings is what the plugin imports; the evaluation has an extra, and says when it is missing."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from rheo_sglang.evaluation.__main__ import NEEDED
+
+REPOSITORY = Path(__file__).parent.parent
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+PLAIN, EXTRA = set(PROJECT["dependencies"]), set(PROJECT["optional-dependencies"]["eval"])
+FROM_SGLANG = {"sglang", "sgl_kernel", "torch", "triton", "cuda"}
+EVALUATION = REPOSITORY / "rheo_sglang" / "evaluation"
+
+
+def imported(*files: Path) -> set[str]:
+    """Packages beyond the standard library and the project's own that files import anywhere."""
+    names: set[str] = set()
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module)
+    packages = {name.split(".")[0] for name in names}
+    return packages - sys.stdlib_module_names - {"rheo_kernels", "rheo_sglang"}
+
+
+def test_the_plugin_needs_what_a_plain_install_brings() -> None:
+    files = [*(REPOSITORY / "rheo_sglang").rglob("*.py"), *(REPOSITORY / "kernels").rglob("*.py")]
+    used = imported(*(file for file in files if EVALUATION not in file.parents))
+    assert used - FROM_SGLANG == PLAIN
+
+
+def test_the_evaluation_needs_what_its_extra_brings() -> None:
+    assert imported(*EVALUATION.glob("*.py")) == EXTRA == set(NEEDED)
+
+
+@pytest.mark.parametrize("package", NEEDED)
+def test_a_package_that_is_missing_is_named_in_one_sentence(package: str) -> None:
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "from rheo_sglang.evaluation.__main__ import main; sys.exit(main())"
+    )
+    found = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True)
+    assert found.returncode == 1
+    assert found.stderr == f"evaluation: {package} not installed; run pip install 'rheo-sglang[eval]'.\n"
+
+
+def test_the_tasks_need_nothing() -> None:
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({NEEDED!r})); import rheo_sglang.evaluation.haystack"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
