@@ -7,7 +7,6 @@ import torch
 from rheo_kernels.cuda.load import Candidates, load_admitted
 from rheo_kernels.reference import NEVER_EVICT
 from rheo_kernels.triton import (
-    IdleDecay,
     admit,
     gather_misses,
     load,
@@ -39,10 +38,7 @@ class CudaResidency:
         self.accessed = torch.zeros(table.page_of.shape, dtype=torch.int8, device=frames.device)
         self.frame_values = torch.zeros(table.page_of.shape, dtype=torch.float32, device=frames.device)
         self.row_of = torch.zeros(table.pages, dtype=torch.int32, device=frames.device)
-        policy = table.policy
-        self.idle_decay = None
-        if policy.idle_decay < 1.0:
-            self.idle_decay = IdleDecay(policy.idle_decay, table.step, table.last_active)
+        self.idle_decay = table.policy.decay
 
     def claim(self, pages: torch.Tensor, filled: bool) -> None:
         """Make pages resident in every layer and KV head, whatever has to be evicted for them.

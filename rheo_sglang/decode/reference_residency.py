@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rheo_kernels.reference import NEVER_EVICT, admit, load
+from rheo_kernels.reference import NEVER_EVICT, admit, load, value_frames
 from rheo_kernels.types import RunnersUp
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.tiering import SELECTED
@@ -86,11 +86,9 @@ class Residency:
         self._admit(layer, candidates, worth, self._frame_values(layer))
 
     def _frame_values(self, layer: int) -> torch.Tensor:
-        table = self.table
-        page_of = table.page_of[layer].long()
-        pages = page_of.clamp(min=0)
-        pinned = table.unsaved[layer][pages] & (page_of >= 0)
-        return table.policy.values(layer, pages).masked_fill(pinned, NEVER_EVICT)
+        table, policy = self.table, self.table.policy
+        unsaved = table.unsaved[layer : layer + 1]
+        return value_frames(table.page_of[layer], policy.worth[layer], unsaved, idle_decay=policy.decay)
 
     def _in_frames(self, frames: torch.Tensor) -> torch.Tensor:
         """Mark listed frames: ``[H, X]`` with -1 = none to ``[H, F]``, bool."""

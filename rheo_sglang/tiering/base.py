@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 
 import torch
 
+from rheo_kernels.types import IdleDecay
 from rheo_sglang.registry import Registry
 from rheo_sglang.tiering.activity import Activity
 
@@ -160,6 +161,13 @@ class TieringPolicy(ABC):
         """Give survivors the larger worth of theirs and their duplicates', both ``[X]``, int64."""
         pair = torch.maximum(self.worth[:, :, survivors], self.worth[:, :, duplicates])
         self.worth[:, :, survivors] = pair
+
+    @property
+    def decay(self) -> IdleDecay | None:
+        """What kernels need to apply ``idle_decay``; None where it is 1."""
+        if self.idle_decay == 1.0:
+            return None
+        return IdleDecay(self.idle_decay, self.activity.step, self.activity.last_active)
 
     def values(self, layer: int, pages: torch.Tensor) -> torch.Tensor:
         """What pages are worth in one layer now.

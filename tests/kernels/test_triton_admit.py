@@ -7,7 +7,7 @@ import torch
 from triton_cases import integers, residency, to_device
 
 from rheo_kernels import reference
-from rheo_kernels.types import RunnersUp
+from rheo_kernels.types import IdleDecay, RunnersUp
 
 
 def check_admission(
@@ -104,7 +104,7 @@ def test_admit_never_takes_a_pinned_frame(rng: torch.Generator) -> None:
 
 @pytest.mark.parametrize("steps", [8, 5000])
 @pytest.mark.parametrize("layers", [1, 2])
-def test_value_frames_equals_its_definition(layers: int, steps: int, rng: torch.Generator) -> None:
+def test_value_frames_equals_reference(layers: int, steps: int, rng: torch.Generator) -> None:
     from rheo_kernels import triton as kernels
 
     rows, total, frames = layers * 2, 90, 50
@@ -112,17 +112,15 @@ def test_value_frames_equals_its_definition(layers: int, steps: int, rng: torch.
     worth = torch.rand((rows, total), generator=rng, device=rng.device)
     unsaved = torch.rand((layers, total), generator=rng, device=rng.device) < 0.2
     accessed = integers(0, 2, (rows, frames), rng).to(torch.int8)
-    page = page_of.clamp(min=0).long()
     last_active = integers(0, 9, (total,), rng)
     step = torch.tensor(steps, dtype=torch.int32, device=rng.device)
-    expected = worth.gather(1, page) * torch.pow(0.7, step - last_active[page])
-    pinned = unsaved.repeat_interleave(2, 0).gather(1, page) | accessed.bool()
-    expected = expected.masked_fill(pinned, torch.inf).masked_fill(page_of < 0, -torch.inf)
-    decay = kernels.IdleDecay(0.7, step, last_active)
+    decay = IdleDecay(0.7, step, last_active)
+    expected = reference.value_frames(page_of, worth, unsaved, accessed.clone(), decay)
     actual = kernels.value_frames(page_of, worth, unsaved, accessed, decay)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
-    plain = kernels.value_frames(page_of, worth, torch.zeros_like(unsaved))
-    assert torch.equal(plain, worth.gather(1, page).masked_fill(page_of < 0, -torch.inf))
+    assert torch.equal(
+        kernels.value_frames(page_of, worth, unsaved), reference.value_frames(page_of, worth, unsaved)
+    )
     assert accessed.eq(0).all()
 
 
@@ -158,6 +156,35 @@ def gather(
     counts = torch.full((heads,), -7, dtype=torch.int32, device=device)
     kernels.gather_misses(misses, num_hits, num_selected, worth, 1.0, candidates, values, counts, **options)
     return candidates, values, counts
+
+
+@pytest.mark.parametrize("room", [200, 23])
+@pytest.mark.parametrize("most", [None, 3])
+@pytest.mark.parametrize("quota", [None, (160, 30000, 40000)])
+def test_gather_misses_equals_reference(
+    room: int, most: int | None, quota: tuple[int, ...] | None, rng: torch.Generator
+) -> None:
+    batch, heads, width, runners = 5, 2, 30, 9
+    misses = integers(1, 100, (batch, heads, width), rng)
+    num_selected = integers(10, width + 1, (batch, heads), rng)
+    num_hits = (num_selected * torch.rand((batch, heads), generator=rng, device=rng.device)).to(torch.int32)
+    worth = torch.rand((heads, 100), generator=rng, device=rng.device)
+    options = {"most": most}
+    if quota is not None:
+        step = torch.tensor(41, dtype=torch.int32, device=rng.device)
+        options |= {"load_quota": to_device(quota, rng), "step": step}
+    options["runners_up"] = RunnersUp(
+        integers(1, 100, (batch, heads, runners), rng), integers(0, runners + 1, (batch, heads), rng)
+    )
+    expected, values, counts = reference.gather_misses(
+        misses, num_hits, num_selected, worth, 1.0, room, **options
+    )
+    mine, my_values, my_counts = gather(misses, num_hits, num_selected, worth, room, **options)
+    assert torch.equal(my_counts, counts)
+    for head, count in enumerate(counts.tolist()):
+        assert torch.equal(mine[head, :count], expected[head, :count])
+        assert torch.equal(my_values[head, :count], values[head, :count])
+    assert quota is None or (expected[:, : counts.min()] == -1).any()
 
 
 @pytest.mark.parametrize("room", [200, 23])

@@ -26,6 +26,7 @@ from rheo_kernels.reference.attend import attend
 from rheo_kernels.reference.attend_dense import attend_dense
 from rheo_kernels.reference.blocks import block_keys, block_values
 from rheo_kernels.reference.fill import fill
+from rheo_kernels.reference.gather_misses import gather_misses
 from rheo_kernels.reference.importance import rank_normalise, update_importance
 from rheo_kernels.reference.merge import merge
 from rheo_kernels.reference.offload import offload_misses
@@ -38,6 +39,7 @@ from rheo_kernels.reference.score import score
 from rheo_kernels.reference.select import select
 from rheo_kernels.reference.stage import stage
 from rheo_kernels.reference.transfer import load, save
+from rheo_kernels.reference.value_frames import value_frames
 from rheo_kernels.reference.write import write
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "block_keys",
     "block_values",
     "fill",
+    "gather_misses",
     "load",
     "merge",
     "offload_misses",
@@ -63,5 +66,6 @@ __all__ = [
     "select",
     "stage",
     "update_importance",
+    "value_frames",
     "write",
 ]

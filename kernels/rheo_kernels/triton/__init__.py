@@ -23,11 +23,10 @@ from rheo_kernels.triton.select import select
 from rheo_kernels.triton.select_resolve import select_resolve
 from rheo_kernels.triton.stage import stage
 from rheo_kernels.triton.transfer import load, save
-from rheo_kernels.triton.values import IdleDecay, gather_misses, value_frames
+from rheo_kernels.triton.values import gather_misses, value_frames
 from rheo_kernels.triton.write import write
 
 __all__ = [
-    "IdleDecay",
     "Share",
     "admit",
     "append",

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from rheo_kernels.types import RunnersUp
+from rheo_kernels.types import IdleDecay, RunnersUp
 
 FRAMES_PER_PROGRAM = 128
 MISSES_PER_PASS = 1024
-
-
-class IdleDecay(NamedTuple):
-    """How the worth of pages that no running request lists decays: by a factor in every step."""
-
-    factor: float
-    """In (0, 1]."""
-    step: torch.Tensor
-    """Steps so far, scalar, int32."""
-    last_active: torch.Tensor
-    """Step in which a running request last listed each page, ``[N]``, int32."""
 
 
 def value_frames(
@@ -176,20 +164,20 @@ def gather_misses(
     runners_up
         Pages that have no frame and might be selected next.
     load_quota
-        How many to list where loads must not take longer than the bus has time for, ``[3]``, int32. The last
-        ``load_quota[0] / 256`` of every list, the CPU's part, are listed with probability ``load_quota[1] / 65536`` and
-        runners-up with ``load_quota[2] / 65536``, drawn anew in every step; the columns of the others become -1.
+        Which candidates to offer where there is not time to load all, ``[3]``, int32: of every request's last
+        ``load_quota[0] / 256`` misses only ``load_quota[1] / 65536``, and of the runners-up ``load_quota[2] / 65536``,
+        drawn anew in every step. The columns of the others become -1.
     step
         Number of the step, scalar, int32, if there is a quota.
     """
     batch, heads, width = misses.shape
-    ahead, num_ahead = runners_up or (None, None)
+    runner_pages, num_runners = runners_up or (None, None)
     _gather_misses[(batch, heads)](
         misses,
         num_hits,
         num_selected,
-        ahead,
-        num_ahead,
+        runner_pages,
+        num_runners,
         worth,
         candidates,
         candidate_values,
@@ -200,13 +188,13 @@ def gather_misses(
         batch,
         width,
         width if most is None else most,
-        0 if ahead is None else ahead.shape[2],
+        0 if runner_pages is None else runner_pages.shape[2],
         candidates.shape[1],
         worth.stride(0),
         BLOCK_B=triton.next_power_of_2(batch),
         BLOCK=min(triton.next_power_of_2(width), MISSES_PER_PASS),
         QUOTA=load_quota is not None,
-        AHEAD=ahead is not None,
+        RUNNERS=runner_pages is not None,
         num_warps=4,
     )
 
@@ -216,8 +204,8 @@ def _gather_misses(
     misses,
     num_hits,
     num_selected,
-    ahead,
-    num_ahead,
+    runner_pages,
+    num_runners,
     worth,
     candidates,
     candidate_values,
@@ -234,7 +222,7 @@ def _gather_misses(
     BLOCK_B: tl.constexpr,
     BLOCK: tl.constexpr,
     QUOTA: tl.constexpr,
-    AHEAD: tl.constexpr,
+    RUNNERS: tl.constexpr,
 ):
     request = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
@@ -262,12 +250,12 @@ def _gather_misses(
         tl.store(candidates + target + column, page, mask=taken)
         tl.store(candidate_values + target + column, value, mask=taken)
     listed = tl.sum(missed, 0)
-    if AHEAD:
-        runners = tl.load(num_ahead + pair, mask=b < batch, other=0)
+    if RUNNERS:
+        runners = tl.load(num_runners + pair, mask=b < batch, other=0)
         at = listed + tl.sum(tl.where(b < request, runners, 0), 0)
         count = tl.sum(tl.where(b == request, runners, 0), 0)
         listed += tl.sum(runners, 0)
-        source = ahead + (request.to(tl.int64) * heads + head) * room
+        source = runner_pages + (request.to(tl.int64) * heads + head) * room
         target = head * columns + at
         for start in range(0, count, BLOCK):
             column = start + i

@@ -2,7 +2,8 @@
 
 from rheo_kernels.types.admission import Admitted
 from rheo_kernels.types.batch import DecodeBatch
+from rheo_kernels.types.idle_decay import IdleDecay
 from rheo_kernels.types.partials import Partials
 from rheo_kernels.types.selection import HitCounters, RunnersUp, Selected
 
-__all__ = ["Admitted", "DecodeBatch", "HitCounters", "Partials", "RunnersUp", "Selected"]
+__all__ = ["Admitted", "DecodeBatch", "HitCounters", "IdleDecay", "Partials", "RunnersUp", "Selected"]
