@@ -15,12 +15,12 @@ from typing import Any, Literal
 from rheo_sglang.errors import FLAG, ConfigError, reject
 from rheo_sglang.registry import Registry
 from rheo_sglang.selection import SUMMARIES
-from rheo_sglang.tiering import policies
+from rheo_sglang.tiering import POLICIES
 
 ENVIRONMENT = "RHEO_CONFIG"
 PAGE_SIZES = (16, 32, 64)
 DEFAULT_PAGE_SIZE = 32
-REGISTRIES: dict[str, Registry] = {"summary": SUMMARIES, "policy": policies}
+REGISTRIES: dict[str, Registry] = {"summary": SUMMARIES, "policy": POLICIES}
 """Where the choices of a key come from."""
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from rheo_sglang.selection import SUMMARIES
-from rheo_sglang.tiering import Activity, PolicyInputs, TieringPolicy, policies
+from rheo_sglang.tiering import POLICIES, Activity, PolicyInputs, TieringPolicy
 
 
 class PageTable:
@@ -85,7 +85,7 @@ class PageTable:
         self.activity = Activity(pages, device)
         self.triton = torch.device(device).type == "cuda" if triton is None else triton
         inputs = PolicyInputs(layers, kv_heads, pages, self.activity, importance_alpha, self.triton)
-        self.policy: TieringPolicy = policies[policy](inputs)
+        self.policy: TieringPolicy = POLICIES[policy](inputs)
         self._notes: list[tuple[str, tuple[torch.Tensor, ...]]] = []
 
     @property

@@ -6,9 +6,9 @@ import pkgutil
 from importlib import import_module
 
 from rheo_sglang.tiering.activity import Activity
-from rheo_sglang.tiering.base import SELECTED, PolicyInputs, TieringPolicy, policies
+from rheo_sglang.tiering.base import POLICIES, SELECTED, PolicyInputs, TieringPolicy
 
 for _module in pkgutil.iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["SELECTED", "Activity", "PolicyInputs", "TieringPolicy", "policies"]
+__all__ = ["POLICIES", "SELECTED", "Activity", "PolicyInputs", "TieringPolicy"]

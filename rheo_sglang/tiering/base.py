@@ -212,8 +212,9 @@ def most_attended(mass: torch.Tensor, caps: torch.Tensor) -> torch.Tensor:
     """
     order = mass.argsort(dim=2, descending=True, stable=True)
     place = torch.arange(mass.shape[2], device=mass.device)
-    return torch.zeros_like(mass, dtype=torch.bool).scatter_(2, order, place < caps[:, None, None])
+    within = (place < caps[:, None, None]).expand_as(order)
+    return torch.zeros_like(mass, dtype=torch.bool).scatter_(2, order, within)
 
 
-policies: Registry[TieringPolicy] = Registry("policy")
+POLICIES: Registry[TieringPolicy] = Registry("policy")
 """Tiering policies by name."""

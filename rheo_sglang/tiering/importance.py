@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 
 from rheo_kernels import reference
-from rheo_sglang.tiering.base import PolicyInputs, Selection, TieringPolicy, policies
+from rheo_sglang.tiering.base import POLICIES, PolicyInputs, Selection, TieringPolicy
 
 IDLE_DECAY = 0.7
 """Factor per decode step on the value of a page that no running request lists: its rank in such a step is none.
 Without it, pages of finished requests hold frames for as long as their prefixes are cached."""
 
 
-@policies.register
+@POLICIES.register
 class Importance(TieringPolicy):
     """Worth is an exponential average of a page's rank among its request's pages, the best 1.
 
@@ -52,7 +52,8 @@ class Importance(TieringPolicy):
     def _update(self, layer: int, scores: torch.Tensor, pages: torch.Tensor, num_pages: torch.Tensor) -> None:
         alpha, worth = self.inputs.importance_alpha, self.worth[layer]
         if self.best_ranks is None:
-            ranks = reference.rank_normalise(scores, num_pages)
+            past = torch.arange(scores.shape[2], device=scores.device) >= num_pages[:, None, None]
+            ranks = reference.rank_normalise(scores.masked_fill(past, -torch.inf), num_pages)
             reference.update_importance(worth, ranks, pages, num_pages, alpha)
         else:
             from rheo_kernels.triton import update_importance

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rheo_sglang.tiering.base import PolicyInputs, policies
+from rheo_sglang.tiering.base import POLICIES, PolicyInputs
 from rheo_sglang.tiering.counting import SEEN, UNIT, Counting
 
 USE = 2 * UNIT
@@ -13,7 +13,7 @@ MOST_USES = 2**22
 """Uses at which worth is 1."""
 
 
-@policies.register
+@POLICIES.register
 class LeastFrequentlyUsed(Counting):
     """A page is worth the number of its uses, times `USE`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rheo_sglang.tiering.base import PolicyInputs, policies
+from rheo_sglang.tiering.base import POLICIES, PolicyInputs
 from rheo_sglang.tiering.counting import SEEN, UNIT, Counting
 
 FIRST = 2
@@ -15,7 +15,7 @@ SHIFT = LAST // 2 - FIRST
 """Steps by which numbers fall when they reach `LAST`."""
 
 
-@policies.register
+@POLICIES.register
 class LeastRecentlyUsed(Counting):
     """A page is worth the number of the step of its last use, times `UNIT`.
 

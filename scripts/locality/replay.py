@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from locality.statistics import LAGS, WARM_UP_STEPS, Booleans, never_selected, reselection
-from rheo_sglang.tiering import Activity, PolicyInputs, policies
+from rheo_sglang.tiering import POLICIES, Activity, PolicyInputs
 
 CACHE_SIZES = (1.0, 1.25, 1.5, 2.0)
 BELADY = "belady"
@@ -117,7 +117,7 @@ def policy_worths(
     """
     caches, steps, columns = retrieved.shape
     activity = Activity(columns + 1, "cpu")
-    policy = policies[name](PolicyInputs(1, caches, columns + 1, activity, importance_alpha))
+    policy = POLICIES[name](PolicyInputs(1, caches, columns + 1, activity, importance_alpha))
     pages = torch.arange(1, columns + 1, dtype=torch.int32)
     if scores is None:
         scores = torch.zeros((1, caches, columns)).expand(steps, -1, -1)

@@ -16,7 +16,7 @@ from unit import sglang_versions
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.pools.allocator import RheoAllocator
 from rheo_sglang.pools.kv_pool import RheoKVPool
-from rheo_sglang.tiering import policies
+from rheo_sglang.tiering import POLICIES
 from rheo_sglang.tree.nodes import describe_tree, slot_pages, walk
 
 LAYERS, HEADS, PAGES, FRAMES = 2, 2, 24, 6
@@ -31,7 +31,7 @@ class RadixTreeMachine(RuleBasedStateMachine):
 
     @initialize(
         page_size=st.sampled_from([16, 32, 64]),
-        policy=st.sampled_from(sorted(policies.names())),
+        policy=st.sampled_from(sorted(POLICIES.names())),
         seed=st.integers(0, 2**32 - 1),
     )
     def build(self, page_size: int, policy: str, seed: int) -> None:

@@ -12,7 +12,7 @@ from rheo_kernels.types import RunnersUp, Selected
 from rheo_sglang.decode.reference_residency import Residency
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
-from rheo_sglang.tiering import policies
+from rheo_sglang.tiering import POLICIES
 
 LAYERS, HEADS, DIM, PAGE_SIZE, PAGES, FRAMES = 2, 2, 4, 16, 14, 4
 
@@ -24,7 +24,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     """Pages are filled, written, selected, folded and freed; a dictionary knows what each must contain."""
 
     @initialize(
-        policy=st.sampled_from(sorted(policies.names())),
+        policy=st.sampled_from(sorted(POLICIES.names())),
         summary=st.sampled_from(["bound", "mean"]),
         seed=st.integers(0, 2**32 - 1),
     )

@@ -12,7 +12,7 @@ from pairwise import combinations
 from property.serving import DECODE_BATCH, Request, Server
 from property.tokens import VOCABULARY, Shape
 from rheo_sglang.config import RheoConfig
-from rheo_sglang.tiering import policies
+from rheo_sglang.tiering import POLICIES
 
 DENSE = {"budget_ratio": 1.0}
 SPARSE = {"budget_ratio": 0.2, "budget_min_pages": 1, "dense_threshold": 0, "window_pages": 1}
@@ -31,7 +31,7 @@ def prompt(kinds: list[int], page_size: int, tokens: int) -> list[int]:
         [16, 32, 64],
         ["bound", "mean"],
         [torch.float32, torch.bfloat16],
-        sorted(policies.names()),
+        sorted(POLICIES.names()),
         ["split", "fetch"],
         sorted(BUDGETS),
     ),
@@ -73,7 +73,7 @@ class ServingMachine(RuleBasedStateMachine):
         group=st.sampled_from([1, 3, 4]),
         frames=st.integers(DECODE_BATCH, 6),
         dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-        policy=st.sampled_from(sorted(policies.names())),
+        policy=st.sampled_from(sorted(POLICIES.names())),
         miss_mode=st.sampled_from(["split", "fetch"]),
         summary=st.sampled_from(["bound", "mean"]),
         budget=st.sampled_from(sorted(BUDGETS)),

@@ -7,13 +7,13 @@ import torch
 
 from rheo_kernels.types import Selected
 from rheo_sglang.page_table import PageTable
-from rheo_sglang.tiering import SELECTED, policies
+from rheo_sglang.tiering import POLICIES, SELECTED
 from rheo_sglang.tiering.importance import IDLE_DECAY
 
 LAYERS, HEADS, PAGES = 2, 2, 10
 
 
-@pytest.fixture(params=sorted(policies.names()))
+@pytest.fixture(params=sorted(POLICIES.names()))
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
