@@ -10,10 +10,10 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import psutil
 import torch
 
-from rheo_sglang.config import FLAG, ConfigError
+from rheo_sglang.errors import ConfigError
+from rheo_sglang.pools.dram import available_dram
 from rheo_sglang.pools.memory import map_memory
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def pinned_zeros(shape: tuple[int, ...], dtype: torch.dtype, piece_bytes: int = 
     unpinned when the tensor and its views are gone.
     """
     size = int(np.prod(shape)) * dtype.itemsize
-    available = psutil.virtual_memory().available
+    available = available_dram()
     try:
         data = map_memory(size, forked=False)
     except (OSError, OverflowError) as error:
@@ -87,7 +87,7 @@ def _unpin(pointer: int) -> None:
 
 def _failed(size: int, pinned: int, available: int, reason: str) -> ConfigError:
     return ConfigError(
-        f"{FLAG}: the host pool takes {size / GIB:.2f} GiB of pinned memory, of which {pinned / GIB:.2f} GiB could be "
+        f"rheo: the host pool takes {size / GIB:.2f} GiB of pinned memory, of which {pinned / GIB:.2f} GiB could be "
         f"had ({reason}; {available / GIB:.2f} GiB of DRAM were available); allowed: a smaller host_pool_gib, "
         "host_pool_ratio or --max-total-tokens, or a higher limit of locked memory"
     )

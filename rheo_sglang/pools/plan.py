@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 
-from rheo_sglang.config import FLAG, ConfigError, RheoConfig, reject
+from rheo_sglang.config import RheoConfig
+from rheo_sglang.errors import ConfigError, reject
 from rheo_sglang.selection import SUMMARIES
 
 logger = logging.getLogger(__name__)
 
 GIB = 1 << 30
 DEFAULT_RATIO = 8.0
+LEAST_HOST_PAGES = 2
+"""What SGLang's scheduler sets aside for the shortest request: its tokens, and a page for growth."""
 MOST_FRAMES = 2**16 - 1
 """Frames of a layer and KV head on a GPU: what the admission kernel can count."""
 DRAM_SHARE = 0.8
@@ -102,9 +107,10 @@ def plan_pools(
     reason = SUMMARIES[config.summary]().unsupported(shape.head_dim, shape.page_size, shape.dtype)
     if reason is not None:
         others = [name for name in SUMMARIES.names() if name != config.summary]
-        reject("summary", config.summary, f"{', '.join(others)} ({config.summary} {reason})")
+        reject("summary", config.summary, f"{', '.join(others)} ({config.summary} {reason})", "rheo")
     table_bytes = shape.table_bytes(config.summary)
     frame_pages = _frames_asked(config, shape)
+    cause = "host_pool_gib" if config.host_pool_gib is not None else "host_pool_ratio"
     if config.host_pool_gib is not None:
         host_pages = int(config.host_pool_gib * GIB) // shape.page_bytes
     elif frame_pages is not None:
@@ -114,22 +120,20 @@ def plan_pools(
         room = dram_bytes * DRAM_SHARE if frames_in_dram else device_bytes
         shares = (1 + 1 / ratio) if frames_in_dram else (1 / ratio)
         host_pages = int(room / (shape.page_bytes * shares + table_bytes))
+    sized = config.host_pool_gib is not None or config.host_pool_ratio is not None
     if max_total_tokens is not None:
         asked = max_total_tokens // shape.page_size
-        derived = config.host_pool_gib is None and config.host_pool_ratio is None
-        host_pages = asked if derived else min(host_pages, asked)
-
-    dram_room = dram_bytes
-    if frames_in_dram:
-        derived_frames = 1 / (config.host_pool_ratio or DEFAULT_RATIO) if frame_pages is None else 0
-        dram_room = int((dram_bytes - (frame_pages or 0) * shape.page_bytes) / (1 + derived_frames))
+        if not sized or asked < host_pages:
+            host_pages, cause = asked, "--max-total-tokens"
+    if frame_pages is None and frames_in_dram:
+        derived_frames = 1 / (config.host_pool_ratio or DEFAULT_RATIO)
+        dram_room = int(dram_bytes / (1 + derived_frames))
+    else:
+        dram_room = dram_bytes - (frame_pages or 0) * shape.page_bytes * frames_in_dram
     if host_pages * shape.page_bytes > dram_room:
-        if config.host_pool_gib is not None or config.host_pool_ratio is not None:
-            raise ConfigError(
-                f"{FLAG}: a host pool of {host_pages * shape.page_bytes / GIB:.2f} GiB does not fit into the "
-                f"{dram_room / GIB:.2f} GiB of available DRAM; allowed: a smaller host_pool_gib or host_pool_ratio"
-            )
-        host_pages = int(dram_room * DRAM_SHARE) // shape.page_bytes
+        if sized:
+            _reject_large_host(config, shape, host_pages, dram_room, frame_pages)
+        host_pages = max(0, int(dram_room * DRAM_SHARE)) // shape.page_bytes
         logger.warning(
             "rheo: the host pool is cut to %.2f GiB, %d %% of the available DRAM; "
             "set host_pool_gib to choose its size",
@@ -144,33 +148,88 @@ def plan_pools(
             frame_pages = max(0, min(host_pages, device_room // shape.page_bytes, MOST_FRAMES))
     if not frames_in_dram and frame_pages > MOST_FRAMES:
         raise ConfigError(
-            f"{FLAG}: a frame pool of {frame_pages * shape.page_size} tokens is more than kernels can count; allowed: "
-            f"frame_pool_gib or frame_pool_tokens up to {MOST_FRAMES * shape.page_size} tokens, or a larger --page-size"
+            f"rheo: {_frames_setting(config)} is more than kernels can count; allowed: frame_pool_gib or "
+            f"frame_pool_tokens up to {MOST_FRAMES * shape.page_size} tokens, or a larger --page-size"
         )
+    least = max(frame_pages, LEAST_HOST_PAGES)
+    if host_pages < least:
+        _reject_small_host(config, shape, host_pages, least, cause, max_total_tokens)
     if not frames_in_dram and frame_pages * shape.page_bytes + host_pages * table_bytes > device_bytes:
         raise ConfigError(
-            f"{FLAG}: a frame pool of {frame_pages * shape.page_bytes / GIB:.2f} GiB and the page table of a host "
+            f"rheo: a frame pool of {frame_pages * shape.page_bytes / GIB:.2f} GiB and the page table of a host "
             f"pool of {host_pages * shape.page_bytes / GIB:.2f} GiB ({host_pages * table_bytes / GIB:.2f} GiB) do "
             f"not fit into the {device_bytes / GIB:.2f} GiB of device memory that --mem-fraction-static leaves; "
             "allowed: a smaller frame_pool_gib or host_pool_gib"
         )
-    if host_pages < frame_pages:
-        raise ConfigError(
-            f"{FLAG}: the host pool ({host_pages * shape.page_size} tokens) is smaller than the frame pool "
-            f"({frame_pages * shape.page_size} tokens); allowed: host_pool_gib, host_pool_ratio or "
-            "--max-total-tokens that make it at least as large"
-        )
     if frame_pages < 1:
         raise ConfigError(
-            f"{FLAG}: no frame fits (one page takes {shape.page_bytes / GIB:.4f} GiB); allowed: a larger "
-            "frame_pool_gib or frame_pool_tokens"
+            f"rheo: no frame of {shape.page_bytes / GIB:.6f} GiB fits into the {device_bytes / GIB:.6f} GiB of device "
+            "memory that --mem-fraction-static leaves, beside the page table; allowed: a larger --mem-fraction-static, "
+            "or a smaller host_pool_gib"
         )
     return PoolPlan(host_pages, frame_pages)
 
 
 def _frames_asked(config: RheoConfig, shape: KVShape) -> int | None:
     if config.frame_pool_tokens is not None:
-        return config.frame_pool_tokens // shape.page_size
-    if config.frame_pool_gib is not None:
-        return int(config.frame_pool_gib * GIB) // shape.page_bytes
-    return None
+        frames = config.frame_pool_tokens // shape.page_size
+        least = f"{shape.page_size} (one page)"
+    elif config.frame_pool_gib is not None:
+        frames = int(config.frame_pool_gib * GIB) // shape.page_bytes
+        least = f"{_gib_up(shape.page_bytes)} (one page)"
+    else:
+        return None
+    if frames < 1:
+        name = "frame_pool_gib" if config.frame_pool_tokens is None else "frame_pool_tokens"
+        reject(name, getattr(config, name), f"at least {least}", "rheo")
+    return frames
+
+
+def _frames_setting(config: RheoConfig) -> str:
+    name = "frame_pool_gib" if config.frame_pool_tokens is None else "frame_pool_tokens"
+    return f"{name}={getattr(config, name)!r}"
+
+
+def _reject_large_host(
+    config: RheoConfig, shape: KVShape, host_pages: int, dram_room: int, frame_pages: int | None
+) -> NoReturn:
+    """Refuse a host pool that was asked for and does not fit into DRAM."""
+    most = max(0, dram_room)
+    if config.host_pool_gib is not None:
+        name, value, limit = "host_pool_gib", config.host_pool_gib, _gib_down(most)
+    else:
+        name, value = "host_pool_ratio", config.host_pool_ratio
+        limit = _gib_down(most) + " GiB in all"
+        if frame_pages is not None:
+            limit = f"{math.floor(1000 * (most // shape.page_bytes) / frame_pages) / 1000:g}"
+    raise ConfigError(
+        f"rheo: {name}={value!r} is a host pool of {host_pages * shape.page_bytes / GIB:.2f} GiB, which does not fit "
+        f"into the available DRAM; allowed: up to {limit}, or fewer tokens by --max-total-tokens"
+    )
+
+
+def _reject_small_host(
+    config: RheoConfig, shape: KVShape, host_pages: int, least: int, cause: str, max_total_tokens: int | None
+) -> NoReturn:
+    """Refuse a host pool that cannot hold every frame's page, or a request."""
+    why = f"the frame pool has {least} pages, all of which the host pool holds too"
+    if least == LEAST_HOST_PAGES:
+        why = f"a request takes {LEAST_HOST_PAGES} pages"
+    if cause == "host_pool_gib" and config.host_pool_gib is not None:
+        reject(cause, config.host_pool_gib, f"at least {_gib_up(least * shape.page_bytes)} ({why})", "rheo")
+    if cause == "--max-total-tokens" and max_total_tokens is not None:
+        reject(cause, max_total_tokens, f"at least {least * shape.page_size} ({why})", "rheo")
+    raise ConfigError(
+        f"rheo: the host pool has room for {host_pages} pages of {shape.page_bytes / GIB:.6f} GiB, but {why}; allowed: "
+        f"more memory, or a smaller frame pool, for at least {least} pages"
+    )
+
+
+def _gib_up(size: int) -> str:
+    """GiB that hold ``size`` bytes, with as few digits as serve."""
+    return f"{-(-size * 10**6 // GIB) / 10**6:.10g}"
+
+
+def _gib_down(size: int) -> str:
+    """GiB that ``size`` bytes hold."""
+    return f"{size * 10**6 // GIB / 10**6:.10g}"

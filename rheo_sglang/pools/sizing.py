@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import psutil
 import torch
 
-from rheo_sglang.config import FLAG, ConfigError, RheoConfig
+from rheo_sglang.config import RheoConfig
+from rheo_sglang.errors import ConfigError
+from rheo_sglang.pools.dram import available_dram
 from rheo_sglang.pools.kv_pool import RheoKVPool
 from rheo_sglang.pools.plan import GIB, KVShape, PoolPlan, plan_pools
 
@@ -63,7 +64,7 @@ def make_plan(configurator: Any, device_bytes: int) -> int:
         RheoConfig.from_environment(),
         shape,
         agree(device_bytes),
-        dram_bytes=agree(available_dram(server_args.nnodes)),
+        dram_bytes=agree(rank_dram(server_args.nnodes)),
         max_total_tokens=server_args.max_total_tokens,
         frames_in_dram=configurator.device == "cpu",
     )
@@ -82,10 +83,10 @@ def agree(size: int) -> int:
     return int(value)
 
 
-def available_dram(nodes: int) -> int:
+def rank_dram(nodes: int) -> int:
     """Bytes of available DRAM for this rank's host pool; the ranks of a host share it evenly."""
     ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    return psutil.virtual_memory().available // max(1, ranks // nodes)
+    return available_dram() // max(1, ranks // nodes)
 
 
 def running_limit(configurator: Any, requests: int) -> int:
@@ -103,8 +104,8 @@ def running_limit(configurator: Any, requests: int) -> int:
     asked = configurator.server_args.max_running_requests
     if asked is not None:
         raise ConfigError(
-            f"--max-running-requests={asked} needs as many frames for the pages being written, but the frame pool "
-            f"has {frames}; allowed: at most {frames}, or a larger frame_pool_gib or frame_pool_tokens in {FLAG}"
+            f"rheo: --max-running-requests={asked} needs as many frames for the pages being written, but the frame "
+            f"pool has {frames}; allowed: at most {frames}, or a larger frame_pool_gib or frame_pool_tokens"
         )
     logger.info("rheo: at most %d requests run at once, for each keeps one of as many frames", frames)
     return frames

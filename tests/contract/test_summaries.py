@@ -113,7 +113,7 @@ def test_an_unsupported_combination_is_one_sentence(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConfigError) as caught:
         plan_pools(config, KVShape(1, 1, 80, torch.bfloat16, 32), 1 << 40, 1 << 40, None, False)
     sentence = str(caught.value)
-    assert sentence.startswith("--rheo-config: summary='mean' is not supported; allowed: bound")
+    assert sentence.startswith("rheo: summary='mean' is not supported; allowed: bound")
     assert reason in sentence
 
 

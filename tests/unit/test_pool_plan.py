@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import re
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
 
-from rheo_sglang.config import FLAG, ConfigError, RheoConfig
+from rheo_sglang.config import RheoConfig
+from rheo_sglang.errors import ConfigError
 from rheo_sglang.pools.plan import GIB, MOST_FRAMES, KVShape, PoolPlan, plan_pools
 
 SHAPE = KVShape(layers=2, kv_heads=2, head_dim=64, dtype=torch.bfloat16, page_size=32)
@@ -30,7 +33,7 @@ def refusal(config: RheoConfig, **room: float) -> str:
     with pytest.raises(ConfigError) as caught:
         plan(config, **room)
     message = str(caught.value)
-    assert message.startswith(f"{FLAG}: ")
+    assert message.startswith("rheo: ")
     assert "; allowed: " in message
     assert "\n" not in message
     return message
@@ -94,7 +97,7 @@ def test_a_host_pool_that_was_asked_for_must_fit() -> None:
         RheoConfig(host_pool_ratio=400, frame_pool_tokens=320),
     ):
         message = refusal(config, dram=3999 * PAGE)
-        assert f"{4000 * PAGE / GIB:.2f} GiB does not fit into the {3999 * PAGE / GIB:.2f} GiB" in message
+        assert "does not fit into the available DRAM" in message
         assert plan(config, dram=4000 * PAGE).host_pages == 4000
 
 
@@ -127,13 +130,67 @@ def test_a_page_table_alone_that_exceeds_the_device_is_refused() -> None:
 def test_a_host_pool_smaller_than_the_frames_is_refused() -> None:
     config = RheoConfig(frame_pool_tokens=3200)
     message = refusal(config, tokens=3199)
-    assert "(3168 tokens) is smaller than the frame pool (3200 tokens)" in message
+    assert (
+        "--max-total-tokens=3199 is not supported; allowed: at least 3200 (the frame pool has 100 pages"
+        in message
+    )
     assert plan(config, tokens=3200) == PoolPlan(100, 100)
 
 
-def test_less_than_one_frame_is_refused() -> None:
-    assert "no frame fits" in refusal(RheoConfig(frame_pool_tokens=31))
-    assert "no frame fits" in refusal(RheoConfig(), device=PAGE // 2)
+SIZES: list[tuple[dict[str, float], dict[str, float], str, str]] = [
+    ({"host_pool_gib": 1e-9}, {"in_dram": True}, "host_pool_gib=1e-09", "at least"),
+    ({"host_pool_gib": PAGE / GIB}, {"in_dram": True}, f"host_pool_gib={PAGE / GIB!r}", "at least"),
+    ({"host_pool_gib": 5000}, {"dram": GIB, "device": 10 * GIB}, "host_pool_gib=5000.0", "up to"),
+    ({"host_pool_gib": 5000}, {"dram": GIB, "in_dram": True}, "host_pool_gib=5000.0", "up to"),
+    (
+        {"host_pool_gib": 1, "frame_pool_tokens": 32 * (2**15 + 1)},
+        {"in_dram": True},
+        "host_pool_gib=1.0",
+        "at least",
+    ),
+    ({"frame_pool_tokens": 16}, {}, "frame_pool_tokens=16", "at least"),
+    ({"frame_pool_tokens": 31}, {"in_dram": True}, "frame_pool_tokens=31", "at least"),
+    ({"frame_pool_gib": 1e-9}, {}, "frame_pool_gib=1e-09", "at least"),
+    (
+        {"host_pool_ratio": 999, "frame_pool_tokens": 3200},
+        {"dram": GIB, "device": 10 * GIB},
+        "host_pool_ratio=999.0",
+        "up to",
+    ),
+]
+
+
+@pytest.mark.parametrize(("values", "room", "named", "bound"), SIZES, ids=[case[2] for case in SIZES])
+def test_a_size_that_does_not_fit_is_named_with_the_nearest_that_does(
+    values: dict[str, Any], room: dict[str, Any], named: str, bound: str
+) -> None:
+    message = refusal(RheoConfig(**values), **room)
+    assert named in message
+    found = re.search(rf"allowed: {bound} ([0-9.e+-]+)", message)
+    assert found is not None, message
+    nearest = float(found[1])
+    (key,) = [key for key in values if named.startswith(key)]
+    fits: Any = int(nearest) if key == "frame_pool_tokens" else nearest
+    plan(RheoConfig(**{**values, key: fits}), **room)
+
+
+@pytest.mark.parametrize("tokens", [0, 31, 32, 63])
+def test_fewer_tokens_than_a_request_takes_are_refused(tokens: int) -> None:
+    message = refusal(RheoConfig(), tokens=tokens, in_dram=True)
+    assert f"--max-total-tokens={tokens} is not supported; allowed: at least 64" in message
+    assert plan(RheoConfig(), tokens=64, in_dram=True).host_pages == 2
+
+
+def test_memory_without_room_for_a_request_is_refused() -> None:
+    assert "the host pool has room for 0 pages" in refusal(RheoConfig(), dram=PAGE, in_dram=True)
+    assert "the host pool has room for" in refusal(RheoConfig(), dram=PAGE // 2)
+    assert "no frame of" in refusal(RheoConfig(), device=PAGE // 2)
+
+
+def test_a_device_that_the_page_table_fills_has_no_frame() -> None:
+    host = 10 * PAGE // SHAPE.table_bytes("bound")
+    message = refusal(RheoConfig(host_pool_gib=(host + 1) * PAGE / GIB), device=10 * PAGE)
+    assert "--mem-fraction-static" in message
 
 
 @given(
