@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import logging
 import os
 import sys
 import typing
@@ -17,9 +18,15 @@ from rheo_sglang.registry import Registry
 from rheo_sglang.selection import SUMMARIES
 from rheo_sglang.tiering import POLICIES
 
+logger = logging.getLogger(__name__)
+
 ENVIRONMENT = "RHEO_CONFIG"
 PAGE_SIZES = (16, 32, 64)
 DEFAULT_PAGE_SIZE = 32
+DENSE_TOKENS = 4096
+"""Where selection starts if a budget is given and `RheoConfig.dense_threshold` is not."""
+EVERY_LENGTH = 2**31 - 1
+"""No request has more tokens: int32."""
 REGISTRIES: dict[str, Registry] = {"summary": SUMMARIES, "policy": POLICIES}
 """Where the choices of a key come from."""
 
@@ -34,8 +41,9 @@ class RheoConfig:
         On a value of the wrong type or out of range.
     """
 
-    budget_ratio: float = 0.1
-    """Share of its pages that a request may select per KV head and step; 1.0 is dense attention."""
+    budget_ratio: float = 1.0
+    """Share of its pages that a request may select per KV head and step; 1.0 is dense attention, less can lose what
+    the context says."""
     budget_min_pages: int = 16
     """Fewest pages the budget may be, however short the request."""
     budget_max_pages: int | None = None
@@ -44,8 +52,9 @@ class RheoConfig:
     """First pages of a request, always selected."""
     window_pages: int = 2
     """Last pages of a request, the one being written included, always selected."""
-    dense_threshold: int = 4096
-    """Requests up to this many tokens select all their pages."""
+    dense_threshold: int | None = None
+    """Requests up to this many tokens select all their pages; when not given, 4096, or with a budget of all pages every
+    request, which skips selection."""
     extensions: tuple[str, ...] = ()
     """Importable modules that register more page summaries, budget rules or policies."""
     summary: str = "bound"
@@ -84,7 +93,8 @@ class RheoConfig:
         _in_range("budget_min_pages", self.budget_min_pages, low=1)
         _in_range("sink_pages", self.sink_pages, low=0)
         _in_range("window_pages", self.window_pages, low=1)
-        _in_range("dense_threshold", self.dense_threshold, low=0)
+        if self.dense_threshold is not None:
+            _in_range("dense_threshold", self.dense_threshold, low=0)
         _in_range("importance_alpha", self.importance_alpha, low=0, high=1, open_low=True)
         for name in ("host_pool_gib", "host_pool_ratio", "frame_pool_gib", "frame_pool_tokens"):
             if getattr(self, name) is not None:
@@ -107,6 +117,24 @@ class RheoConfig:
                 "host_pool_gib",
                 self.host_pool_gib,
                 f"at least frame_pool_gib={self.frame_pool_gib} (the host pool holds every page)",
+            )
+
+    @property
+    def dense_tokens(self) -> int:
+        """Requests up to this many tokens select all their pages, without selection where that is possible."""
+        if self.dense_threshold is not None:
+            return self.dense_threshold
+        return EVERY_LENGTH if self.budget_ratio == 1 and self.budget_max_pages is None else DENSE_TOKENS
+
+    def warn_of_budget(self) -> None:
+        """Log what a budget of less than all pages risks."""
+        if self.budget_ratio < 1 or self.budget_max_pages is not None:
+            logger.warning(
+                "rheo: a budget of less than all pages (budget_ratio=%g, budget_max_pages=%s) can lose answers that "
+                "dense attention gives: SmolLM2-135M found 3 of 10 facts in 4,600 tokens at 0.1, 9 of 10 at 1.0; the "
+                "hit rate does not show it",
+                self.budget_ratio,
+                self.budget_max_pages,
             )
 
     def splits(self, device: str) -> bool:

@@ -24,7 +24,7 @@ class BudgetController:
     @property
     def dense_tokens(self) -> int:
         """Requests up to this many tokens select all their pages."""
-        return self.config.dense_threshold
+        return self.config.dense_tokens
 
     def budget(self, num_pages: torch.Tensor, seq_lens: torch.Tensor) -> torch.Tensor:
         """Pages that each request and KV head may select.

@@ -36,20 +36,20 @@ class Variant(NamedTuple):
 def make_variants(controller: BudgetController, context_len: int) -> list[Variant]:
     """Variants for every context up to ``context_len`` tokens, the least work first.
 
-    The dense shortcut comes first, where there is one: it serves batches of requests that all select everything.
+    The dense shortcut comes first, where there is one: it serves batches of requests that all select everything. A
+    selection is still needed now and then, for what admits pages that have no frame.
     """
     page_size = controller.page_size
     most = -(-context_len // page_size)
-    variants = []
-    dense_tokens = min(controller.dense_tokens, context_len)
-    if dense_tokens:
-        variants.append(Variant(-(-dense_tokens // page_size), 0))
-    columns = 256
-    while columns < most:
-        variants.append(Variant(columns, controller.width(columns * page_size)))
-        columns *= GROWTH
-    variants.append(Variant(most, controller.width(most * page_size)))
-    return variants
+    columns = [256]
+    while columns[-1] < most:
+        columns.append(columns[-1] * GROWTH)
+    columns[-1] = most
+    dense = -(-min(controller.dense_tokens, context_len) // page_size)
+    variants = [Variant(width, 0) for width in columns if width < dense]
+    if dense:
+        variants.append(Variant(dense, 0))
+    return variants + [Variant(width, controller.width(width * page_size)) for width in columns]
 
 
 def pick_variant(variants: list[Variant], pages: int, dense: bool) -> Variant:

@@ -60,8 +60,10 @@ def make_plan(configurator: Any, device_bytes: int) -> int:
         staging = shape.staging_bytes(configurator.model_config.context_len)
         logger.info("rheo: %.2f GiB of device memory are kept for staging a prefix in prefill", staging / GIB)
         device_bytes = max(device_bytes - staging, 0)
+    config = RheoConfig.from_environment()
+    config.warn_of_budget()
     _plan = plan_pools(
-        RheoConfig.from_environment(),
+        config,
         shape,
         agree(device_bytes),
         dram_bytes=agree(rank_dram(server_args.nnodes)),

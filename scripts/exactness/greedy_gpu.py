@@ -38,7 +38,7 @@ ENGINES: dict[str, dict[str, Any] | None] = {
         f"frames for 10 %, {mode}": {**SELECT_ALL, "frame_pool_tokens": FRAME_TOKENS, "miss_mode": mode}
         for mode in ("fetch", "split", "auto")
     },
-    "dense shortcut": {"dense_threshold": 8192},
+    "dense shortcut": {"budget_ratio": 0.1, "dense_threshold": 8192},
 }
 
 

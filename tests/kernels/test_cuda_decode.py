@@ -321,7 +321,7 @@ def test_outputs_do_not_depend_on_how_streams_are_timed(
 
 
 def test_buffers_stay_what_captured_graphs_know_when_a_larger_batch_comes(rng: torch.Generator) -> None:
-    server = Server(RheoConfig(dense_threshold=0, cpu_threads=1), 9, rng.device, cuda=True)
+    server = Server(RheoConfig(budget_ratio=0.1, dense_threshold=0, cpu_threads=1), 9, rng.device, cuda=True)
     variant = server.cuda.variants[-1]
     small = server.cuda.reserve(2).views(2, variant)
     server.cuda.reserve(7).views(5, variant)

@@ -244,7 +244,7 @@ class Server:
                 *range(max(0, pages - config.window_pages), pages),
             }
             assert forced <= set(chosen), "sink, window or tail is missing"
-            if config.budget_ratio == 1.0 or length <= config.dense_threshold:
+            if config.budget_ratio == 1.0 or length <= config.dense_tokens:
                 assert len(chosen) == pages
             for page in chosen:
                 attended[head, page * size : (page + 1) * size] = True

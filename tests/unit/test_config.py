@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from rheo_sglang.config import ENVIRONMENT, FLAG, ConfigError, RheoConfig
+from rheo_sglang.config import DENSE_TOKENS, ENVIRONMENT, EVERY_LENGTH, RheoConfig
+from rheo_sglang.errors import FLAG, ConfigError
 
 GOOD = {
     "budget_ratio": 0.25,
@@ -221,3 +222,41 @@ def test_a_config_cannot_be_changed() -> None:
 )
 def test_auto_splits_where_there_is_no_gpu(mode: Any, device: str, splits: bool) -> None:
     assert RheoConfig(miss_mode=mode).splits(device) is splits
+
+
+@pytest.mark.parametrize(
+    ("values", "tokens"),
+    [
+        ({}, EVERY_LENGTH),
+        ({"budget_ratio": 1}, EVERY_LENGTH),
+        ({"budget_max_pages": 100}, DENSE_TOKENS),
+        ({"budget_ratio": 0.99}, DENSE_TOKENS),
+        ({"dense_threshold": 0}, 0),
+        ({"budget_ratio": 0.1, "dense_threshold": 100}, 100),
+    ],
+)
+def test_requests_skip_selection_up_to_a_length_or_always_where_all_pages_are_selected(
+    values: dict[str, Any], tokens: int
+) -> None:
+    assert RheoConfig(**values).dense_tokens == tokens
+
+
+def test_the_default_answers_as_dense_attention_does() -> None:
+    assert RheoConfig().budget_ratio == 1.0
+    assert RheoConfig().budget_max_pages is None
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({}, False),
+        ({"dense_threshold": 0}, False),
+        ({"budget_ratio": 0.5}, True),
+        ({"budget_max_pages": 99}, True),
+    ],
+)
+def test_the_log_says_what_a_budget_of_less_than_all_pages_risks(
+    caplog: pytest.LogCaptureFixture, values: dict[str, Any], told: bool
+) -> None:
+    RheoConfig(**values).warn_of_budget()
+    assert ["can lose answers" in record.message for record in caplog.records] == [True] * told
