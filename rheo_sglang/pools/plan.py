@@ -195,6 +195,7 @@ def _reject_large_host(
 ) -> NoReturn:
     """Refuse a host pool that was asked for and does not fit into DRAM."""
     most = max(0, dram_room)
+    value: float | None
     if config.host_pool_gib is not None:
         name, value, limit = "host_pool_gib", config.host_pool_gib, _gib_down(most)
     else:
