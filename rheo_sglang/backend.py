@@ -11,7 +11,6 @@ from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.logits_processor import LogitsProcessor
 
 from rheo_kernels.cpu import CPU_ISA, fastest_isa
-from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import ConfigError
 from rheo_sglang.cpu_offload.cpu_attention import default_cpu_threads
 from rheo_sglang.decode.batch import DecodeBatch, build_decode_batch, page_lists
@@ -70,7 +69,7 @@ class RheoAttentionBackend(AttentionBackend):
                 pool.device,
                 with_mass=config.recorder == "mass",
             )
-        self.controller = BudgetController(config, pool.head_num, self.page_size)
+        self.budget = config.budget_table(self.page_size, -(-self.context_len // self.page_size), pool.device)
         self.decode_batch: DecodeBatch | None = None
         self.prefill_batch: PrefillBatch | None = None
         self.rids: list[str] | None = None
@@ -86,8 +85,7 @@ class RheoAttentionBackend(AttentionBackend):
                 pool.frames,
                 HeadShape(pool.head_num, group, pool.head_dim),
                 self.req_to_token,
-                self.context_len,
-                self.controller,
+                self.budget,
                 self.recorder,
                 cpu_attention,
             )
@@ -139,7 +137,8 @@ class RheoAttentionBackend(AttentionBackend):
             forward_batch.seq_lens,
             int(forward_batch.seq_lens_cpu.max()),
             self.page_size,
-            self.controller,
+            self.budget,
+            self.pool.head_num,
             rows,
         )
         table.begin_step()

@@ -10,9 +10,13 @@ import os
 import sys
 import typing
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
+from rheo_sglang.budget import BUDGETS, BudgetRule, BudgetTable
 from rheo_sglang.errors import FLAG, ConfigError, reject
 from rheo_sglang.registry import Registry
 from rheo_sglang.selection import SUMMARIES
@@ -27,7 +31,7 @@ DENSE_TOKENS = 4096
 """Where selection starts if a budget is given and `RheoConfig.dense_threshold` is not."""
 EVERY_LENGTH = 2**31 - 1
 """No request has more tokens: int32."""
-REGISTRIES: dict[str, Registry] = {"summary": SUMMARIES, "policy": POLICIES}
+REGISTRIES: dict[str, Registry] = {"budget": BUDGETS, "summary": SUMMARIES, "policy": POLICIES}
 """Where the choices of a key come from."""
 
 
@@ -41,6 +45,8 @@ class RheoConfig:
         On a value of the wrong type or out of range.
     """
 
+    budget: str = "fixed"
+    """What decides how many pages a request may select: a fixed share of them (``fixed``)."""
     budget_ratio: float = 1.0
     """Share of its pages that a request may select per KV head and step; 1.0 is dense attention, less can lose what
     the context says."""
@@ -120,22 +126,45 @@ class RheoConfig:
             )
 
     @property
+    def selects_all(self) -> bool:
+        """Whether every request may select all of its pages, however long it is."""
+        return self.budget_max_pages is None and self.budget_rule().selects_all
+
+    @property
     def dense_tokens(self) -> int:
         """Requests up to this many tokens select all their pages, without selection where that is possible."""
         if self.dense_threshold is not None:
             return self.dense_threshold
-        return EVERY_LENGTH if self.budget_ratio == 1 and self.budget_max_pages is None else DENSE_TOKENS
+        return EVERY_LENGTH if self.selects_all else DENSE_TOKENS
 
     def warn_of_budget(self) -> None:
         """Log what a budget of less than all pages risks."""
-        if self.budget_ratio < 1 or self.budget_max_pages is not None:
+        if not self.selects_all:
             logger.warning(
-                "rheo: a budget of less than all pages (budget_ratio=%g, budget_max_pages=%s) can lose answers that "
-                "dense attention gives: SmolLM2-135M found 3 of 10 facts in 4,600 tokens at 0.1, 9 of 10 at 1.0; the "
-                "hit rate does not show it",
+                "rheo: a budget of less than all pages (budget=%s, budget_ratio=%g, budget_max_pages=%s) can lose "
+                "answers that dense attention gives: SmolLM2-135M found 3 of 10 facts in 4,600 tokens at 0.1, 9 "
+                "of 10 at 1.0; the hit rate does not show it",
+                self.budget,
                 self.budget_ratio,
                 self.budget_max_pages,
             )
+
+    def budget_rule(self) -> BudgetRule:
+        """The budget rule, which is given the ratio as the decimal that was written."""
+        return BUDGETS[self.budget](Fraction(repr(self.budget_ratio)))
+
+    def budget_table(self, page_size: int, max_pages: int, device: str | torch.device = "cpu") -> BudgetTable:
+        """Pages that requests of up to ``max_pages`` pages may select, on ``device``."""
+        return BudgetTable(
+            self.budget_rule(),
+            max_pages,
+            page_size,
+            least=self.budget_min_pages,
+            most=self.budget_max_pages,
+            forced=self.sink_pages + self.window_pages,
+            dense_tokens=self.dense_tokens,
+            device=device,
+        )
 
     def splits(self, device: str) -> bool:
         """Whether missed pages are attended where they are, with frames on ``device``."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from rheo_sglang.budget.controller import BudgetController
+from rheo_sglang.budget import BudgetTable
 
 
 class DecodeBatch(NamedTuple):
@@ -57,7 +57,8 @@ def build_decode_batch(
     seq_lens: torch.Tensor,
     max_seq_len: int,
     page_size: int,
-    controller: BudgetController,
+    budget: BudgetTable,
+    kv_heads: int,
     rows: torch.Tensor | None = None,
 ) -> DecodeBatch:
     """Describe one decode step.
@@ -72,8 +73,10 @@ def build_decode_batch(
         Longest of ``seq_lens``, known on the host.
     page_size
         Tokens per page.
-    controller
-        Decides the budgets.
+    budget
+        Pages that requests may select.
+    kv_heads
+        ``H``.
     rows
         The recorder's row of each request, if there is one.
     """
@@ -90,6 +93,6 @@ def build_decode_batch(
         tail_pages=tail_pages,
         tail_offsets=tail_offsets,
         filled=tail_pages[(tail_offsets == page_size - 1) & (tail_pages > 0)].long(),
-        budget=controller.budget(num_pages, seq_lens),
-        width=controller.width(max_seq_len),
+        budget=budget.caps[num_pages.long()][:, None].expand(-1, kv_heads),
+        width=budget.width(-(-max_seq_len // page_size)),
     )

@@ -40,6 +40,8 @@ class StepBuffers:
         What the attention kernels need.
     scores
         ``[B, H, M]``, float32.
+    allowed
+        Pages that may be selected, ``[B, H]``, int32, where the budget rule reads scores.
     selected
         Resolved selection of every layer; one after the other use the same memory, unless misses are shared with the
         CPU: then loading them goes on behind the layers that follow.
@@ -64,6 +66,7 @@ class StepBuffers:
     rows: torch.Tensor
     workspace: Any
     scores: torch.Tensor | None = None
+    allowed: torch.Tensor | None = None
     selected: list[Selected] | None = None
     cpu_begin: list[torch.Tensor] | None = None
     runners_up: list[RunnersUp] | None = None
@@ -122,6 +125,7 @@ class DecodeBuffers:
         self.rows = torch.zeros(batch, dtype=torch.int64, device=device)
         kv = heads.kv_heads
         self.scores = torch.zeros((batch, kv, columns), dtype=torch.float32, device=device)
+        self.allowed = torch.zeros((batch, kv), dtype=torch.int32, device=device)
         copies = 1 if service is None else layers
         self.lists = torch.zeros((4, batch * kv * width), dtype=torch.int32, device=device)
         self.misses = torch.zeros((copies, batch * kv * width), dtype=torch.int32, device=device)
@@ -176,6 +180,7 @@ class DecodeBuffers:
             ]
         room = min(batch * (width + RUNNERS_UP_PER_LIST), self.frames, MOST_CANDIDATES)
         views.scores = self.scores[:batch, :, :columns]
+        views.allowed = self.allowed[:batch]
         views.candidates = self.candidates[: kv * room].view(kv, room)
         views.worth = self.worth[: kv * room].view(kv, room)
         views.num_candidates = self.num_candidates

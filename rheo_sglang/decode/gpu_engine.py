@@ -7,13 +7,13 @@ import logging
 import torch
 
 from rheo_kernels.triton import (
-    Share,
+    allow,
     append,
     describe,
     score,
 )
 from rheo_kernels.types import HitCounters
-from rheo_sglang.budget.controller import BudgetController
+from rheo_sglang.budget import BudgetTable
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.cpu_offload.cores import keep_to_spare_cores
 from rheo_sglang.cpu_offload.cpu_attention import CpuAttention, default_cpu_threads
@@ -56,10 +56,8 @@ class CudaDecode:
         Heads of this rank.
     req_to_token
         SGLang's token table, ``[R, context]``.
-    context_len
-        Most tokens of a request.
-    controller
-        Decides the budgets.
+    budget
+        Pages that requests may select; its caps live where the frames do.
     recorder
         Counts hits, or None.
     cpu_attention
@@ -79,8 +77,7 @@ class CudaDecode:
         frames: torch.Tensor,
         heads: HeadShape,
         req_to_token: torch.Tensor,
-        context_len: int,
-        controller: BudgetController,
+        budget: BudgetTable,
         recorder: Recorder | None,
         cpu_attention: bool = True,
     ) -> None:
@@ -90,13 +87,11 @@ class CudaDecode:
         self.frames = frames
         self.heads = heads
         self.req_to_token = req_to_token
-        self.page_size = controller.page_size
+        self.page_size = budget.page_size
+        self.budget = budget
         self.recorder = recorder
         self.residency = CudaResidency(table, host, frames)
-        self.variants = make_variants(controller, context_len)
-        self.share = Share(
-            config.budget_ratio, config.budget_min_pages, controller.most, controller.dense_tokens
-        )
+        self.variants = make_variants(budget)
         device = frames.device
         self.appending, self.behind = SideStream(device), SideStream(device)
         self.attention = make_attention(host, frames, heads, self.page_size)
@@ -235,7 +230,7 @@ class CudaDecode:
             seq_lens,
             live,
             self.page_size,
-            self.share,
+            self.budget.caps,
             self.table.step,
             self.table.last_active,
             self.table.summarised,
@@ -319,7 +314,7 @@ class CudaDecode:
             batch.pages,
             batch.num_pages,
             batch.seq_lens,
-            batch.budget[:, None].expand(-1, self.heads.kv_heads),
+            self._allowed(step),
             table.frame_of[layer],
             page_size,
             config.sink_pages,
@@ -351,6 +346,15 @@ class CudaDecode:
             self.config.grouping,
             step.scores,
         )
+
+    def _allowed(self, step: StepBuffers) -> torch.Tensor:
+        batch, rule = step.batch, self.budget.rule
+        caps = batch.budget[:, None].expand(-1, self.heads.kv_heads)
+        if not rule.reads_scores:
+            return caps
+        assert step.scores is not None and step.allowed is not None
+        forced, dense = self.budget.forced, self.budget.dense_pages
+        return allow(rule.allow_kernel, step.scores, batch.num_pages, caps, forced, dense, step.allowed)
 
     def _counters(self, layer: int, step: StepBuffers) -> HitCounters | None:
         recorder = self.recorder

@@ -61,7 +61,14 @@ class DecodeStep:
         self.frames = frames
         self.page_size = page_size
         self.recorder = recorder
-        self.selector = Selector(table.summary, config.grouping, config.sink_pages, config.window_pages)
+        self.selector = Selector(
+            table.summary,
+            config.grouping,
+            config.sink_pages,
+            config.window_pages,
+            config.budget_rule(),
+            -(-config.dense_tokens // page_size),
+        )
         self.splits = config.splits(frames.device.type)
         native = cpu_attention and frames.device.type == "cpu"
         self.attend = cpu.attend if native else reference.attend

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rheo_sglang.budget.controller import BudgetController
+from rheo_sglang.budget import BudgetTable
 
 GROWTH = 4
 """Each variant serves contexts this many times as long as the one before it."""
@@ -33,23 +33,22 @@ class Variant(NamedTuple):
         return f"{'dense' if self.dense else 'sparse'}-{self.columns}"
 
 
-def make_variants(controller: BudgetController, context_len: int) -> list[Variant]:
-    """Variants for every context up to ``context_len`` tokens, the least work first.
+def make_variants(budget: BudgetTable) -> list[Variant]:
+    """Variants for every context that the budgets are for, the least work first.
 
     The dense shortcut comes first, where there is one: it serves batches of requests that all select everything. A
     selection is still needed now and then, for what admits pages that have no frame.
     """
-    page_size = controller.page_size
-    most = -(-context_len // page_size)
+    most = budget.max_pages
     columns = [256]
     while columns[-1] < most:
         columns.append(columns[-1] * GROWTH)
     columns[-1] = most
-    dense = -(-min(controller.dense_tokens, context_len) // page_size)
+    dense = min(budget.dense_pages, most)
     variants = [Variant(width, 0) for width in columns if width < dense]
     if dense:
         variants.append(Variant(dense, 0))
-    return variants + [Variant(width, controller.width(width * page_size)) for width in columns]
+    return variants + [Variant(width, budget.width(width)) for width in columns]
 
 
 def pick_variant(variants: list[Variant], pages: int, dense: bool) -> Variant:

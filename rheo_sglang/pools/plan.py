@@ -108,6 +108,14 @@ def plan_pools(
     if reason is not None:
         others = [name for name in SUMMARIES.names() if name != config.summary]
         reject("summary", config.summary, f"{', '.join(others)} ({config.summary} {reason})", "rheo")
+    rule = config.budget_rule()
+    if rule.reads_scores and rule.allow_kernel is None and not frames_in_dram:
+        reject(
+            "budget",
+            config.budget,
+            "on a GPU, rules that do not read scores or have a kernel that does",
+            "rheo",
+        )
     table_bytes = shape.table_bytes(config.summary)
     frame_pages = _frames_asked(config, shape)
     cause = "host_pool_gib" if config.host_pool_gib is not None else "host_pool_ratio"

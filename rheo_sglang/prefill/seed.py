@@ -7,7 +7,6 @@ from typing import Protocol
 
 import torch
 
-from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.prefill.batch import PrefillBatch
@@ -58,14 +57,14 @@ class Seeding:
         self.table = table
         self.residency = residency
         self.page_size = page_size
-        self.controller = BudgetController(config, 1, page_size)
+        device = table.frame_of.device
+        self.budget = config.budget_table(page_size, table.pages, device)
         self.caps = torch.empty(0, dtype=torch.int32)
 
     def begin(self, batch: PrefillBatch) -> None:
         """Begin a pass: how many pages a decode step of each ending prompt may select holds for all layers."""
         ending = batch.ending
-        tokens = batch.cu_keys[: ending + 1].diff()
-        self.caps = self.controller.budget(batch.num_pages[:ending], tokens)[:, 0]
+        self.caps = self.budget.caps[batch.num_pages[:ending].long()]
 
     def page_mass(
         self, q: torch.Tensor, keys: torch.Tensor, batch: PrefillBatch, scale: float

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from rheo_kernels.reference import score, select
+from rheo_kernels.reference import allow, score, select
 from rheo_kernels.types.summary import PageSummary
+from rheo_sglang.budget import BudgetRule
 
 
 class Selection(NamedTuple):
@@ -36,13 +37,27 @@ class Selector:
         ``"mean"`` or ``"max"`` over the GQA group.
     sink_pages, window_pages
         First and last pages, always selected.
+    rule
+        Budget rule, which may allow less than the budgets where it reads scores; None for one that does not.
+    dense_pages
+        Requests of up to so many pages select all, whatever the rule.
     """
 
-    def __init__(self, summary: PageSummary, grouping: str, sink_pages: int, window_pages: int) -> None:
+    def __init__(
+        self,
+        summary: PageSummary,
+        grouping: str,
+        sink_pages: int,
+        window_pages: int,
+        rule: BudgetRule | None = None,
+        dense_pages: int = 0,
+    ) -> None:
         self.summary = summary
         self.grouping = grouping
         self.sink_pages = sink_pages
         self.window_pages = window_pages
+        self.rule = rule
+        self.dense_pages = dense_pages
 
     def __call__(
         self,
@@ -56,5 +71,8 @@ class Selector:
     ) -> Selection:
         """Select one layer's pages; see `rheo_kernels.reference.score` and ``select`` for shapes."""
         scores = score(q, self.summary, summaries, pages, num_pages, scale, self.grouping)
+        if self.rule is not None and self.rule.reads_scores:
+            forced = self.sink_pages + self.window_pages
+            budget = allow(self.rule.allow, scores, num_pages, budget, forced, self.dense_pages)
         selected = select(scores, num_pages, budget, self.sink_pages, self.window_pages, width)
         return Selection(scores, selected)

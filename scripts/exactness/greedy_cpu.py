@@ -51,7 +51,6 @@ def compare(expected: list[dict[str, Any]], got: list[dict[str, Any]]) -> dict[s
 def attention_error(page_size: int) -> float:
     """Relative error of one decode step's attention output against float64, at SmolLM2's shape."""
     from rheo_kernels.reference import write
-    from rheo_sglang.budget.controller import BudgetController
     from rheo_sglang.config import RheoConfig
     from rheo_sglang.decode.batch import build_decode_batch
     from rheo_sglang.decode.reference_engine import DecodeStep
@@ -75,7 +74,8 @@ def attention_error(page_size: int) -> float:
         torch.tensor([length]),
         length,
         page_size,
-        BudgetController(config, heads, page_size),
+        config.budget_table(page_size, pages),
+        heads,
     )
     q = torch.randn(1, queries, dim)
     step = DecodeStep(config, table, host, frames, page_size, Residency(table, host, frames), None)

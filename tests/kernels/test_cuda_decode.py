@@ -11,7 +11,6 @@ import torch
 from triton_cases import relative_error
 
 from rheo_kernels.cuda.offload import Costs
-from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.decode import gpu_engine
 from rheo_sglang.decode.attention import CudaAttention
@@ -51,7 +50,7 @@ class Server:
         )
         self.host = host_pool(LAYERS, PAGES, HEADS, DIM, PAGE_SIZE, dtype, device.type == "cuda")
         self.frames = frame_pool(LAYERS, HEADS, frames, DIM, PAGE_SIZE, dtype, device)
-        self.controller = BudgetController(config, HEADS, PAGE_SIZE)
+        self.budget = config.budget_table(PAGE_SIZE, CONTEXT // PAGE_SIZE, device)
         self.recorder = Recorder(4, LAYERS, HEADS, device, with_mass=False)
         self.tokens = torch.zeros((4, CONTEXT), dtype=torch.int32, device=device)
         if cuda:
@@ -64,8 +63,7 @@ class Server:
                 self.frames,
                 HeadShape(HEADS, GROUP, DIM),
                 self.tokens,
-                CONTEXT,
-                self.controller,
+                self.budget,
                 self.recorder,
             )
             self.cuda.note_prefill()
@@ -108,7 +106,8 @@ class Server:
                 seq_lens,
                 int(seq_lens.max()),
                 PAGE_SIZE,
-                self.controller,
+                self.budget,
+                HEADS,
                 self.recorder.begin_step(rids),
             )
             self.table.begin_step()

@@ -7,7 +7,6 @@ import torch
 from triton_cases import permutation
 
 from rheo_kernels.types import DecodeBatch
-from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.decode.batch import build_decode_batch
 
@@ -21,7 +20,7 @@ def test_describe_equals_the_reference(page_size: int, ratio: float, rng: torch.
 
     device = rng.device
     config = RheoConfig(budget_ratio=ratio, budget_min_pages=2, dense_threshold=3 * page_size)
-    controller = BudgetController(config, HEADS, page_size)
+    budget = config.budget_table(page_size, 12, device)
     pages = (permutation(PAGES - 1, rng)[: ROWS * 12] + 1).view(ROWS, 12).to(torch.int32)
     slots = pages[:, :, None] * page_size + torch.arange(page_size, device=device, dtype=torch.int32)
     tokens = slots.flatten(1).contiguous()
@@ -29,7 +28,7 @@ def test_describe_equals_the_reference(page_size: int, ratio: float, rng: torch.
     lengths = torch.tensor([12 * page_size, 1, 3 * page_size, 5 * page_size + 1, 7], device=device)
     live, columns = 4, 12
     expected = build_decode_batch(
-        tokens, rows[:live], lengths[:live], columns * page_size, page_size, controller
+        tokens, rows[:live], lengths[:live], columns * page_size, page_size, budget, HEADS
     )
     out = DecodeBatch.allocate(len(rows), columns, device)
     for field in out:
@@ -38,9 +37,8 @@ def test_describe_equals_the_reference(page_size: int, ratio: float, rng: torch.
     last_active = torch.zeros(PAGES, dtype=torch.int32, device=device)
     described = torch.zeros(PAGES, dtype=torch.bool, device=device)
     unsaved = torch.zeros((LAYERS, PAGES), dtype=torch.bool, device=device)
-    share = kernels.Share(ratio, config.budget_min_pages, controller.most, controller.dense_tokens)
     kernels.describe(
-        tokens, rows, lengths, live, page_size, share, step, last_active, described, unsaved, out
+        tokens, rows, lengths, live, page_size, budget.caps, step, last_active, described, unsaved, out
     )
     assert torch.equal(out.num_pages[:live], expected.num_pages)
     assert torch.equal(out.seq_lens[:live].long(), expected.seq_lens.to(device))

@@ -64,7 +64,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"cpu_threads": 0}, "at least 1, at most 256"),
     ({"recorder": "on"}, "off, hits, mass"),
     ({"recorder": False}, "off, hits, mass"),
-    ({"budget": 0.1}, "budget_ratio, budget_min_pages"),
+    *(({"budget": value}, "fixed") for value in (0.1, "share", None)),
+    ({"budgets": 0.1}, "budget_ratio, budget_min_pages"),
     ({"Budget_ratio": 0.1}, "budget_ratio, budget_min_pages"),
 ]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.decode.batch import DecodeBatch, build_decode_batch, page_lists
 from rheo_sglang.decode.reference_engine import DecodeStep
@@ -36,7 +35,8 @@ def batch_of(page_size: int, pages_of_rows: dict[int, list[int]], lengths: dict[
         torch.tensor(list(lengths.values())),
         max(lengths.values()),
         page_size,
-        BudgetController(config, HEADS, page_size),
+        config.budget_table(page_size, 8),
+        HEADS,
     )
 
 
@@ -50,7 +50,7 @@ def test_pages_tails_and_filled_pages_follow_the_lengths(page_size: int) -> None
     assert batch.tail_pages.tolist() == [11, 9, 5]
     assert batch.tail_offsets.tolist() == [0, page_size - 1, page_size - 2]
     assert batch.filled.tolist() == [9], "only the page whose last token this is has filled up"
-    assert batch.budget.tolist() == [[2, 2], [2, 2], [1, 1]]
+    assert batch.budget.tolist() == [[3, 3], [3, 3], [1, 1]]
     assert batch.width == 3, "sink and window alone select three pages"
 
 
@@ -78,7 +78,8 @@ def decode(lengths: dict[int, int], miss_mode: str) -> tuple[torch.Tensor, PageT
         torch.tensor(list(lengths.values())),
         max(lengths.values()),
         16,
-        BudgetController(config, HEADS, 16),
+        config.budget_table(16, 8),
+        HEADS,
     )
     return step(0, q[rows], k[rows], v[rows], batch, 0.3), table
 

@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 
-from rheo_sglang.budget.controller import BudgetController
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.decode.variant import Variant, make_variants, pick_variant
 
 
 def variants(context_len: int, page_size: int = 32, **values: Any) -> list[Variant]:
-    return make_variants(BudgetController(RheoConfig(**values), 2, page_size), context_len)
+    return make_variants(RheoConfig(**values).budget_table(page_size, -(-context_len // page_size)))
 
 
 @pytest.mark.parametrize("context_len", [100, 8192, 131072, 10**6])

@@ -8,7 +8,7 @@
 // selected, is read off the same histograms.
 //
 // Macros: THREADS (a power of two, at least 128), ITEMS (pages per thread, a multiple of 4 up to 32), PDL (the launch
-// may overlap the kernel before it, which writes the scores, and the kernel after it). Lists of up to THREADS * ITEMS
+// may overlap the kernel before it, which writes scores or budgets, and the kernel after it). Lists of up to THREADS * ITEMS
 // pages, 32768 at most.
 
 #include "words.cuh"
@@ -289,17 +289,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
     const int* list = a.pages + request * a.stride_pb;
     const int* table = a.page_table + head * a.stride_th;
 
-    // The scores come from the kernel before this one; the rest has been there since the step began.
+    // Scores and budgets may come from the kernel before this one; the rest has been there since the step began.
     u32 pages[ITEMS];
     if constexpr (kAhead) load_row(list, a.columns, pages);
     const int count = max(0, min(a.num_pages[request], a.columns));
-    const int budget = a.budget[request * a.stride_bb + head * a.stride_bh];
     const int length = a.seq_lens[request * a.words_per_length];
     if (threadIdx.x == 0) shared.num_runners_up = 0;
     release_next_kernel();
     wait_for_last_kernel();
     u32 keys[ITEMS];
     load_row(a.scores + request * a.stride_sb + head * a.stride_sh, a.columns, keys);
+    const int budget = a.budget[request * a.stride_bb + head * a.stride_bh];
     const int row = a.rates == nullptr ? 0 : a.slots[2 * request];
 
     // Of more forced pages than columns the first are kept.

@@ -21,6 +21,7 @@ LSE is the natural logarithm everywhere; an empty partial is ``(output 0, LSE -i
 """
 
 from rheo_kernels.reference.admit import NEVER_EVICT, admit
+from rheo_kernels.reference.allow import allow
 from rheo_kernels.reference.append import append
 from rheo_kernels.reference.attend import attend
 from rheo_kernels.reference.attend_dense import attend_dense
@@ -45,6 +46,7 @@ from rheo_kernels.reference.write import write
 __all__ = [
     "NEVER_EVICT",
     "admit",
+    "allow",
     "append",
     "attend",
     "attend_dense",

@@ -5,10 +5,11 @@ satisfy the reference, the docstring says which one the kernel takes.
 """
 
 from rheo_kernels.triton.admit import admit
+from rheo_kernels.triton.allow import allow
 from rheo_kernels.triton.append import append
 from rheo_kernels.triton.attend import attend
 from rheo_kernels.triton.attend_dense import attend_dense
-from rheo_kernels.triton.describe import Share, describe
+from rheo_kernels.triton.describe import describe
 from rheo_kernels.triton.fetch import attend_fetch, fetch_splits
 from rheo_kernels.triton.fill import fill
 from rheo_kernels.triton.importance import update_importance
@@ -27,8 +28,8 @@ from rheo_kernels.triton.values import gather_misses, value_frames
 from rheo_kernels.triton.write import write
 
 __all__ = [
-    "Share",
     "admit",
+    "allow",
     "append",
     "attend",
     "attend_dense",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -13,22 +11,13 @@ from rheo_kernels.types import DecodeBatch
 PAGES_PER_PROGRAM = 1024
 
 
-class Share(NamedTuple):
-    """Budget of a request: a share of its pages within bounds, or all of them up to a number of tokens."""
-
-    ratio: float
-    least: int
-    most: int
-    dense_tokens: int
-
-
 def describe(
     req_to_token: torch.Tensor,
     slots: torch.Tensor,
     seq_lens: torch.Tensor,
     live: int,
     page_size: int,
-    share: Share,
+    caps: torch.Tensor,
     step: torch.Tensor,
     last_active: torch.Tensor,
     summarised: torch.Tensor,
@@ -47,8 +36,8 @@ def describe(
         Requests; the rows from it on are padding.
     page_size
         Tokens per page.
-    share
-        Budget.
+    caps
+        Most pages that a request may select, by its number of pages, ``[max_pages + 1]``, int32.
     step
         Decode steps so far, scalar, int32.
     last_active
@@ -74,13 +63,10 @@ def describe(
         last_active,
         summarised,
         unsaved,
+        caps,
         *out,
         live,
         columns,
-        share.ratio,
-        share.least,
-        share.most,
-        share.dense_tokens,
         layers,
         req_to_token.stride(0),
         out.pages.stride(0),
@@ -93,7 +79,7 @@ def describe(
     return out
 
 
-@triton.jit(do_not_specialize=["live", "ratio"])
+@triton.jit(do_not_specialize=["live"])
 def _describe(
     req_to_token,
     slots,
@@ -102,6 +88,7 @@ def _describe(
     last_active,
     summarised,
     unsaved,
+    caps,
     out_pages,
     out_num_pages,
     out_seq_lens,
@@ -111,10 +98,6 @@ def _describe(
     out_budget,
     live,
     columns,
-    ratio,
-    least,
-    most,
-    dense_tokens,
     layers,
     stride_rt,
     stride_pb,
@@ -138,15 +121,12 @@ def _describe(
         tail = tl.load(row + last * PAGE_SIZE, mask=count > 0, other=0).to(tl.int32) // PAGE_SIZE
         offset = tl.maximum(length - 1, 0) % PAGE_SIZE
         full = (count > 0) & (offset == PAGE_SIZE - 1)
-        wanted = tl.ceil(count.to(tl.float32) * ratio).to(tl.int32)
-        wanted = tl.minimum(tl.maximum(wanted, least), most)
-        allowed = tl.where(length <= dense_tokens, count, tl.minimum(wanted, count))
         tl.store(out_num_pages + request, count)
         tl.store(out_seq_lens + request, length)
         tl.store(out_tail_pages + request, tail)
         tl.store(out_tail_offsets + request, offset)
         tl.store(out_filled + request, tl.where(full, tail, 0))
-        tl.store(out_budget + request, allowed)
+        tl.store(out_budget + request, tl.load(caps + count))
         if count > 0:
             tl.store(summarised + tail, tl.full([], 1, tl.int1))
             layer = tl.arange(0, BLOCK_L).to(tl.int64)

@@ -1,0 +1,24 @@
+"""fixed: a fixed share of a request's pages."""
+
+from __future__ import annotations
+
+import torch
+
+from rheo_sglang.budget.base import BUDGETS, BudgetRule
+
+
+@BUDGETS.register
+class FixedBudget(BudgetRule):
+    """``ceil(ratio * pages)`` with the ratio as it was written: 0.3 of 50 pages are 15."""
+
+    name = "fixed"
+
+    @property
+    def selects_all(self) -> bool:
+        """Whether the share is all."""
+        return self.ratio == 1
+
+    def cap(self, num_pages: torch.Tensor) -> torch.Tensor:
+        """The share, in Python's integers: a ratio of 17 digits times a million pages exceeds 64 bits."""
+        share, whole = self.ratio.numerator, self.ratio.denominator
+        return torch.tensor([-(-pages * share // whole) for pages in num_pages.tolist()], dtype=torch.int64)
