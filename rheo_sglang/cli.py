@@ -1,4 +1,4 @@
-"""`rheo` command: looks into running servers and into the installation."""
+"""`rheo` command: starts servers, looks into running ones and into the installation."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from rheo_sglang import doctor, serve
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,8 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     report.add_argument("--url", default="http://127.0.0.1:30000", help="address of the server")
     report.add_argument("--json", action="store_true", help="print JSON instead of tables")
     report.set_defaults(run=run_report)
-    doctor = commands.add_parser("doctor", help="whether SGLang can load the plugin, and why not")
-    doctor.set_defaults(run=run_doctor)
+    doctor.add_parser(commands)
+    serve.add_parser(commands)
     arguments = parser.parse_args(argv)
     return arguments.run(arguments)
 
@@ -58,30 +57,6 @@ def fetch_states(url: str) -> list[dict[str, Any]]:
     with urllib.request.urlopen(f"{url.rstrip('/')}/server_info", timeout=30) as response:
         info = json.load(response)
     return [state["rheo"] for state in info.get("internal_states", []) if state.get("rheo")]
-
-
-def run_doctor(arguments: argparse.Namespace) -> int:
-    """Load the plugin as SGLang does, but let its errors through."""
-    import importlib
-    import importlib.metadata
-
-    table = Table(title="RheoServe", show_header=False)
-    for package in ("rheo-sglang", "sglang", "torch", "triton"):
-        try:
-            table.add_row(package, importlib.metadata.version(package))
-        except importlib.metadata.PackageNotFoundError:
-            table.add_row(package, "not installed")
-    console = Console()
-    console.print(table)
-    entries = [entry.name for entry in importlib.metadata.entry_points(group="sglang.srt.plugins")]
-    if "rheo" not in entries:
-        console.print("The entry point is missing: install the package with 'pip install .'.")
-        return 1
-    for module in ("plugin", "backend", "pools.allocator", "pools.sizing", "tree.component", "state"):
-        importlib.import_module(f"rheo_sglang.{module}")
-    importlib.import_module("rheo_sglang.plugin").register()
-    console.print("The plugin loads: --attention-backend rheo is available.")
-    return 0
 
 
 if __name__ == "__main__":

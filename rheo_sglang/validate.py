@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any, NoReturn
 
 import torch
 
 from rheo_sglang.config import DEFAULT_PAGE_SIZE, PAGE_SIZES, RheoConfig
 from rheo_sglang.errors import ConfigError, reject
+from rheo_sglang.serve import CPU_ENGINE
 from rheo_sglang.sglang_settings import REFUSED
 
 KV_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -78,6 +80,26 @@ def _allowed(off: tuple[Any, ...]) -> str:
 def default_device() -> str:
     """Device that SGLang picks where none was asked for."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_device(device: str | None) -> None:
+    """Check that there is the device asked for, and that SGLang was made to run on a CPU where that is the one.
+
+    Raises
+    ------
+    ConfigError
+        Naming the flag, its value and what is allowed.
+    """
+    gpu = torch.cuda.is_available()
+    kind = (device or default_device()).split(":")[0]
+    if kind not in ("cuda", "cpu") or (kind == "cuda" and not gpu):
+        reject("--device", device, "cuda, cpu" if gpu else "cpu (torch sees no GPU)", "rheo")
+    if kind == "cpu" and os.environ.get(CPU_ENGINE) != "1":
+        why = "is given" if device else "is what is left where torch sees no GPU"
+        raise ConfigError(
+            f"rheo: --device cpu {why}, and SGLang chooses its CPU engine only before it starts; allowed: "
+            f"'rheo serve' with the same arguments, or {CPU_ENGINE}=1 in the environment"
+        )
 
 
 def captures_decode(config: RheoConfig, device: str) -> bool:
