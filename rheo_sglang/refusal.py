@@ -40,7 +40,7 @@ def refuse(error: ConfigError) -> NoReturn:
     """End the start in the process that the user started."""
     if not _from_command_line:
         raise error
-    print(f"rheo: error: {error}", file=sys.stderr)
+    print(f"rheo: error: {str(error).removeprefix('rheo: ')}", file=sys.stderr)
     sys.exit(2)
 
 
