@@ -11,8 +11,8 @@ from common.sglang_server import ServerError
 
 REFUSED_BY_ARGUMENTS = {
     "unknown key": (
-        {"rheo_config": {"budget": 0.2}},
-        "--rheo-config: unknown key 'budget'=0.2; allowed keys: ",
+        {"rheo_config": {"budgets": 0.2}},
+        "--rheo-config: unknown key 'budgets'=0.2; allowed keys: ",
     ),
     "negative size": (
         {"rheo_config": {"host_pool_gib": -1}},
@@ -77,15 +77,6 @@ REFUSED_MODELS = {
         "type_vocab_size": 2,
         "layer_norm_eps": 1e-12,
         "position_embedding_type": "absolute",
-    },
-    "layer model.layers.0.self_attn.attn has attention logits capped at 30.0": {
-        **TINY,
-        "architectures": ["Grok1ForCausalLM"],
-        "model_type": "mixtral",
-        "head_dim": 16,
-        "num_local_experts": 2,
-        "num_experts_per_tok": 2,
-        "rms_norm_eps": 1e-5,
     },
     "multi-head latent attention (MLA)": {
         **TINY,

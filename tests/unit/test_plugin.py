@@ -23,7 +23,7 @@ COMMAND_LINES = {
     "another backend": PLAIN,
     "the flag alone": RHEO,
     "with settings": [*RHEO, "--rheo-config", '{"budget_ratio": 0.5}', "--page-size", "16"],
-    "unknown setting": [*RHEO, "--rheo-config", '{"budget": 0.5}'],
+    "unknown setting": [*RHEO, "--rheo-config", '{"budgets": 0.5}'],
     "settings without the backend": [*PLAIN, "--rheo-config", "{}"],
     "token-sized pages": [*RHEO, "--page-size", "1"],
 }
@@ -77,7 +77,7 @@ def test_settings_reach_every_process_of_the_server(loaded: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("case", "shown"),
     [
-        ("unknown setting", "--rheo-config: unknown key 'budget'=0.5; allowed keys: budget_ratio"),
+        ("unknown setting", "--rheo-config: unknown key 'budgets'=0.5; allowed keys: budget, budget_ratio"),
         ("settings without the backend", "--rheo-config: needs --attention-backend rheo"),
         ("token-sized pages", "--page-size=1 is not supported; allowed: 16, 32, 64"),
     ],
