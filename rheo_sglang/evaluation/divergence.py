@@ -1,0 +1,209 @@
+"""Divergence of a server from a dense one: KL and agreement of next-token distributions over the same forced text."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import requests
+
+from rheo_sglang.evaluation.forcing import FORCED, SPARE, processor_text, recover
+from rheo_sglang.evaluation.texts import CHARACTERS_PER_TOKEN, passage
+
+TOP = 256
+"""Tokens of each distribution that are compared one by one; the others are compared together."""
+NORMAL_95 = 1.96
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One text to be continued.
+
+    Attributes
+    ----------
+    kind, seed
+        See `rheo_sglang.evaluation.texts.passage`.
+    tokens
+        Of the prompt.
+    forced
+        That follow it.
+    """
+
+    kind: str
+    seed: int
+    tokens: list[int]
+    forced: list[int]
+
+    @property
+    def digest(self) -> str:
+        """Names prompt and continuation, so that distributions of other text are never compared."""
+        return hashlib.sha256(repr((self.tokens, self.forced)).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A server's next-token distributions over one prompt's continuation, the first decode step on.
+
+    Attributes
+    ----------
+    digest
+        The prompt's.
+    distributions
+        Log-probabilities by token, the `TOP` greatest and the forced token's, of every step.
+    forced
+        Tokens of the text, one a step.
+    """
+
+    digest: str
+    distributions: list[dict[int, float]]
+    forced: list[int]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data; `from_json` takes it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Steps:
+        """From what `to_json` gave, keys of objects being text in JSON."""
+        steps = [{int(token): value for token, value in step.items()} for step in data["distributions"]]
+        return cls(data["digest"], steps, data["forced"])
+
+
+class ForcedDecoder:
+    """An SGLang server that decodes given text and reports its log-probabilities.
+
+    Parameters
+    ----------
+    url
+        The server's address. It must run with ``--enable-custom-logit-processor``.
+    timeout
+        Seconds to wait for one reply.
+    api_key
+        Sent as a bearer token.
+
+    Raises
+    ------
+    requests.RequestException
+        From every method, when the server cannot be reached or refuses; the message is meant for the user.
+    """
+
+    def __init__(self, url: str, timeout: float = 600.0, api_key: str | None = None) -> None:
+        self._url = url.rstrip("/").removesuffix("/v1")
+        self._timeout = timeout
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._processor = processor_text()
+
+    def prompt(self, kind: str, length: int, steps: int, seed: int) -> Prompt:
+        """Cut a text of ``length`` tokens, and the ``steps + 1`` that follow, with the server's own tokenizer."""
+        text = passage(kind, (length + steps + 1) * CHARACTERS_PER_TOKEN, seed)
+        tokens = self._post("/tokenize", {"model": "default", "prompt": text, "add_special_tokens": False})[
+            "tokens"
+        ]
+        return Prompt(kind, seed, tokens[:length], tokens[length : length + steps + 1])
+
+    def decode(self, prompt: Prompt) -> Steps:
+        """Decode a prompt's continuation. The first token comes from the prefill and is left out."""
+        spare = spare_token(prompt)
+        body = {
+            "input_ids": prompt.tokens,
+            "sampling_params": {
+                "max_new_tokens": len(prompt.forced),
+                "temperature": 0.0,
+                "ignore_eos": True,
+                "custom_params": {FORCED: prompt.forced, SPARE: spare},
+            },
+            "custom_logit_processor": self._processor,
+            "return_logprob": True,
+            "top_logprobs_num": TOP,
+            "token_ids_logprob": [spare],
+        }
+        reply = self._post("/generate", body)
+        meta = reply["meta_info"]
+        distributions = []
+        for taken, top, (asked,), forced in zip(
+            meta["output_token_logprobs"],
+            meta["output_top_logprobs"],
+            meta["output_token_ids_logprobs"],
+            prompt.forced,
+            strict=True,
+        ):
+            if taken[1] != forced:
+                raise requests.RequestException(
+                    f"{self._url} decoded token {taken[1]} where {forced} was forced; is rheo-sglang installed there?"
+                )
+            reported = {token: value for value, token, *_ in top} | {forced: taken[0], spare: asked[0]}
+            distributions.append(recover(reported, forced, spare))
+        return Steps(prompt.digest, distributions[1:], prompt.forced[1:])
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        reply = requests.post(self._url + path, json=body, headers=self._headers, timeout=self._timeout)
+        self._check(reply)
+        return reply.json()
+
+    def _check(self, reply: requests.Response) -> None:
+        if not reply.ok:
+            raise requests.HTTPError(f"{reply.url} answered {reply.status_code}: {reply.text[:300]}")
+
+
+def spare_token(prompt: Prompt) -> int:
+    """A token that the text does not use: the greatest below those it does use, where rare tokens are."""
+    used = {*prompt.tokens, *prompt.forced}
+    return next(token for token in range(max(used), -1, -1) if token not in used)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How far one prompt's distributions are from the dense ones, means over its steps.
+
+    Attributes
+    ----------
+    kl
+        Kullback-Leibler divergence from the dense distribution, nats. Tokens that are not among the greatest of both
+        are compared as one: a lower bound, and close where those hold most of the mass.
+    same_top
+        Share of the steps with the dense distribution's most probable token on top.
+    loss, dense_loss
+        Negative log-likelihood of the text's own tokens, nats a token.
+    """
+
+    kl: float
+    same_top: float
+    loss: float
+    dense_loss: float
+
+
+def step_divergence(dense: dict[int, float], other: dict[int, float]) -> float:
+    """KL of one step, from log-probabilities of the most probable tokens; see `Divergence`."""
+    shared = dense.keys() & other.keys()
+    kl = sum(math.exp(dense[token]) * (dense[token] - other[token]) for token in shared)
+    rest = max(1.0 - sum(math.exp(dense[token]) for token in shared), 0.0)
+    other_rest = max(1.0 - sum(math.exp(other[token]) for token in shared), 1e-9)
+    return kl + (rest * math.log(rest / other_rest) if rest > 0 else 0.0)
+
+
+def compare(dense: Steps, other: Steps) -> Divergence:
+    """Divergence of one prompt's steps.
+
+    Raises
+    ------
+    ValueError
+        If they are not of the same text.
+    """
+    if dense.digest != other.digest:
+        raise ValueError(f"the distributions are of other text: {other.digest}, dense {dense.digest}")
+    pairs = list(zip(dense.distributions, other.distributions, dense.forced, strict=True))
+    return Divergence(
+        fmean(step_divergence(one, two) for one, two, _ in pairs),
+        fmean(max(one, key=one.__getitem__) == max(two, key=two.__getitem__) for one, two, _ in pairs),
+        fmean(-two[token] for _, two, token in pairs),
+        fmean(-one[token] for one, _, token in pairs),
+    )
+
+
+def interval(values: Sequence[float]) -> float:
+    """Half of the mean's 95 % confidence interval over independent values (normal approximation); NaN of one value."""
+    return NORMAL_95 * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
