@@ -54,7 +54,10 @@ def test_divergence_of_the_most_probable_tokens_is_below_and_near_the_whole_one(
     for seed in range(20):
         one, two = (draw_logits(seed * 2 + i, 3.0).log_softmax(0) for i in range(2))
         whole = float((one.exp() * (one - two)).sum())
-        tops = [dict(zip(x.topk(200).indices.tolist(), x.topk(200).values.tolist(), strict=True)) for x in (one, two)]
+        tops = [
+            dict(zip(x.topk(200).indices.tolist(), x.topk(200).values.tolist(), strict=True))
+            for x in (one, two)
+        ]
         assert step_divergence(*tops) <= whole + 1e-5
         everything = [dict(enumerate(x.tolist())) for x in (one, two)]
         assert step_divergence(*everything) == pytest.approx(whole, abs=1e-4)

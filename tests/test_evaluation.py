@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from rheo_sglang.evaluation.command import main
 from rheo_sglang.evaluation.haystack import Haystack, documentation_text, token_counter
 from rheo_sglang.evaluation.names import NAMES, NamePool
+from rheo_sglang.evaluation.recall_command import main
 from rheo_sglang.evaluation.tasks import TASKS, Turn, recall, vartrack
 
 

@@ -11,9 +11,10 @@ import json
 import math
 import pickle
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 MARGIN = 1.0
 """How far above the greatest logit the wanted token is raised: its share stays below 0.74, so the rest keeps digits."""

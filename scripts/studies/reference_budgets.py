@@ -52,7 +52,7 @@ def accuracy(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     out = folder / f"{name}.json"
     arguments = server_arguments(name, max(lengths))
     with SGLangServer(options.model, arguments, folder / f"{name}.log", gpu=GPU) as server:
-        command = [sys.executable, "-m", "rheo_sglang.evaluation", "--base-url", server.base_url]
+        command = [sys.executable, "-m", "rheo_sglang.evaluation", "recall", "--base-url", server.base_url]
         command += ["--model", str(options.model), "--lengths", options.lengths, "--out", str(out)]
         command += ["--samples", str(options.samples), "--concurrency", str(options.concurrency)]
         if options.text:

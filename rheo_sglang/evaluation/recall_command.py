@@ -1,6 +1,6 @@
 """Measure long-context recall of a served model by task and length.
 
-    python -m rheo_sglang.evaluation --base-url http://127.0.0.1:30000 --model models/rheo-reference \\
+    rheo eval recall --base-url http://127.0.0.1:30000 --model models/rheo-reference \\
         --tasks needle,vartrack --lengths 1024,4096 --out accuracy.json
 
 Any server with OpenAI's ``/v1/completions`` will do. The haystack is the half of Python's own documentation
@@ -28,7 +28,7 @@ from rheo_sglang.evaluation.tasks import TASKS
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m rheo_sglang.evaluation",
+        prog="rheo eval recall",
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -118,9 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         metrics = evaluate(options)
     except (OSError, ValueError) as error:
-        print(f"evaluation: {error}", file=sys.stderr)
+        print(f"rheo eval recall: {error}", file=sys.stderr)
         return 1
-    command = shlex.join(["python", "-m", "rheo_sglang.evaluation", *arguments])
+    command = shlex.join(["rheo", "eval", "recall", *arguments])
     document = result_document(options.name, command, metrics, ["sglang", "torch"], options.machine)
     write_result(document, options.out)
     for name, value in metrics.items():
