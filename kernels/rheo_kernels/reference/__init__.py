@@ -26,6 +26,7 @@ from rheo_kernels.reference.append import append
 from rheo_kernels.reference.attend import attend
 from rheo_kernels.reference.attend_dense import attend_dense
 from rheo_kernels.reference.blocks import block_keys, block_values
+from rheo_kernels.reference.estimate import estimate, page_shares
 from rheo_kernels.reference.fill import fill
 from rheo_kernels.reference.gather_misses import gather_misses
 from rheo_kernels.reference.importance import rank_normalise, update_importance
@@ -39,12 +40,15 @@ from rheo_kernels.reference.runners_up import runners_up
 from rheo_kernels.reference.score import score
 from rheo_kernels.reference.select import select
 from rheo_kernels.reference.stage import stage
+from rheo_kernels.reference.subcentroids import PageEstimate, decode_subcentroids, summarise_subcentroids
+from rheo_kernels.reference.tail import tail
 from rheo_kernels.reference.transfer import load, save
 from rheo_kernels.reference.value_frames import value_frames
 from rheo_kernels.reference.write import write
 
 __all__ = [
     "NEVER_EVICT",
+    "PageEstimate",
     "admit",
     "allow",
     "append",
@@ -52,12 +56,15 @@ __all__ = [
     "attend_dense",
     "block_keys",
     "block_values",
+    "decode_subcentroids",
+    "estimate",
     "fill",
     "gather_misses",
     "load",
     "merge",
     "offload_misses",
     "page_mass",
+    "page_shares",
     "place",
     "rank_normalise",
     "release",
@@ -67,6 +74,8 @@ __all__ = [
     "score",
     "select",
     "stage",
+    "summarise_subcentroids",
+    "tail",
     "update_importance",
     "value_frames",
     "write",

@@ -10,6 +10,7 @@ from rheo_kernels.triton.append import append
 from rheo_kernels.triton.attend import attend
 from rheo_kernels.triton.attend_dense import attend_dense
 from rheo_kernels.triton.describe import describe
+from rheo_kernels.triton.estimate import Estimates, estimate, page_shares
 from rheo_kernels.triton.fetch import attend_fetch, fetch_splits
 from rheo_kernels.triton.fill import fill
 from rheo_kernels.triton.importance import update_importance
@@ -23,11 +24,14 @@ from rheo_kernels.triton.score import score
 from rheo_kernels.triton.select import select
 from rheo_kernels.triton.select_resolve import select_resolve
 from rheo_kernels.triton.stage import stage
+from rheo_kernels.triton.subcentroids import summarise_subcentroids
+from rheo_kernels.triton.tail import exclude, tail, tail_splits
 from rheo_kernels.triton.transfer import load, save
 from rheo_kernels.triton.values import gather_misses, value_frames
 from rheo_kernels.triton.write import write
 
 __all__ = [
+    "Estimates",
     "admit",
     "allow",
     "append",
@@ -35,6 +39,8 @@ __all__ = [
     "attend_dense",
     "attend_fetch",
     "describe",
+    "estimate",
+    "exclude",
     "fetch_splits",
     "fill",
     "gather_misses",
@@ -43,6 +49,7 @@ __all__ = [
     "num_splits",
     "offload_misses",
     "page_mass",
+    "page_shares",
     "place",
     "release",
     "save",
@@ -50,6 +57,9 @@ __all__ = [
     "select",
     "select_resolve",
     "stage",
+    "summarise_subcentroids",
+    "tail",
+    "tail_splits",
     "update_importance",
     "value_frames",
     "write",

@@ -1,0 +1,324 @@
+"""estimate: the attention that each page draws, for every query head, and every page's share of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from rheo_kernels.triton.dot import dot
+from rheo_kernels.triton.subcentroids import code_bits, decode_scale, operand, round_to_bfloat16
+from rheo_kernels.types.subcentroids import CENTRE_GROUPS, GROUPS, LEVELS, SubcentroidLayout
+
+TILE_ROWS = 128
+"""Rows that a program of `estimate` reads at once."""
+ESTIMATE_WARPS = 4
+PAGES_PER_SHARE = 1024
+"""Pages whose shares one program of `page_shares` writes."""
+SHARE_WARPS = 4
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+
+
+class Estimates(NamedTuple):
+    """Estimated attention of every listed page."""
+
+    lse: torch.Tensor
+    """Natural-log LSE of every page, ``[B, Hq, M]``, float32, contiguous; ``-inf`` past the last page."""
+    block_lse: torch.Tensor
+    """The same of every block of consecutive pages, ``[B, Hq, blocks]``, float32, contiguous."""
+
+    @classmethod
+    def allocate(
+        cls, batch: int, queries: int, width: int, layout: SubcentroidLayout, device: torch.device | str
+    ) -> Estimates:
+        """Buffers for ``batch`` requests with lists of up to ``width`` pages."""
+        blocks = triton.cdiv(width, pages_per_block(layout))
+        return cls(
+            torch.empty((batch, queries, width), dtype=torch.float32, device=device),
+            torch.empty((batch, queries, blocks), dtype=torch.float32, device=device),
+        )
+
+
+def pages_per_block(layout: SubcentroidLayout) -> int:
+    """Pages of one program of `estimate`: at least 16, which is what tensor cores multiply at once."""
+    return max(TILE_ROWS // layout.rows, 16)
+
+
+def estimate(
+    q: torch.Tensor,
+    summaries: torch.Tensor,
+    pages: torch.Tensor,
+    seq_lens: torch.Tensor,
+    scale: float,
+    layout: SubcentroidLayout,
+    out: Estimates | None = None,
+) -> Estimates:
+    """Estimate the log-sum-exp of every page's logits; see `rheo_kernels.reference.estimate`.
+
+    Parameters
+    ----------
+    q
+        Queries, ``[B, Hq, D]``, contiguous in ``D``; products are exact in their dtype up to the sum.
+    summaries
+        One layer's summaries, ``[H, N, W]``, uint8, contiguous in ``W``.
+    pages
+        Page lists, ``[B, M]``, int32 logical pages; entries past a request's last page are ignored.
+    seq_lens
+        Tokens of each request, ``[B]``, integer; 0 in a padding row.
+    scale
+        Softmax scale.
+    layout
+        Of the summaries.
+    out
+        Result buffers.
+
+    Returns
+    -------
+    Estimates
+        ``out``.
+
+    Notes
+    -----
+    Reads the first ``layout.value_offset`` bytes of every listed page once for the whole group, and writes 4 bytes for
+    each page and query head. Codes become operands of the query's dtype (a code times its scale is exact in bfloat16)
+    and two products, with the low and the high half of the bytes, make a row's logit. A program holds ``TILE_ROWS``
+    rows: at ``D = 128`` two operands of 16 KB, 128 bytes a thread each. Memory bound where dequantising keeps pace:
+    about 6 integer and conversion instructions a code.
+    """
+    batch, queries, dim = q.shape
+    heads, width = summaries.shape[0], pages.shape[1]
+    if out is None:
+        out = Estimates.allocate(batch, queries, width, layout, q.device)
+    group = queries // heads
+    block = pages_per_block(layout)
+    _estimate[(triton.cdiv(width, block), heads, batch)](
+        q,
+        summaries,
+        pages,
+        seq_lens,
+        out.lse,
+        out.block_lse,
+        scale,
+        width,
+        q.stride(0),
+        q.stride(1),
+        summaries.stride(0),
+        summaries.stride(1),
+        pages.stride(0),
+        DIM=dim,
+        HALF=dim // 2,
+        BLOCK_H=triton.next_power_of_2(dim // 2),
+        GROUP=group,
+        BLOCK_G=max(triton.next_power_of_2(group), 16),
+        BLOCK_M=block,
+        PAGE_SIZE=layout.page_size,
+        ROWS=layout.rows,
+        CENTRE=layout.centre_offset,
+        SCALES=layout.scales_offset,
+        CENTRE_BITS=layout.centre_bits,
+        GROUPS=GROUPS,
+        CENTRE_GROUPS=CENTRE_GROUPS,
+        MIDDLE=LEVELS / 2,
+        num_warps=ESTIMATE_WARPS,
+    )
+    return out
+
+
+def page_shares(
+    estimates: Estimates, seq_lens: torch.Tensor, page_size: int, out: torch.Tensor
+) -> torch.Tensor:
+    """Every page's share of the estimated attention, averaged over the query heads of a group.
+
+    Parameters
+    ----------
+    estimates
+        From `estimate`.
+    seq_lens
+        Tokens of each request, ``[B]``, integer.
+    page_size
+        Tokens per page.
+    out
+        Result buffer, ``[B, H, M]``, float32, contiguous in ``M``.
+
+    Returns
+    -------
+    torch.Tensor
+        ``out``: shares that add up to 1 for every request and KV head; ``-inf`` past the last page.
+
+    Notes
+    -----
+    Reads 4 bytes for each page and query head, and every program all blocks' LSE; bound by latency.
+    """
+    batch, heads, width = out.shape
+    queries, blocks = estimates.block_lse.shape[1:]
+    group = queries // heads
+    _page_shares[(triton.cdiv(width, PAGES_PER_SHARE), heads, batch)](
+        estimates.lse,
+        estimates.block_lse,
+        seq_lens,
+        out,
+        width,
+        blocks,
+        out.stride(0),
+        out.stride(1),
+        GROUP=group,
+        BLOCK_M=min(triton.next_power_of_2(width), PAGES_PER_SHARE),
+        BLOCK_B=min(triton.next_power_of_2(blocks), PAGES_PER_SHARE),
+        STRIDE_M=PAGES_PER_SHARE,
+        PAGE_SIZE=page_size,
+        num_warps=SHARE_WARPS,
+    )
+    return out
+
+
+@triton.jit
+def _estimate(
+    q,
+    summaries,
+    pages,
+    seq_lens,
+    out,
+    block_out,
+    scale,
+    width,
+    stride_qb,
+    stride_qh,
+    stride_sh,
+    stride_sn,
+    stride_pb,
+    DIM: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    CENTRE: tl.constexpr,
+    SCALES: tl.constexpr,
+    CENTRE_BITS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    CENTRE_GROUPS: tl.constexpr,
+    MIDDLE: tl.constexpr,
+):
+    block = tl.program_id(0)
+    head = tl.program_id(1).to(tl.int64)
+    request = tl.program_id(2).to(tl.int64)
+    position = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    left = tl.load(seq_lens + request).to(tl.int32) - position * PAGE_SIZE
+    listed = (left > 0) & (position < width)
+    g = tl.arange(0, BLOCK_G)
+    row = (request * tl.num_programs(1) + head) * GROUP + g
+    target = out + row[:, None] * width + position[None, :]
+    wanted = (g < GROUP)[:, None] & (position < width)[None, :]
+    blocks = tl.num_programs(0)
+    if tl.max(listed.to(tl.int32), 0) == 0:
+        tl.store(target, tl.full([BLOCK_G, BLOCK_M], float("-inf"), tl.float32), mask=wanted)
+        nothing = tl.full([BLOCK_G], float("-inf"), tl.float32)
+        tl.store(block_out + row * blocks + block, nothing, mask=g < GROUP)
+    else:
+        page = tl.load(pages + request * stride_pb + position, mask=listed, other=0).to(tl.int64)
+        base = summaries + head * stride_sh + page * stride_sn
+        h = tl.arange(0, BLOCK_H)
+        inside = h < HALF
+        r = tl.arange(0, ROWS)
+        codes = tl.load(
+            base[:, None, None] + (r * HALF)[None, :, None] + h[None, None, :],
+            mask=listed[:, None, None] & inside[None, None, :],
+            other=0,
+        )
+        paired = listed[:, None] & inside[None, :]
+        step_at = base[:, None] + (SCALES + h // (HALF // GROUPS))[None, :]
+        step = decode_scale(tl.load(step_at, mask=paired, other=0))
+        unit_at = base[:, None] + (SCALES + GROUPS + h // (HALF // CENTRE_GROUPS))[None, :]
+        unit = decode_scale(tl.load(unit_at, mask=paired, other=0))
+        centre_at = base[:, None] + CENTRE + h[None, :]
+        if CENTRE_BITS == 8:
+            centre_low = tl.load(centre_at, mask=paired, other=0).to(tl.int8, bitcast=True).to(tl.float32)
+            high = tl.load(centre_at + HALF, mask=paired, other=0)
+            centre_high = high.to(tl.int8, bitcast=True).to(tl.float32)
+        else:
+            packed = tl.load(centre_at, mask=paired, other=0)
+            centre_low = code_bits(packed, False) - MIDDLE
+            centre_high = code_bits(packed, True) - MIDDLE
+        centre_low = round_to_bfloat16(centre_low * unit)
+        centre_high = round_to_bfloat16(centre_high * unit)
+
+        query = q + request * stride_qb + (head * GROUP + g[:, None]) * stride_qh + h[None, :]
+        real = (g < GROUP)[:, None] & inside[None, :]
+        query_low = tl.load(query, mask=real, other=0.0)
+        query_high = tl.load(query + HALF, mask=real, other=0.0)
+        kind = query_low.dtype
+        spread = step[:, None, :]
+        rows_low = tl.reshape((code_bits(codes, False) - MIDDLE) * spread, [BLOCK_M * ROWS, BLOCK_H])
+        rows_high = tl.reshape((code_bits(codes, True) - MIDDLE) * spread, [BLOCK_M * ROWS, BLOCK_H])
+        logits = tl.zeros([BLOCK_G, BLOCK_M * ROWS], tl.float32)
+        logits = dot(query_low, tl.trans(operand(rows_low, kind)), logits)
+        logits = dot(query_high, tl.trans(operand(rows_high, kind)), logits)
+        middle = tl.zeros([BLOCK_G, BLOCK_M], tl.float32)
+        middle = dot(query_low, tl.trans(operand(centre_low, kind)), middle)
+        middle = dot(query_high, tl.trans(operand(centre_high, kind)), middle)
+
+        low, high = query_low.to(tl.float32), query_high.to(tl.float32)
+        energy = (low * low + high * high) * (scale * scale / 24)
+        noise = dot(energy, tl.trans(step * step), tl.zeros([BLOCK_G, BLOCK_M], tl.float32))
+
+        per_row: tl.constexpr = PAGE_SIZE // ROWS
+        tokens = tl.minimum(tl.maximum(left[:, None] - (r * per_row)[None, :], 0), per_row)
+        weight = tl.where(tokens > 0, tl.log2(tl.maximum(tokens, 1).to(tl.float32)), float("-inf"))
+        x = tl.reshape(logits, [BLOCK_G, BLOCK_M, ROWS]) * (scale * LOG2_E) + weight[None, :, :]
+        top = tl.max(x, 2)
+        shift = tl.where(top == float("-inf"), 0.0, top)
+        total = tl.sum(tl.exp2(x - shift[:, :, None]), 2)
+        lse = shift + tl.log2(tl.where(total > 0, total, 1.0)) + (middle * scale - noise) * LOG2_E
+        lse = tl.where(listed[None, :], lse, float("-inf"))
+        tl.store(target, lse * LN_2, mask=wanted)
+        top = tl.max(lse, 1)
+        shift = tl.where(top == float("-inf"), 0.0, top)
+        total = tl.sum(tl.exp2(lse - shift[:, None]), 1)
+        whole = tl.where(total > 0, shift + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf"))
+        tl.store(block_out + row * blocks + block, whole * LN_2, mask=g < GROUP)
+
+
+@triton.jit
+def _page_shares(
+    lse,
+    block_lse,
+    seq_lens,
+    out,
+    width,
+    blocks,
+    stride_ob,
+    stride_oh,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    STRIDE_M: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+):
+    head = tl.program_id(1).to(tl.int64)
+    request = tl.program_id(2).to(tl.int64)
+    position = tl.program_id(0) * STRIDE_M + tl.arange(0, BLOCK_M)
+    exists = position < width
+    listed = exists & (position * PAGE_SIZE < tl.load(seq_lens + request))
+    share = tl.zeros([BLOCK_M], tl.float32)
+    first = (request * tl.num_programs(1) + head) * GROUP
+    for member in range(GROUP):
+        row = first + member
+        top = tl.full([], float("-inf"), tl.float32)
+        total = tl.full([], 0.0, tl.float32)
+        for start in range(0, blocks, BLOCK_B):
+            b = start + tl.arange(0, BLOCK_B)
+            part = tl.load(block_lse + row * blocks + b, mask=b < blocks, other=float("-inf")) * LOG2_E
+            higher = tl.maximum(top, tl.max(part, 0))
+            shift = tl.where(higher == float("-inf"), 0.0, higher)
+            total = total * tl.exp2(top - shift) + tl.sum(tl.exp2(part - shift), 0)
+            top = higher
+        shift = tl.where(top == float("-inf"), 0.0, top)
+        x = tl.load(lse + row * width + position, mask=listed, other=float("-inf")) * LOG2_E
+        share += tl.exp2(x - shift) / tl.where(total > 0, total, 1.0)
+    share = tl.where(listed, share / GROUP, float("-inf"))
+    tl.store(out + request * stride_ob + head * stride_oh + position, share, mask=exists)

@@ -1,0 +1,254 @@
+"""subcentroids: a page's sub-centroid summary, made from its block and decoded."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from rheo_kernels.types.subcentroids import CENTRE_GROUPS, GROUPS, LEVELS, SubcentroidLayout
+
+SUMMARISE_WARPS = 4
+
+
+def summarise_subcentroids(
+    blocks: torch.Tensor,
+    index: torch.Tensor,
+    pages: torch.Tensor,
+    counts: torch.Tensor,
+    summaries: torch.Tensor,
+    layout: SubcentroidLayout,
+) -> None:
+    """Summarise pages anew from their blocks; see `rheo_kernels.reference.summarise_subcentroids`.
+
+    Parameters
+    ----------
+    blocks
+        One layer's blocks, ``[H, X, 2, D * P]`` (any strides over ``H`` and ``X``): frames or host pages.
+    index
+        Block of each page, ``[H, C]`` (any strides), int32; negative skips it.
+    pages
+        Logical pages, ``[C]``, int32; 0 marks padding, which is skipped.
+    counts
+        Tokens that each page holds, ``[C]``, integer.
+    summaries
+        One layer's summaries, ``[H, N, W]``, uint8, contiguous in ``W``; written.
+    layout
+        Of the summaries.
+
+    Notes
+    -----
+    Reads ``4 P D`` bytes a page in a 16-bit dtype and writes ``W``. A page is folded as a whole by one program,
+    in one order, so its summary is bitwise the same however its tokens came. Memory bound.
+    """
+    heads, dim = blocks.shape[0], layout.head_dim
+    _summarise[(pages.shape[0], heads)](
+        blocks,
+        index,
+        pages,
+        counts,
+        summaries,
+        blocks.stride(0),
+        blocks.stride(1),
+        index.stride(0),
+        index.stride(1),
+        summaries.stride(0),
+        summaries.stride(1),
+        DIM=dim,
+        HALF=dim // 2,
+        BLOCK_H=triton.next_power_of_2(dim // 2),
+        PAGE_SIZE=layout.page_size,
+        ROWS=layout.rows,
+        CENTRE=layout.centre_offset,
+        SCALES=layout.scales_offset,
+        VALUE=layout.value_offset,
+        CENTRE_BITS=layout.centre_bits,
+        GROUPS=GROUPS,
+        CENTRE_GROUPS=CENTRE_GROUPS,
+        LEVELS=LEVELS,
+        num_warps=SUMMARISE_WARPS,
+    )
+
+
+@triton.jit
+def _summarise(
+    blocks,
+    index,
+    pages,
+    counts,
+    summaries,
+    stride_bh,
+    stride_bx,
+    stride_ih,
+    stride_ic,
+    stride_sh,
+    stride_sn,
+    DIM: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    CENTRE: tl.constexpr,
+    SCALES: tl.constexpr,
+    VALUE: tl.constexpr,
+    CENTRE_BITS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    CENTRE_GROUPS: tl.constexpr,
+    LEVELS: tl.constexpr,
+):
+    entry = tl.program_id(0)
+    head = tl.program_id(1).to(tl.int64)
+    page = tl.load(pages + entry).to(tl.int64)
+    place = tl.load(index + head * stride_ih + entry * stride_ic).to(tl.int64)
+    if (page > 0) & (place >= 0):
+        count = tl.load(counts + entry).to(tl.int32)
+        block = blocks + head * stride_bh + place * stride_bx
+        h = tl.arange(0, BLOCK_H)
+        t = tl.arange(0, PAGE_SIZE)
+        held = (h < HALF)[:, None] & (t < count)[None, :]
+        key = block + (h * PAGE_SIZE)[:, None] + t[None, :]
+        value = block + DIM * PAGE_SIZE + h[:, None] + (t * DIM)[None, :]
+        store_subcentroids(
+            summaries + head * stride_sh + page * stride_sn,
+            tl.load(key, mask=held, other=0.0).to(tl.float32),
+            tl.load(key + HALF * PAGE_SIZE, mask=held, other=0.0).to(tl.float32),
+            tl.load(value, mask=held, other=0.0).to(tl.float32),
+            tl.load(value + HALF, mask=held, other=0.0).to(tl.float32),
+            count,
+            HALF,
+            BLOCK_H,
+            PAGE_SIZE,
+            ROWS,
+            CENTRE,
+            SCALES,
+            VALUE,
+            CENTRE_BITS,
+            GROUPS,
+            CENTRE_GROUPS,
+            LEVELS,
+        )
+
+
+@triton.jit
+def store_subcentroids(
+    target,
+    key_low,
+    key_high,
+    value_low,
+    value_high,
+    count,
+    HALF: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    CENTRE: tl.constexpr,
+    SCALES: tl.constexpr,
+    VALUE: tl.constexpr,
+    CENTRE_BITS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    CENTRE_GROUPS: tl.constexpr,
+    LEVELS: tl.constexpr,
+):
+    """Store the summary of one page of ``count`` tokens at ``target``.
+
+    Keys and values are ``[BLOCK_H, PAGE_SIZE]``, float32, 0 from ``count`` on: the lower half of the dimensions and
+    the upper one.
+    """
+    h = tl.arange(0, BLOCK_H)
+    r = tl.arange(0, ROWS)
+    inside = h < HALF
+    per_row: tl.constexpr = PAGE_SIZE // ROWS
+    tokens = tl.minimum(tl.maximum(count - r * per_row, 0), per_row)
+    filled = (tokens > 0)[None, :]
+    divisor = tl.maximum(tokens, 1).to(tl.float32)[None, :]
+    rows = tl.sum(filled.to(tl.float32), 1)
+    mean_low = tl.sum(tl.reshape(key_low, [BLOCK_H, ROWS, per_row]), 2) / divisor
+    mean_high = tl.sum(tl.reshape(key_high, [BLOCK_H, ROWS, per_row]), 2) / divisor
+    centre_low = tl.sum(mean_low, 1) / rows
+    centre_high = tl.sum(mean_high, 1) / rows
+
+    largest = tl.maximum(tl.abs(centre_low), tl.abs(centre_high))
+    most: tl.constexpr = 127 if CENTRE_BITS == 8 else LEVELS / 2
+    unit = _store_scales(target + SCALES + GROUPS, largest, most, h, HALF // CENTRE_GROUPS, CENTRE_GROUPS)
+    if CENTRE_BITS == 8:
+        code_low = tl.minimum(tl.maximum(tl.floor(centre_low / unit + 0.5), -127.0), 127.0)
+        code_high = tl.minimum(tl.maximum(tl.floor(centre_high / unit + 0.5), -127.0), 127.0)
+        tl.store(target + CENTRE + h, code_low.to(tl.int8).to(tl.uint8, bitcast=True), mask=inside)
+        tl.store(target + CENTRE + HALF + h, code_high.to(tl.int8).to(tl.uint8, bitcast=True), mask=inside)
+    else:
+        code_low = _code(centre_low / unit, LEVELS)
+        code_high = _code(centre_high / unit, LEVELS)
+        tl.store(target + CENTRE + h, _pack(code_low, code_high), mask=inside)
+        code_low -= LEVELS / 2
+        code_high -= LEVELS / 2
+    low = tl.where(filled, mean_low - round_to_bfloat16(code_low * unit)[:, None], 0.0)
+    high = tl.where(filled, mean_high - round_to_bfloat16(code_high * unit)[:, None], 0.0)
+
+    largest = tl.max(tl.maximum(tl.abs(low), tl.abs(high)), 1)
+    step = _store_scales(target + SCALES, largest, LEVELS / 2, h, HALF // GROUPS, GROUPS)[:, None]
+    packed = _pack(_code(low / step, LEVELS), _code(high / step, LEVELS))
+    tl.store(target + (r * HALF)[None, :] + h[:, None], packed, mask=inside[:, None])
+
+    low = tl.sum(value_low, 1) / count
+    high = tl.sum(value_high, 1) / count
+    largest = tl.maximum(tl.abs(low), tl.abs(high))
+    scales = target + SCALES + GROUPS + CENTRE_GROUPS
+    unit = _store_scales(scales, largest, LEVELS / 2, h, HALF, 1)
+    tl.store(target + VALUE + h, _pack(_code(low / unit, LEVELS), _code(high / unit, LEVELS)), mask=inside)
+    tl.store(scales + 1, tl.zeros([], tl.uint8))
+
+
+@triton.jit
+def _store_scales(target, largest, most, h, SIZE: tl.constexpr, COUNT: tl.constexpr):
+    """Store the scale of every group of ``SIZE`` places; those of all places, float32."""
+    scales = tl.full(h.shape, 1.0, tl.float32)
+    for group in tl.static_range(COUNT):
+        mine = h // SIZE == group
+        wanted = tl.max(tl.where(mine, largest, 0.0), 0) / most
+        wanted = tl.minimum(tl.maximum(wanted, 6.103515625e-05), 61440.0)
+        code = ((wanted.to(tl.int32, bitcast=True) + 0xFFFFF) >> 20) - 896
+        code = tl.minimum(tl.maximum(code, 8), 0xF7).to(tl.uint8)
+        tl.store(target + group, code)
+        scales = tl.where(mine, decode_scale(code), scales)
+    return scales
+
+
+@triton.jit
+def _code(values, LEVELS: tl.constexpr):
+    """4-bit codes, float32, of values in scales."""
+    return tl.minimum(tl.maximum(tl.floor(values + (LEVELS / 2 + 0.5)), 0.0), LEVELS)
+
+
+@triton.jit
+def _pack(low, high):
+    return (low.to(tl.int32) | (high.to(tl.int32) << 4)).to(tl.uint8)
+
+
+@triton.jit
+def decode_scale(code):
+    """The float32 that an 8-bit scale, the upper half of a positive float16, stands for."""
+    return (code.to(tl.int16) << 7).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def code_bits(packed, HIGH: tl.constexpr):
+    """The 4-bit codes in the low or the high half of bytes, 0 to 15, float32."""
+    if HIGH:
+        return (packed >> 4).to(tl.float32)
+    return (packed & 15).to(tl.float32)
+
+
+@triton.jit
+def operand(values, KIND: tl.constexpr):
+    """Decoded keys in a query's dtype; float16 holds no more than 65504."""
+    if tl.float16 == KIND:
+        values = tl.minimum(tl.maximum(values, -65504.0), 65504.0)
+    return values.to(KIND)
+
+
+@triton.jit
+def round_to_bfloat16(values):
+    """The nearest bfloat16, ties to even, as float32; Triton's interpreter would cut the bits off."""
+    bits = values.to(tl.int32, bitcast=True)
+    bits += 0x7FFF + ((bits >> 16) & 1)
+    return ((bits >> 16) << 16).to(tl.float32, bitcast=True)

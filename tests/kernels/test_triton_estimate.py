@@ -1,0 +1,51 @@
+"""Estimates of pages, and their shares of attention, equal their references on ragged and adversarial pages."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from subcentroid_cases import CASES, Geometry, make_case
+
+from rheo_kernels import reference
+
+
+@pytest.mark.parametrize(("geometry", "kind"), CASES)
+def test_estimate_equals_reference(geometry: Geometry, kind: str, rng: torch.Generator) -> None:
+    from rheo_kernels.triton.estimate import estimate, page_shares
+
+    case = make_case(geometry, kind, rng)
+    expected = reference.estimate(case.q, case.summaries, case.safe, case.seq_lens, case.scale, case.layout)
+    found = estimate(case.q, case.summaries, case.pages, case.seq_lens, case.scale, case.layout)
+    listed = torch.isfinite(expected)
+    assert torch.equal(found.lse == -torch.inf, ~listed)
+    tolerance = 1e-5 * expected[listed].abs().max().item() + 1e-4
+    assert (found.lse - expected)[listed].abs().max() < tolerance
+    totals = expected.logsumexp(-1)
+    blocks = found.block_lse.logsumexp(-1)
+    assert torch.equal(blocks == -torch.inf, totals == -torch.inf)
+    finite = totals.isfinite()
+    assert (blocks - totals)[finite].abs().max() < tolerance
+
+    shares = reference.page_shares(found.lse, geometry.heads)
+    out = torch.full_like(shares, torch.nan)
+    page_shares(found, case.seq_lens, geometry.page_size, out)
+    assert torch.equal(out == -torch.inf, shares == -torch.inf)
+    within = shares > -torch.inf
+    assert (out - shares)[within].abs().max() < 1e-5
+    sums = out.clamp(min=0).sum(-1)
+    assert torch.allclose(sums, (case.seq_lens > 0).float()[:, None].expand_as(sums), atol=1e-4)
+
+
+def test_a_list_of_many_blocks_is_normalised_as_a_whole(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("rheo_kernels.triton.estimate")
+    monkeypatch.setattr(module, "PAGES_PER_SHARE", 16)
+    case = make_case(Geometry(2, 64, 16, 8, torch.float32, heads=1), "normal", rng, [16 * 1100 - 3, 40])
+    found = module.estimate(case.q, case.summaries, case.pages, case.seq_lens, case.scale, case.layout)
+    assert found.block_lse.shape[2] > 16
+    shares = reference.page_shares(found.lse, 1)
+    out = module.page_shares(found, case.seq_lens, 16, torch.empty_like(shares))
+    assert torch.allclose(out, shares, atol=1e-6)
