@@ -39,6 +39,8 @@ SINK, WINDOW = 1, 2
 KINDS = ("code", "documentation", "session")
 PREFILL_CHUNK = 2048
 DENSE = "sdpa"
+MOST_LOG_WEIGHT = 60.0
+"""Estimates beyond this, relative to the step's largest logit, are cut, so that a bad one is not infinite."""
 
 
 class Summary(NamedTuple):
@@ -222,7 +224,7 @@ class Layer:
         out, mass = self._attend(weights) + self.recent, weights.sum(-1) + self.recent_mass
         found = {"mass": (mass / self.mass).mean().item()}
         if choice.tail:
-            left = lse.exp() * ~chosen
+            left = lse.clamp(max=MOST_LOG_WEIGHT).exp() * ~chosen
             true = (self.page_mass(choice.page_size) * ~chosen).sum(-1)
             bias = (left.sum(-1) / true).log().flatten()
             found["bias_median"], found["bias_98"] = bias.median().item(), bias.quantile(0.98).item()

@@ -12,8 +12,8 @@ from rheo_kernels.triton.subcentroids import code_bits, decode_scale
 from rheo_kernels.types import Partials
 from rheo_kernels.types.subcentroids import CENTRE_GROUPS, GROUPS, LEVELS, SubcentroidLayout
 
-PAGES_PER_TILE = 64
-"""Pages that one step of a program's loop reads."""
+PAGES_PER_TILE = 32
+"""Pages that one step of a program's loop reads: 96 registers a thread at ``D = 128``, with 64 pages 156."""
 MOST_SPLITS = 64
 """What is worth merging: every split costs ``4 D`` bytes for each query head."""
 TAIL_WARPS = 4
@@ -63,7 +63,7 @@ def tail(
     lse
         Estimates without those of selected pages (`exclude`), ``[B, Hq, M]``, float32, contiguous.
     summaries
-        One layer's summaries, ``[H, N, W]``, uint8, contiguous in ``W``.
+        One layer's summaries, ``[H, N, W]``, uint8, contiguous.
     pages
         Page lists, ``[B, M]``, int32; read where an estimate is above ``-inf``.
     layout
@@ -98,8 +98,8 @@ def tail(
         width,
         heads,
         summaries.stride(0),
-        summaries.stride(1),
         pages.stride(0),
+        WIDTH=layout.width,
         DIM=dim,
         HALF=dim // 2,
         BLOCK_H=triton.next_power_of_2(dim // 2),
@@ -137,8 +137,8 @@ def _tail(
     width,
     heads,
     stride_sh,
-    stride_sn,
     stride_pb,
+    WIDTH: tl.constexpr,
     DIM: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -159,7 +159,7 @@ def _tail(
     g = tl.arange(0, BLOCK_G)
     h = tl.arange(0, BLOCK_H)
     inside = h < HALF
-    first = summaries + head * stride_sh
+    first = summaries + tl.multiple_of(head * stride_sh, 4)
     rows = lse + (pair * GROUP + g[:, None]) * width
     top = tl.full([BLOCK_G], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_G], tl.float32)
@@ -174,7 +174,7 @@ def _tail(
         x *= LOG2_E
         left = tl.max(x, 0) > float("-inf")
         page = tl.load(pages + request * stride_pb + position, mask=left, other=0).to(tl.int64)
-        base = first + page * stride_sn
+        base = first + page * WIDTH
         packed = tl.load(base[:, None] + VALUE + h[None, :], mask=left[:, None] & inside[None, :], other=0)
         unit = decode_scale(tl.load(base + SCALE, mask=left, other=0))[:, None]
         low = ((code_bits(packed, False) - MIDDLE) * unit).to(tl.bfloat16)

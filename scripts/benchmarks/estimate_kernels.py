@@ -1,0 +1,95 @@
+"""Time the kernels of sub-centroid summaries at the Qwen3-8B shape, against the bytes that they must move.
+
+    PYTHONPATH=scripts python -m benchmarks.estimate_kernels --batch 1 8 --context 131072 --out result.json
+
+Each kernel runs inside a CUDA graph over as many layers' summaries as it takes to exceed the L2 cache. *Floor* is
+the time in which a device copy moves as many bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.kernels import time_us
+from common.measurement import gpu_in_words, keep_result, result_document
+from rheo_kernels.triton import Estimates, estimate, exclude, page_shares, tail, tail_splits
+from rheo_kernels.types import Partials
+from rheo_kernels.types.subcentroids import SubcentroidLayout, subcentroid_layout
+
+HEADS, GROUP, DIM = 8, 4, 128
+LAYERS = 8
+COPY_BYTES = 2**30
+BUDGET = 0.04
+
+
+def copy_rate() -> float:
+    """Bytes a microsecond that a device copy reads and writes."""
+    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * COPY_BYTES / time_us([lambda: target.copy_(source)])
+
+
+def measure(layout: SubcentroidLayout, batch: int, context: int, rate: float) -> dict[str, float]:
+    """Microseconds of a layer's kernels, and their floors."""
+    device, size = "cuda", layout.page_size
+    width = context // size
+    total, queries = batch * width + 1, HEADS * GROUP
+    # random bytes hold scales that are infinite; a fixed one in every place keeps the arithmetic finite
+    summaries = torch.randint(0, 256, (LAYERS, HEADS, total, layout.width), dtype=torch.uint8, device=device)
+    summaries[..., layout.scales_offset : layout.value_offset] = 64
+    q = torch.randn((batch, queries, DIM), dtype=torch.bfloat16, device=device)
+    pages = (torch.randperm(total - 1, device=device) + 1).to(torch.int32).view(batch, width)
+    seq_lens = torch.full((batch,), context, dtype=torch.int32, device=device)
+    selected = int(BUDGET * width)
+    order = torch.rand((batch, HEADS, width), device=device).argsort(-1)
+    indices = order[..., :selected].to(torch.int32).contiguous()
+    counts = torch.full((batch, HEADS), selected, dtype=torch.int32, device=device)
+    found = Estimates.allocate(batch, queries, width, layout, device)
+    scores = torch.empty((batch, HEADS, width), device=device)
+    splits = tail_splits(batch * HEADS, width)
+    partials = Partials.allocate(batch * HEADS, GROUP, DIM, splits, device)
+    scale = DIM**-0.5
+
+    estimates = [partial(estimate, q, layer, pages, seq_lens, scale, layout, found) for layer in summaries]
+    tails = [partial(tail, found.lse, layer, pages, layout, partials) for layer in summaries]
+    listed = batch * HEADS * width
+    written = 4 * batch * queries * width
+    result = {
+        "estimate_us": time_us(estimates),
+        "page_shares_us": time_us([lambda: page_shares(found, seq_lens, size, scores)]),
+        "estimate_floor_us": (listed * layout.value_offset + written) / rate,
+    }
+    exclude(found.lse, indices, counts)
+    result["exclude_us"] = time_us([lambda: exclude(found.lse, indices, counts)])
+    result["tail_us"] = time_us(tails)
+    result["tail_floor_us"] = (listed * (layout.width - layout.scales_offset) + written) / rate
+    return result
+
+
+def main() -> None:
+    """Measure and keep a result."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--context", type=int, default=131072)
+    arguments = parser.parse_args()
+    rate, rows = copy_rate(), []
+    for page_size, row_tokens in ((32, 4), (16, 2), (32, 8), (64, 8)):
+        layout = subcentroid_layout(DIM, page_size, row_tokens)
+        for batch in arguments.batch:
+            times = measure(layout, batch, arguments.context, rate)
+            rows.append({"page_size": page_size, "row_tokens": row_tokens, "batch": batch, **times})
+            print(*(f"{name} {value:.4g}" for name, value in rows[-1].items()))
+    metrics = {"copy_bytes_per_us": rate, "rows": rows}
+    document = result_document(arguments.out.stem, metrics, gpu_in_words())
+    keep_result(arguments.out, document)
+
+
+if __name__ == "__main__":
+    main()
