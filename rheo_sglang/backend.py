@@ -130,7 +130,10 @@ class RheoAttentionBackend(AttentionBackend):
             if self.cuda is not None:
                 self.cuda.note_prefill()
             return
-        rows = None if self.recorder is None else self.recorder.begin_step(forward_batch.rids)
+        rows = None
+        if self.recorder is not None:
+            num_pages = -(-forward_batch.seq_lens_cpu // self.page_size)
+            rows = self.recorder.begin_step(forward_batch.rids, num_pages)
         self.decode_batch = build_decode_batch(
             self.req_to_token,
             forward_batch.req_pool_indices,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-import urllib.error
-import urllib.request
-from typing import Any
 
 from rheo_sglang import doctor, serve
+from rheo_sglang.server_info import ServerInfoError, fetch_states
+
+CLOSED_PIPE = 128 + 13
+"""Exit status where the reader of the output has gone, as of a process that ends by SIGPIPE."""
+INTERRUPTED = 128 + 2
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,11 +22,24 @@ def main(argv: list[str] | None = None) -> int:
     report = commands.add_parser("report", help="hit rates, pages and frames of a running server")
     report.add_argument("--url", default="http://127.0.0.1:30000", help="address of the server")
     report.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    report.add_argument(
+        "--api-key",
+        help="the server's --api-key; by default OPENAI_API_KEY, else API_KEY, of the environment",
+    )
+    report.add_argument("--timeout", type=seconds, default=30.0, help="seconds to wait for the server")
     report.set_defaults(run=run_report)
     doctor.add_parser(commands)
     serve.add_parser(commands)
     arguments = parser.parse_args(argv)
-    return arguments.run(arguments)
+    try:
+        status = arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return status
 
 
 def run_report(arguments: argparse.Namespace) -> int:
@@ -31,32 +47,30 @@ def run_report(arguments: argparse.Namespace) -> int:
     from rheo_sglang.recorder.report import print_report
 
     try:
-        states = fetch_states(arguments.url)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        print(
-            f"rheo report: error: no SGLang server answers at --url {arguments.url} ({error})",
-            file=sys.stderr,
-        )
-        return 1
-    if not states:
-        print(
-            f"rheo report: error: the server at {arguments.url} does not run --attention-backend rheo",
-            file=sys.stderr,
-        )
-        return 1
+        states = fetch_states(arguments.url, arguments.api_key or environment_api_key(), arguments.timeout)
+    except ServerInfoError as error:
+        print(f"rheo report: error: {error}", file=sys.stderr)
+        return error.status
     if arguments.json:
-        print(json.dumps(states, indent=1))
+        json.dump(states, sys.stdout, indent=1, allow_nan=False)
+        print()
     else:
         for state in states:
             print_report(state)
     return 0
 
 
-def fetch_states(url: str) -> list[dict[str, Any]]:
-    """The ``rheo`` state of every scheduler behind ``url``; empty if it runs another attention backend."""
-    with urllib.request.urlopen(f"{url.rstrip('/')}/server_info", timeout=30) as response:
-        info = json.load(response)
-    return [state["rheo"] for state in info.get("internal_states", []) if state.get("rheo")]
+def environment_api_key() -> str | None:
+    """The API key that SGLang's own clients find in the environment."""
+    return os.environ.get("OPENAI_API_KEY") or os.environ.get("API_KEY")
+
+
+def seconds(text: str) -> float:
+    """A time-out of the command line."""
+    value = float(text)
+    if not 0 < value <= 86400:
+        raise ValueError
+    return value
 
 
 if __name__ == "__main__":

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Any
 
 from rheo_sglang.tree.nodes import describe_tree
 
 
 def describe_scheduler(scheduler: Any) -> dict[str, Any] | None:
-    """State of a scheduler's rheo backend.
+    """State of a scheduler's rheo backend; changes nothing.
 
     Parameters
     ----------
@@ -18,8 +20,9 @@ def describe_scheduler(scheduler: Any) -> dict[str, Any] | None:
     Returns
     -------
     dict or None
-        ``config``, ``counters``, ``recorder`` (None when off), ``misses`` (None where none are shared with the CPU)
-        and ``prefixes``, JSON-ready; None if the scheduler runs another attention backend.
+        ``config``, ``counters``, ``recorder`` (None when off), ``misses`` (None where none are shared with the CPU),
+        ``prefixes`` and ``not_finite``, JSON-ready; None if the scheduler runs another attention backend. A number
+        that is not finite, which JSON cannot hold, is None; ``not_finite`` is how many there were.
     """
     from rheo_sglang.backend import RheoAttentionBackend
     from rheo_sglang.pools.kv_pool import RheoKVPool
@@ -32,10 +35,26 @@ def describe_scheduler(scheduler: Any) -> dict[str, Any] | None:
     assert isinstance(backend, RheoAttentionBackend)
     counters = pool.table.counters()
     counters["pages_allocated"] = counters["pages_total"] - allocator.available_size() // pool.page_size
-    return {
-        "config": pool.config.to_json(),
-        "counters": counters,
-        "recorder": None if backend.recorder is None else backend.recorder.report(),
-        "misses": None if backend.cuda is None else backend.cuda.miss_report(),
-        "prefixes": describe_tree(scheduler.tree_cache, pool.table, pool.page_size),
-    }
+    state, not_finite = without_not_finite(
+        {
+            "config": dataclasses.asdict(pool.config),
+            "counters": counters,
+            "recorder": None if backend.recorder is None else backend.recorder.report(),
+            "misses": None if backend.cuda is None else backend.cuda.miss_report(),
+            "prefixes": describe_tree(scheduler.tree_cache, pool.table, pool.page_size),
+        }
+    )
+    return {**state, "not_finite": not_finite}
+
+
+def without_not_finite(value: Any) -> tuple[Any, int]:
+    """Plain data with None in the place of every float that is NaN or infinite, and how many there were."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None, 1
+    if isinstance(value, dict):
+        pairs = {key: without_not_finite(item) for key, item in value.items()}
+        return {key: item for key, (item, _) in pairs.items()}, sum(count for _, count in pairs.values())
+    if isinstance(value, list | tuple):
+        items = [without_not_finite(item) for item in value]
+        return [item for item, _ in items], sum(count for _, count in items)
+    return value, 0

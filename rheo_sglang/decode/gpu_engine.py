@@ -245,7 +245,7 @@ class CudaDecode:
         if bool((offsets == self.page_size - 1).any()):
             self.pending_save = step.batch.filled
         if self.recorder is not None and rids is not None and not chosen.dense:
-            step.rows[:live].copy_(self.recorder.begin_step(rids))
+            step.rows[:live].copy_(self.recorder.begin_step(rids, -(-lengths // self.page_size)))
         return chosen
 
     def _pick(self, longest: int) -> Variant:

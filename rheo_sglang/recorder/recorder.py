@@ -2,50 +2,36 @@
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
+import numpy as np
 import torch
 
-from rheo_sglang.recorder.report import build_report
+from rheo_sglang.recorder.averages import build_report
+from rheo_sglang.recorder.ended import (
+    KEPT_REQUESTS,
+    Counts,
+    EndedRequests,
+    Request,
+    reduce_rows,
+)
 
-KEPT_REQUESTS = 256
 HEALTH_CHECK = "HEALTH_CHECK"
 """How the ids of SGLang's own probe requests begin; they are not reported."""
-
-
-class Counts(NamedTuple):
-    """One request's counters, or everybody's with the recorder's rows in front.
-
-    Attributes
-    ----------
-    rates
-        Sum over steps of hits / selected, ``[..., L, H]``, float32.
-    hits, selected
-        Resident and all selected pages, ``[..., L, H]``, int64.
-    mass
-        Sum over steps of the attention mass that the selection covered, ``[..., L, H]``, float32, or None.
-    """
-
-    rates: torch.Tensor
-    hits: torch.Tensor
-    selected: torch.Tensor
-    mass: torch.Tensor | None
-
-
-class Filed(NamedTuple):
-    """Counters of a request that left its row, on the device that counted them."""
-
-    rid: str
-    iterations: int
-    counts: Counts
+ENDED_AFTER = 16
+"""Steps without a request after which its row may be given back: with pipeline stages, batches take turns."""
+GIVEN_BACK_TOGETHER = 64
+"""Ended requests whose rows are given back at once, in a handful of launches."""
 
 
 class Recorder:
-    """Accumulates hits in one row per request on the device, and files them when the row changes hands.
+    """Accumulates hits in one row per running request on the device.
 
-    A sample is one (layer, KV head, decode iteration): the share of the pages it selected that had a frame. Nothing
-    here waits for the device before a report is asked for.
+    A sample is one (layer, KV head, decode step): the share of the pages it selected that had a frame. Nothing here
+    waits for the device before a report is asked for, and a report changes nothing. A request that has been away
+    for a while gives its row back: its counters are reduced on the device into `EndedRequests`. What a report costs
+    therefore depends on the requests that run and on the `KEPT_REQUESTS` that ended last, not on all that ever ran.
 
     Parameters
     ----------
@@ -69,12 +55,18 @@ class Recorder:
             torch.zeros(shape, dtype=torch.int64, device=device),
             torch.zeros(shape, dtype=torch.int64, device=device),
             torch.zeros(shape, dtype=torch.float32, device=device) if with_mass else None,
+            torch.zeros(shape, dtype=torch.int32, device=device) if with_mass else None,
         )
+        self.ended = EndedRequests(layers, kv_heads, self.device)
         self._row_of: dict[str, int] = {}
+        self._absent: dict[str, None] = {}
         self._free = list(range(rows))
-        self._iterations: dict[str, int] = {}
-        self._filed: deque[Filed] = deque(maxlen=KEPT_REQUESTS)
+        self._step = 0
+        self._last_step = np.zeros(rows, dtype=np.int64)
+        self._iterations = np.zeros(rows, dtype=np.int64)
+        self._listed = np.zeros(rows, dtype=np.int64)
         self._rids: list[str] = []
+        self._batch_rows = np.zeros(0, dtype=np.int64)
         self._rows = torch.zeros(0, dtype=torch.int64, device=device)
 
     @property
@@ -82,27 +74,29 @@ class Recorder:
         """Whether covered attention mass is recorded."""
         return self.counts.mass is not None
 
-    def begin_step(self, rids: list[str]) -> torch.Tensor:
-        """Count one decode iteration of each request.
+    def begin_step(self, rids: list[str], num_pages: torch.Tensor) -> torch.Tensor:
+        """Count one decode step of each request.
 
         Parameters
         ----------
         rids
             Request ids of the batch.
+        num_pages
+            Pages of each request's context, ``[B]``, integer, on the host.
 
         Returns
         -------
         torch.Tensor
             Each request's row of the counters, ``[B]``, int64, on the device.
         """
+        self._step += 1
         if rids != self._rids:
-            batch = set(rids)
-            rows = [self._row(rid, batch) for rid in rids]
-            on_host = torch.tensor(rows, dtype=torch.int64, pin_memory=self.device.type == "cuda")
-            self._rows = on_host.to(self.device, non_blocking=True)
+            self._batch_rows = np.array(self._take_rows(rids), dtype=np.int64)
+            self._rows = self._on_device(self._batch_rows)
             self._rids = list(rids)
-        for rid in rids:
-            self._iterations[rid] += 1
+        self._last_step[self._batch_rows] = self._step
+        self._iterations[self._batch_rows] += 1
+        self._listed[self._batch_rows] += num_pages.numpy()
         return self._rows
 
     def count(self, layer: int, rows: torch.Tensor, hits: torch.Tensor, selected: torch.Tensor) -> None:
@@ -122,48 +116,70 @@ class Recorder:
         self.counts.selected[rows, layer] += selected
 
     def cover(self, layer: int, rows: torch.Tensor, mass: torch.Tensor) -> None:
-        """Add the attention mass, ``[B, H]``, that one step's selection covered in one layer."""
-        assert self.counts.mass is not None
-        self.counts.mass[rows, layer] += mass
+        """Add the attention mass, ``[B, H]``, that one step's selection covered in one layer, where it is finite."""
+        assert self.counts.mass is not None and self.counts.mass_samples is not None
+        finite = mass.isfinite()
+        self.counts.mass[rows, layer] += mass.where(finite, 0)
+        self.counts.mass_samples[rows, layer] += finite.int()
 
     def report(self) -> dict[str, Any]:
-        """All recorded requests as plain data; see `build_report`. Waits for the device."""
+        """The running requests and those that ended last as plain data, see `build_report`. Waits for the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        live = [self._snapshot(rid) for rid in self._row_of]
-        requests = [entry for entry in (*self._filed, *live) if not entry.rid.startswith(HEALTH_CHECK)]
-        return build_report([_plain(entry) for entry in requests])
+        _, layers, kv_heads = self.counts.rates.shape
+        absent = _reported(self._absent)[-KEPT_REQUESTS:]
+        owners = absent + _reported(self._rids)
+        ended, reduced = self.ended.latest(KEPT_REQUESTS - len(absent))
+        with_rows = reduce_rows(self.counts, self._on_device([self._row_of[rid] for rid in owners]))
+        return build_report(
+            ended + [self._request(rid) for rid in owners],
+            torch.cat([reduced, with_rows]).cpu().numpy(),
+            layers,
+            kv_heads,
+            self.records_mass,
+        )
 
-    def _row(self, rid: str, batch: set[str]) -> int:
-        """Row of a request; a new one takes a free row, or that of the request that has been away longest."""
-        if rid in self._row_of:
-            self._row_of[rid] = self._row_of.pop(rid)
-            return self._row_of[rid]
-        if not self._free:
-            self._file(next(owner for owner in self._row_of if owner not in batch))
-        self._row_of[rid] = self._free.pop()
-        self._iterations[rid] = 0
-        return self._row_of[rid]
+    def _take_rows(self, rids: list[str]) -> list[int]:
+        """Rows of a batch's requests; new ones take free rows, which ended ones give back before they run out."""
+        batch = set(rids)
+        self._absent.update((rid, None) for rid in self._rids if rid not in batch)
+        for rid in rids:
+            self._absent.pop(rid, None)
+        new = [rid for rid in dict.fromkeys(rids) if rid not in self._row_of]
+        give_back = len(new) - len(self._free)
+        if len(self._absent) >= GIVEN_BACK_TOGETHER or give_back > 0:
+            last_steps = self._last_step[[self._row_of[rid] for rid in self._absent]]
+            ended = int((self._step - last_steps > ENDED_AFTER).sum())
+            give_back = max(give_back, ended if ended >= GIVEN_BACK_TOGETHER else 0)
+        if give_back > 0:
+            self._give_back(list(self._absent)[:give_back])
+        self._row_of.update((rid, self._free.pop()) for rid in new)
+        return [self._row_of[rid] for rid in rids]
 
-    def _file(self, rid: str) -> None:
-        self._filed.append(self._snapshot(rid))
-        row = self._row_of.pop(rid)
-        del self._iterations[rid]
-        self._free.append(row)
+    def _give_back(self, rids: list[str]) -> None:
+        """Keep what ended requests counted, and clear their rows."""
+        kept = _reported(rids)[-KEPT_REQUESTS:]
+        reduced = reduce_rows(self.counts, self._on_device([self._row_of[rid] for rid in kept]))
+        self.ended.add([self._request(rid) for rid in kept], reduced)
+        rows = [self._row_of.pop(rid) for rid in rids]
+        for rid in rids:
+            del self._absent[rid]
+        cleared = self._on_device(rows)
         for counter in self.counts:
             if counter is not None:
-                counter[row].zero_()
+                counter.index_fill_(0, cleared, 0)
+        self._iterations[rows] = 0
+        self._listed[rows] = 0
+        self._free.extend(rows)
 
-    def _snapshot(self, rid: str) -> Filed:
+    def _request(self, rid: str) -> Request:
         row = self._row_of[rid]
-        counts = Counts(*(None if counter is None else counter[row].clone() for counter in self.counts))  # type: ignore[arg-type]
-        return Filed(rid, self._iterations[rid], counts)
+        return Request(rid, int(self._iterations[row]), int(self._listed[row]))
+
+    def _on_device(self, rows: list[int] | np.ndarray[Any, Any]) -> torch.Tensor:
+        on_host = torch.tensor(rows, dtype=torch.int64, pin_memory=self.device.type == "cuda")
+        return on_host.to(self.device, non_blocking=True)
 
 
-def _plain(filed: Filed) -> dict[str, Any]:
-    """A filed request as the report takes it: counters as arrays."""
-    arrays = {
-        name: None if counter is None else counter.cpu().numpy()
-        for name, counter in filed.counts._asdict().items()
-    }
-    return {"rid": filed.rid, "iterations": filed.iterations, **arrays}
+def _reported(rids: Iterable[str]) -> list[str]:
+    return [rid for rid in rids if not rid.startswith(HEALTH_CHECK)]

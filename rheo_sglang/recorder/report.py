@@ -1,61 +1,26 @@
-"""The hit-rate report: from counters to plain data, and from plain data to tables."""
+"""The report of a running server, as tables for a terminal."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
-import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
-
-def build_report(requests: list[dict[str, Any]]) -> dict[str, Any]:
-    """Average the counters of recorded requests.
-
-    Parameters
-    ----------
-    requests
-        Snapshots with ``rid``, ``iterations`` and ``[L, H]`` arrays ``rates`` (sum of per-iteration hit rates),
-        ``hits``, ``selected`` and ``mass`` (or None). A request that was retracted and resumed has several.
-
-    Returns
-    -------
-    dict
-        ``overall`` and one entry per request in ``requests``. Each has ``samples`` (layers x KV heads x decode
-        iterations), ``hit_rate`` (mean over samples), ``page_hit_rate`` (hit pages / selected pages),
-        ``per_layer``, ``per_head`` and, where recorded, ``mass_covered``. JSON-ready.
-    """
-    used = [request for request in requests if request["iterations"] > 0]
-    by_rid: dict[str, list[dict[str, Any]]] = {}
-    for request in used:
-        by_rid.setdefault(request["rid"], []).append(request)
-    return {
-        "overall": _summary(used),
-        "requests": [
-            {"rid": rid, "iterations": sum(part["iterations"] for part in parts), **_summary(parts)}
-            for rid, parts in by_rid.items()
-        ],
-    }
-
-
-def _summary(requests: list[dict[str, Any]]) -> dict[str, Any]:
-    iterations = sum(request["iterations"] for request in requests)
-    if not iterations:
-        return {"samples": 0, "hit_rate": None, "page_hit_rate": None, "per_layer": [], "per_head": []}
-    rate = np.sum([request["rates"] for request in requests], axis=0, dtype=np.float64) / iterations
-    hits = sum(int(request["hits"].sum()) for request in requests)
-    selected = sum(int(request["selected"].sum()) for request in requests)
-    summary: dict[str, Any] = {
-        "samples": iterations * rate.size,
-        "hit_rate": round(float(rate.mean()), 4),
-        "page_hit_rate": round(hits / max(selected, 1), 4),
-        "per_layer": [round(float(value), 4) for value in rate.mean(axis=1)],
-        "per_head": [round(float(value), 4) for value in rate.mean(axis=0)],
-    }
-    if requests[0]["mass"] is not None:
-        mass = np.sum([request["mass"] for request in requests], axis=0, dtype=np.float64) / iterations
-        summary["mass_covered"] = round(float(mass.mean()), 4)
-    return summary
+COUNTERS = {
+    "pages_total": ("pages in the host pool", "pages"),
+    "pages_allocated": ("pages allocated", "pages"),
+    "pages_resident": ("pages with a frame", "pages, in any layer and KV head"),
+    "pages_unsaved": ("pages with tokens only in frames", "pages, in any layer"),
+    "pages_summarised": ("pages with a summary", "pages"),
+    "pages_important": ("pages worth more than 0", "pages, in any layer and KV head"),
+    "frames_total": ("frames", "frames x layers x KV heads"),
+    "frames_used": ("frames used", "frames x layers x KV heads"),
+    "total_summarised_tokens": ("tokens summarised", "tokens, since the start"),
+}
+"""What a counter is called, and what it counts."""
 
 
 def render_report(state: dict[str, Any]) -> RenderableType:
@@ -65,7 +30,7 @@ def render_report(state: dict[str, Any]) -> RenderableType:
     ----------
     state
         The ``rheo`` object of a server's internal state: ``recorder``, ``counters``, ``misses`` and
-        ``prefixes``.
+        ``prefixes``. Names that clients chose are shown as they are, never as markup.
     """
     parts: list[RenderableType] = []
     recorder = state.get("recorder")
@@ -75,37 +40,72 @@ def render_report(state: dict[str, Any]) -> RenderableType:
         parts.append("No decode step has been recorded yet.")
     else:
         parts += [_requests_table(recorder), _averages_table(recorder["overall"])]
-    parts.append(_mapping_table("Pages and frames", state.get("counters", {})))
+    parts.append(_counters_table(state.get("counters", {})))
     if state.get("misses"):
-        parts.append(_mapping_table("Misses of a layer", state["misses"]))
+        parts.append(_misses_table(state["misses"]))
     if state.get("prefixes"):
         parts.append(_prefixes_table(state["prefixes"]))
+    if state.get("not_finite"):
+        parts.append(f"{state['not_finite']:,} numbers were not finite and are left out.")
     return Group(*parts)
 
 
 def print_report(state: dict[str, Any]) -> None:
     """Print `render_report` to the standard output."""
-    Console().print(render_report(state))
+    console = Console()
+    with console.capture() as capture:
+        console.print(render_report(state))
+    sys.stdout.writelines(capture.get().splitlines(keepends=True))
+
+
+def _name(text: str) -> Text:
+    """A client's text as one line: no markup, no emoji codes, no control characters."""
+    return Text("".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text))
 
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f} %"
 
 
+def _number(value: Any, form: str = ",") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _table(title: str, columns: dict[str, str], caption: str | None = None) -> Table:
+    """A table of ``columns``, name to alignment; only what is aligned left may be folded."""
+    table = Table(title=title, caption=caption, caption_justify="left")
+    for name, justify in columns.items():
+        left = justify == "left"
+        table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=not left)
+    return table
+
+
 def _requests_table(recorder: dict[str, Any]) -> Table:
-    table = Table(title="Hit rate per request")
-    for column in ("request", "iterations", "samples", "hit rate", "pages hit", "mass covered"):
-        table.add_column(column, justify="left" if column == "request" else "right")
-    rows = [(entry["rid"][:12], str(entry["iterations"]), entry) for entry in recorder["requests"]]
-    for name, iterations, entry in [*rows, ("all", "", recorder["overall"])]:
-        table.add_row(
-            name,
-            iterations,
-            f"{entry['samples']:,}",
+    with_mass = "mass_covered" in recorder["overall"]
+    names = ["steps", "samples", "hit rate", "pages hit", "selected", *(["mass"] if with_mass else [])]
+    caption = (
+        "samples: layers x KV heads x decode steps. hit rate: selected pages that had a frame, per sample. "
+        "selected: pages of the context that were selected, which is what the budget allowed"
+    )
+    if with_mass:
+        caption += ". mass: attention of the whole context that fell on them"
+        if uncounted := recorder["overall"].get("mass_not_finite"):
+            caption += f" (not a finite number in {uncounted:,} samples, which are left out)"
+    kept = recorder.get("kept_requests")
+    if kept is not None:
+        caption += f". all: the running requests and the last {kept:,} that ended"
+    columns = {"request": "left", **dict.fromkeys(names, "right")}
+    table = _table("Hit rate per request", columns, caption + ".")
+    rows = [(entry["rid"], _number(entry["iterations"]), entry) for entry in recorder["requests"]]
+    for name, steps, entry in [*rows, ("all", "", recorder["overall"])]:
+        row = [
+            steps,
+            _number(entry["samples"]),
             _percent(entry["hit_rate"]),
             _percent(entry["page_hit_rate"]),
-            _percent(entry.get("mass_covered")),
-        )
+            _percent(entry.get("selected_share")),
+        ]
+        table.add_row(_name(name), *row, *([_percent(entry.get("mass_covered"))] if with_mass else []))
     return table
 
 
@@ -124,23 +124,40 @@ def _averages_table(overall: dict[str, Any]) -> Table:
 
 
 def _prefixes_table(prefixes: list[dict[str, Any]]) -> Table:
-    table = Table(title="Longest cached prefixes")
-    for column in ("tokens", "importance", "resident", "in use"):
-        table.add_column(column, justify="right")
-    for node in prefixes:
+    names = ("tokens", "shared", "nodes", "worth", "resident", "in use")
+    table = _table(
+        "Longest cached prefixes",
+        {"node": "right", **dict.fromkeys(names, "right")},
+        "node: the last node of the prefix in the radix tree. shared: leading tokens that another cached prefix "
+        "begins with too.",
+    )
+    for prefix in prefixes:
         table.add_row(
-            f"{node['tokens']:,}",
-            f"{node['importance']:.3f}",
-            _percent(node["resident"]),
-            "yes" if node["locked"] else "no",
+            str(prefix.get("node", "-")),
+            _number(prefix["tokens"]),
+            _number(prefix.get("shared_tokens")),
+            _number(prefix.get("nodes")),
+            _number(prefix["worth"], ".3f"),
+            _percent(prefix["resident"]),
+            "yes" if prefix["locked"] else "no",
         )
     return table
 
 
-def _mapping_table(title: str, values: dict[str, Any]) -> Table:
-    table = Table(title=title)
-    table.add_column("what")
-    table.add_column("count", justify="right")
-    for name, value in values.items():
-        table.add_row(name.replace("_", " "), f"{value:,}")
+def _counters_table(counters: dict[str, Any]) -> Table:
+    table = _table("Pages and frames", {"what": "left", "count": "right", "of what": "left"})
+    for name, value in counters.items():
+        label, unit = COUNTERS.get(name, (name.replace("_", " "), ""))
+        table.add_row(_name(label), _number(value), unit)
+    return table
+
+
+def _misses_table(misses: dict[str, Any]) -> Table:
+    table = _table(
+        "Misses of a layer",
+        {"what": "left", "mean": "right"},
+        "Means over the layers of all decode steps since the start that had misses; us: microseconds.",
+    )
+    for name, value in misses.items():
+        table.add_row(_name(name.replace("_", " ")), _number(value))
     return table

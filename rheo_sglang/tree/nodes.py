@@ -1,13 +1,22 @@
-"""Views of radix-tree nodes as logical pages."""
+"""Views of the radix tree in terms of logical pages."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from rheo_sglang.page_table import PageTable
+
+
+class Prefix(NamedTuple):
+    """A cached prefix that no longer one contains: the nodes from below the root to one without cached children."""
+
+    nodes: tuple[Any, ...]
+    tokens: int
+    shared_tokens: int
+    """Leading tokens that another cached prefix begins with too."""
 
 
 def slot_pages(slots: torch.Tensor, page_size: int) -> torch.Tensor:
@@ -24,8 +33,35 @@ def walk(root: Any) -> Iterator[Any]:
         pending.extend(node.children.values())
 
 
+def cached_prefixes(root: Any, component: Any) -> Iterator[Prefix]:
+    """Every cached prefix that no longer one contains, in any order.
+
+    Parameters
+    ----------
+    root
+        Root of SGLang's radix tree.
+    component
+        Which component's slots count as cached; a node without slots ends its prefix at its parent.
+    """
+    pending: list[Prefix] = [Prefix((), 0, 0)]
+    while pending:
+        prefix = pending.pop()
+        node = prefix.nodes[-1] if prefix.nodes else root
+        cached = [
+            (child, len(value))
+            for child in node.children.values()
+            if (value := child.component_data[component].value) is not None and len(value)
+        ]
+        if not cached and prefix.nodes:
+            yield prefix
+        shared = prefix.tokens if len(cached) > 1 else prefix.shared_tokens
+        pending += [
+            Prefix((*prefix.nodes, child), prefix.tokens + tokens, shared) for child, tokens in cached
+        ]
+
+
 def describe_tree(tree_cache: Any, table: PageTable, page_size: int, most: int = 10) -> list[dict[str, Any]]:
-    """The longest cached prefixes with their importance and residency.
+    """The longest cached prefixes with their worth and residency.
 
     Parameters
     ----------
@@ -36,34 +72,40 @@ def describe_tree(tree_cache: Any, table: PageTable, page_size: int, most: int =
     page_size
         Tokens per page.
     most
-        Nodes to describe at most, longest first.
+        Prefixes to describe at most, longest first.
 
     Returns
     -------
     list of dict
-        ``tokens``, ``importance`` (mean over the node's pages, layers and KV heads), ``resident`` (share of its
-        rows that have a frame) and ``locked`` (in use by a running request) of each node.
+        Of each prefix from the root to its last node: ``node`` (SGLang's number of that node), ``nodes`` (how many),
+        ``tokens``, ``shared_tokens`` (leading ones that another cached prefix begins with too), ``worth`` (mean
+        over its pages, layers and KV heads), ``resident`` (share of its (page, layer, KV head) rows that have a
+        frame) and ``locked`` (in use by a running request).
     """
     from sglang.srt.mem_cache.unified_cache.components import ComponentType
 
     core = getattr(tree_cache, "tree_core", None)
     if core is None:
         return []
-    nodes = []
-    for node in walk(core.root_node):
-        data = node.component_data[ComponentType.FULL]
-        if data.value is not None and len(data.value):
-            nodes.append((len(data.value), data))
-    nodes.sort(key=lambda entry: -entry[0])
-    described = []
-    for tokens, data in nodes[:most]:
-        pages = slot_pages(data.value, page_size)
-        described.append(
-            {
-                "tokens": tokens,
-                "importance": round(float(table.node_worth(pages)), 4),
-                "resident": round(float(table.resident_share(pages)), 4),
-                "locked": data.lock_ref > 0,
-            }
-        )
-    return described
+    longest = sorted(
+        cached_prefixes(core.root_node, ComponentType.FULL),
+        key=lambda prefix: (-prefix.tokens, prefix.nodes[-1].id),
+    )[:most]
+    values = []
+    for prefix in longest:
+        slots = torch.cat([node.component_data[ComponentType.FULL].value for node in prefix.nodes])
+        pages = slot_pages(slots, page_size)
+        values += [table.node_worth(pages), table.resident_share(pages)]
+    measured = iter(torch.stack(values).tolist() if values else [])
+    return [
+        {
+            "node": prefix.nodes[-1].id,
+            "nodes": len(prefix.nodes),
+            "tokens": prefix.tokens,
+            "shared_tokens": prefix.shared_tokens,
+            "worth": round(next(measured), 4),
+            "resident": round(next(measured), 4),
+            "locked": prefix.nodes[-1].component_data[ComponentType.FULL].lock_ref > 0,
+        }
+        for prefix in longest
+    ]

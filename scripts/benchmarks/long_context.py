@@ -76,7 +76,7 @@ def prompt_tokens(text: str) -> int:
 def server_pools(engine: Any, context: int) -> dict[str, float]:
     """`pool_sizes` of a running engine."""
     state = engine.get_server_info()["internal_states"][0]["rheo"]
-    return pool_sizes(KV, state["counters"], context, json.loads(state["config"])["summary"])
+    return pool_sizes(KV, state["counters"], context, state["config"]["summary"])
 
 
 def long_prompt(engine: Any, ids: list[int], rid: str, memory: DeviceMemory) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class Server:
                 PAGE_SIZE,
                 self.budget,
                 HEADS,
-                self.recorder.begin_step(rids),
+                self.recorder.begin_step(rids, -(-seq_lens // PAGE_SIZE)),
             )
             self.table.begin_step()
             self.table.list_pages(batch.pages, batch.num_pages)

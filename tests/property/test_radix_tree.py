@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -217,25 +218,44 @@ class RadixTreeMachine(RuleBasedStateMachine):
         assert (self.table.frame_of[:, :, freed] < 0).all()
 
     @invariant()
-    def a_nodes_importance_is_the_mean_of_its_rows(self) -> None:
+    def a_nodes_worth_is_the_mean_of_its_rows(self) -> None:
         self.table.settle()
-        expected = []
         for node in self.nodes():
             pages = self.node_pages(node)
             rows = torch.stack([self.importance[page] for page in pages.tolist()])
-            importance = self.table.node_worth(pages)
-            torch.testing.assert_close(importance, rows.mean(), rtol=1e-5, atol=1e-6)
-            expected.append(
-                {
-                    "tokens": len(pages) * self.page_size,
-                    "importance": round(float(importance), 4),
-                    "resident": round(float((self.table.frame_of[:, :, pages] >= 0).float().mean()), 4),
-                    "locked": node.component_data[ComponentType.FULL].lock_ref > 0,
-                }
-            )
+            torch.testing.assert_close(self.table.node_worth(pages), rows.mean(), rtol=1e-5, atol=1e-6)
+
+    @invariant()
+    def cached_prefixes_are_listed_from_the_root_to_their_ends(self) -> None:
+        self.table.settle()
+        whole = [one for one in self.cached if not any(other[:-1] == one for other in self.cached)]
+        ends = {self.cached[one]: one for one in whole}
         described = describe_tree(self.tree, self.table, self.page_size, most=PAGES)
-        assert sorted(described, key=str) == sorted(expected, key=str)
+        assert len({entry["node"] for entry in described}) == len(described) == len(whole)
+        last_page = {node.id: int(self.node_pages(node)[-1]) for node in self.nodes()}
+        for entry in described:
+            prefix = ends.pop(last_page[entry["node"]])
+            pages = [self.cached[prefix[:count]] for count in range(1, len(prefix) + 1)]
+            shared = max(
+                (
+                    sum(other[:count] == prefix[:count] for count in range(1, len(prefix) + 1))
+                    for other in whole
+                    if other != prefix
+                ),
+                default=0,
+            )
+            assert entry["tokens"] == len(prefix) * self.page_size
+            assert entry["shared_tokens"] == shared * self.page_size
+            assert entry["worth"] == pytest.approx(
+                float(self.table.policy.worth[:, :, pages].mean()), abs=6e-5
+            )
+            resident = (self.table.frame_of[:, :, pages] >= 0).float().mean()
+            assert entry["resident"] == pytest.approx(float(resident), abs=6e-5)
+            assert entry["locked"] == any(locked[: len(prefix)] == prefix for locked, _, _ in self.locked)
+        assert not ends, "a prefix is not listed"
         assert described == sorted(described, key=lambda entry: -entry["tokens"])
+        longest = describe_tree(self.tree, self.table, self.page_size, most=2)
+        assert longest == described[:2]
 
     def teardown(self) -> None:
         """Evicting everything returns every counter to its start (invariant 6)."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
+import random
 
 import pytest
 import torch
-from rich.console import Console
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rheo_sglang.recorder import Recorder
-from rheo_sglang.recorder.recorder import KEPT_REQUESTS
-from rheo_sglang.recorder.report import render_report
+from rheo_sglang.recorder.ended import KEPT_REQUESTS
+from rheo_sglang.recorder.recorder import ENDED_AFTER, GIVEN_BACK_TOGETHER
 
 LAYERS, HEADS = 2, 3
 
@@ -21,10 +21,14 @@ def make_recorder(with_mass: bool = False, rows: int = 6) -> Recorder:
 
 
 def step(
-    recorder: Recorder, rids: list[str], hits: list[list[list[int]]], selected: list[int]
+    recorder: Recorder,
+    rids: list[str],
+    hits: list[list[list[int]]],
+    selected: list[int],
+    listed: list[int] | None = None,
 ) -> torch.Tensor:
-    """One decode iteration: ``hits[request][layer][head]`` of ``selected[request]`` pages each."""
-    rows = recorder.begin_step(rids)
+    """One decode step: ``hits[request][layer][head]`` of ``selected[request]`` of ``listed[request]`` pages each."""
+    rows = recorder.begin_step(rids, torch.tensor(listed or selected))
     for layer in range(LAYERS):
         counted = torch.tensor([request[layer] for request in hits])
         recorder.count(layer, rows, counted, torch.tensor(selected)[:, None].expand(-1, HEADS))
@@ -119,14 +123,22 @@ def test_only_the_latest_finished_requests_are_kept() -> None:
     for number in range(KEPT_REQUESTS + 11):
         step(recorder, [f"r{number}"], [[[1] * HEADS] * LAYERS], [2])
     rids = [entry["rid"] for entry in recorder.report()["requests"]]
-    assert rids == [f"r{number}" for number in range(10, KEPT_REQUESTS + 11)]
+    assert rids == [f"r{number}" for number in range(10, KEPT_REQUESTS + 11)], (
+        "256 that ended, and one that runs"
+    )
 
 
 def test_an_empty_recorder_reports_no_samples() -> None:
     recorder = make_recorder()
-    assert recorder.report() == {
-        "overall": {"samples": 0, "hit_rate": None, "page_hit_rate": None, "per_layer": [], "per_head": []},
-        "requests": [],
+    report = recorder.report()
+    assert report["requests"] == []
+    assert report["overall"] == {
+        "samples": 0,
+        "hit_rate": None,
+        "page_hit_rate": None,
+        "selected_share": None,
+        "per_layer": [],
+        "per_head": [],
     }
 
 
@@ -135,34 +147,102 @@ def test_a_report_survives_json(with_mass: bool) -> None:
     recorder = make_recorder(with_mass)
     step(recorder, ["a", "b"], [[[1] * HEADS] * LAYERS] * 2, [3, 2])
     report = recorder.report()
-    assert json.loads(json.dumps(report)) == report
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
-def rendered(state: dict) -> str:
-    output = io.StringIO()
-    Console(file=output, width=120).print(render_report(state))
-    return output.getvalue()
-
-
-def test_the_printed_report_shows_every_average_and_the_counters() -> None:
+def test_the_share_of_selected_pages_is_what_the_budget_allowed() -> None:
     recorder = make_recorder()
-    step(recorder, ["request-one"], [[[2, 1, 0], [2, 2, 2]]], [2])
-    prefixes = [{"tokens": 4096, "importance": 0.123, "resident": 0.5, "locked": True}]
-    text = rendered({"recorder": recorder.report(), "counters": {"frames_used": 1234}, "prefixes": prefixes})
-    for shown in (
-        "request-one",
-        "75.00 %",
-        "50.00 %",
-        "100.00 %",
-        "frames used",
-        "1,234",
-        "4,096",
-        "0.123",
-        "yes",
-    ):
-        assert shown in text
+    nothing = [[[0] * HEADS] * LAYERS]
+    step(recorder, ["a", "b"], nothing * 2, [4, 2], listed=[40, 2])
+    step(recorder, ["a"], nothing, [6], listed=[60])
+    report = recorder.report()
+    assert by_rid(report)["a"]["selected_share"] == 0.1
+    assert by_rid(report)["b"]["selected_share"] == 1.0
+    assert report["overall"]["selected_share"] == round(12 / 102, 4)
 
 
-def test_the_printed_report_says_when_there_is_nothing_to_show() -> None:
-    assert "recorder='off'" in rendered({"recorder": None, "counters": {}})
-    assert "No decode step" in rendered({"recorder": make_recorder().report(), "counters": {}})
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_mass_that_is_not_finite_reaches_no_average_and_is_counted(value: float) -> None:
+    """Also not the next owner of the request's row, and not after the request ended."""
+    recorder = make_recorder(with_mass=True, rows=2)
+    full = [[[1] * HEADS] * LAYERS]
+    rows = step(recorder, ["bad", "good"], full * 2, [2, 2])
+    for layer in range(LAYERS):
+        recorder.cover(layer, rows, torch.tensor([[value] * HEADS, [0.5] * HEADS]))
+    rows = step(recorder, ["half", "next"], full * 2, [2, 2])
+    for layer in range(LAYERS):
+        recorder.cover(layer, rows, torch.tensor([[value, 0.25, 0.25], [0.75] * HEADS]))
+    report = json.loads(json.dumps(recorder.report(), allow_nan=False))
+    shown = {rid: (entry["mass_covered"], entry["mass_not_finite"]) for rid, entry in by_rid(report).items()}
+    assert shown == {"bad": (None, 6), "good": (0.5, 0), "half": (0.25, 2), "next": (0.75, 0)}
+    assert report["overall"]["mass_covered"] == round((6 * 0.5 + 4 * 0.25 + 6 * 0.75) / 16, 4)
+    assert report["overall"]["mass_not_finite"] == 8
+
+
+class CountOperations(TorchDispatchMode):
+    """How many tensor operations ran; each is a launch or a copy on a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("requests", "steps_each"), [(2300, 1), (340, 18)])
+def test_a_report_costs_the_same_however_many_requests_ended(requests: int, steps_each: int) -> None:
+    """For example 2,300 short requests over 2,048 rows: rows are given back, and no request is copied alone."""
+    recorder = make_recorder(with_mass=True, rows=2048)
+    costs = {}
+    for number in range(requests):
+        for _ in range(steps_each):
+            recorder.begin_step(["stays", f"r{number}"], torch.tensor([2, 2]))
+        if number in (3, 300, requests - 1):
+            with CountOperations() as operations:
+                report = recorder.report()
+            costs[number] = operations.count
+            assert len(report["requests"]) == min(number, KEPT_REQUESTS) + 2
+            assert by_rid(report)["stays"]["iterations"] == (number + 1) * steps_each
+    assert len(set(costs.values())) == 1, costs
+    assert len(recorder._row_of) <= 2 + ENDED_AFTER + GIVEN_BACK_TOGETHER
+
+
+def test_a_report_changes_nothing() -> None:
+    recorder = make_recorder(with_mass=True, rows=4)
+    full = [[[1] * HEADS] * LAYERS]
+    for number in range(6):
+        step(recorder, [f"r{number}", "stays"], full * 2, [2, 2])
+    before = [counter.clone() for counter in recorder.counts]
+    rows, free = dict(recorder._row_of), list(recorder._free)
+    assert recorder.report() == recorder.report()
+    assert all(torch.equal(one, other) for one, other in zip(before, recorder.counts, strict=True))
+    assert (rows, free) == (recorder._row_of, recorder._free)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_batches_are_counted_as_a_dictionary_counts_them(seed: int) -> None:
+    """Batches that take turns, pauses, ends and few rows: every request that is still kept has its exact averages."""
+    choose = random.Random(seed)
+    rows = choose.choice([8, 20, 200])
+    recorder = make_recorder(rows=rows)
+    counted: dict[str, list[list[int]]] = {}
+    alive = [f"r{number}" for number in range(choose.randint(2, 8))]
+    for number in range(400):
+        if choose.random() < 0.3:
+            alive[choose.randrange(len(alive))] = f"r{10 + len(counted)}-{number}"
+        batch = choose.sample(alive, choose.randint(1, len(alive)))
+        hits = [[[choose.randint(0, 4) for _ in range(HEADS)] for _ in range(LAYERS)] for _ in batch]
+        step(recorder, batch, hits, [4] * len(batch), listed=[16] * len(batch))
+        for rid, request in zip(batch, hits, strict=True):
+            counted.setdefault(rid, []).append(torch.tensor(request).flatten().tolist())
+    assert len(counted) < KEPT_REQUESTS
+    report = recorder.report()
+    for entry in report["requests"]:
+        samples = [hit / 4 for one in counted[entry["rid"]] for hit in one]
+        if rows >= 20 or entry["iterations"] == len(counted[entry["rid"]]):
+            assert entry["iterations"] == len(counted[entry["rid"]])
+            assert entry["hit_rate"] == pytest.approx(sum(samples) / len(samples), abs=6e-5)
+        assert entry["selected_share"] == 0.25
+    assert {entry["rid"] for entry in report["requests"]} == counted.keys()

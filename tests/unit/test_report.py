@@ -1,0 +1,130 @@
+"""The printed report: every number, names as clients chose them, and what the numbers are of."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from rich.console import Console
+
+from rheo_sglang.recorder import Recorder
+from rheo_sglang.recorder.report import print_report, render_report
+
+LAYERS, HEADS = 2, 3
+WIDTHS = (80, 200)
+PREFIX = {
+    "node": 71,
+    "nodes": 2,
+    "tokens": 4096,
+    "shared_tokens": 1600,
+    "worth": 0.123,
+    "resident": 0.5,
+    "locked": True,
+}
+
+
+def rendered(state: dict, width: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=width, record=True, force_terminal=True)
+    console.print(render_report(state))
+    return console.export_text()
+
+
+def report_of(rid: str, with_mass: bool = False) -> dict:
+    recorder = Recorder(2, LAYERS, HEADS, "cpu", with_mass)
+    rows = recorder.begin_step([rid], torch.tensor([8]))
+    for layer, hits in enumerate([[2, 1, 0], [2, 2, 2]]):
+        recorder.count(layer, rows, torch.tensor([hits]), torch.tensor([[2] * HEADS]))
+        if with_mass:
+            recorder.cover(layer, rows, torch.tensor([[0.875, 0.875, float("nan")]]))
+    return recorder.report()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_average_and_counter_is_shown_whole(width: int) -> None:
+    state = {
+        "recorder": report_of("request-one", with_mass=True),
+        "counters": {"frames_used": 1234567, "something_new": 5},
+        "misses": {"took_us": 12.5, "expected_us": None},
+        "prefixes": [PREFIX],
+    }
+    text = rendered(state, width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    for shown in (
+        "request-one",
+        "75.00 %",
+        "50.00 %",
+        "100.00 %",
+        "25.00 %",
+        "87.50 %",
+        "frames used",
+        "1,234,567",
+        "something new",
+        "12.5",
+        "4,096",
+        "1,600",
+        "0.123",
+        " 71 ",
+        "yes",
+    ):
+        assert shown in text, shown
+    assert "…" not in text
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_totals_say_what_they_count(width: int) -> None:
+    text = " ".join(rendered({"recorder": report_of("a"), "counters": {"frames_total": 9}}, width).split())
+    assert "the last 256 that ended" in text
+    assert "layers x KV heads x decode steps" in text
+    assert "frames x layers x KV heads" in text
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(
+    "rid",
+    ["[/x]", "[bold]x", "a[b]c", "[link=http://x]y[/link]", ":smile:", "[", "\\[x]", "x" * 12 + "1", "a b"],
+)
+def test_a_request_id_is_shown_as_it_is(rid: str, width: int) -> None:
+    assert rid in rendered(
+        {"recorder": report_of(rid), "counters": {"[/y]": 1}, "misses": {"[/z]": 1}}, width
+    )
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_long_request_id_is_folded_and_not_cut(width: int) -> None:
+    rid = "".join(chr(ord("a") + number % 26) for number in range(150))
+    text = rendered({"recorder": report_of(rid), "counters": {}}, width)
+    kept = "".join(line.split("│")[1].strip() for line in text.splitlines() if line.count("│") > 4)
+    assert rid in kept
+
+
+def test_a_request_id_does_not_control_the_terminal() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(render_report({"recorder": report_of("a\x1b[2Jb\nc\rd"), "counters": {}}))
+    output = console.file.getvalue()
+    assert "\x1b[2J" not in output and "\r" not in output
+    assert r"a\x1b[2Jb\nc\rd" in output
+
+
+def test_a_mass_that_is_not_finite_is_a_dash_and_is_counted() -> None:
+    report = report_of("a", with_mass=True)
+    report["overall"]["mass_covered"] = None
+    text = rendered({"recorder": report, "counters": {}, "not_finite": 1}, 200)
+    assert "2 samples" in text
+    assert "1 numbers were not finite" in text
+
+
+def test_numbers_that_were_replaced_by_null_are_dashes() -> None:
+    text = rendered({"recorder": None, "prefixes": [{**PREFIX, "worth": None, "resident": None}]})
+    assert "4,096" in text
+
+
+def test_the_report_says_when_there_is_nothing_to_show() -> None:
+    assert "recorder='off'" in rendered({"recorder": None, "counters": {}})
+    empty = Recorder(1, LAYERS, HEADS, "cpu", False).report()
+    assert "No decode step" in rendered({"recorder": empty, "counters": {}})
+
+
+def test_the_report_is_printed_to_the_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report({"recorder": report_of("[/x]"), "counters": {}})
+    assert "[/x]" in capsys.readouterr().out
