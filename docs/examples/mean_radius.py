@@ -24,11 +24,11 @@ def _fold_chunk(rows, keys, held, count, DIM: tl.constexpr, BLOCK_D: tl.constexp
 @triton.jit
 def _score(rows, queries, listed, heads, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     d = tl.arange(0, BLOCK_D)
-    mean = tl.load(rows[:, None] + d[None, :], mask=listed[:, None] & (d < DIM)[None, :], other=0.0)
-    radius = tl.load(rows + DIM, mask=listed, other=0.0)
+    mean = tl.load(rows + d[None, :], mask=listed[:, None] & (d < DIM)[None, :], other=0.0)
+    radius = tl.load(rows + DIM, mask=listed[:, None], other=0.0)
     query = tl.load(queries, mask=heads, other=0.0).to(tl.float32)
     norm = tl.sqrt(tl.sum(query * query, 1))
-    return dot(query, tl.trans(mean), norm[:, None] * radius[None, :])
+    return dot(query, tl.trans(mean), norm[:, None] * tl.trans(radius))
 
 
 @SUMMARIES.register

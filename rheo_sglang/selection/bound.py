@@ -38,7 +38,7 @@ def _fold_chunk(rows, keys, held, count, DIM: tl.constexpr, BLOCK_D: tl.constexp
 def _score(rows, queries, listed, heads, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     d = tl.arange(0, BLOCK_D)
     wanted = listed[:, None] & (d < DIM)[None, :]
-    row = rows[:, None] + d[None, :]
+    row = rows + d[None, :]
     low = tl.load(row, mask=wanted, other=0.0)
     high = tl.load(row + DIM, mask=wanted, other=0.0)
     query = tl.load(queries, mask=heads, other=0.0).to(tl.float32)
@@ -48,13 +48,13 @@ def _score(rows, queries, listed, heads, DIM: tl.constexpr, BLOCK_D: tl.constexp
 
 
 @triton.jit
-def _score_sum(rows, queries, listed, heads, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+def _score_sum(rows, queries, listed, heads, scale, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     d = tl.arange(0, BLOCK_D)
     wanted = listed[:, None] & (d < DIM)[None, :]
-    row = rows[:, None] + d[None, :]
+    row = rows + d[None, :]
     low = tl.load(row, mask=wanted, other=0.0)
     high = tl.load(row + DIM, mask=wanted, other=0.0)
-    query = tl.load(queries, mask=heads, other=0.0).to(tl.float32)
+    query = tl.load(queries, mask=heads, other=0.0).to(tl.float32) * scale
     toward_high = tl.sum(tl.maximum(query, 0.0), 0)
     toward_low = tl.sum(tl.minimum(query, 0.0), 0)
     return tl.sum(high.to(tl.float32) * toward_high[None, :] + low.to(tl.float32) * toward_low[None, :], 1)

@@ -21,17 +21,17 @@ def _fold_chunk(rows, keys, held, count, DIM: tl.constexpr, BLOCK_D: tl.constexp
 @triton.jit
 def _score(rows, queries, listed, heads, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     d = tl.arange(0, BLOCK_D)
-    mean = tl.load(rows[:, None] + d[None, :], mask=listed[:, None] & (d < DIM)[None, :], other=0.0)
+    mean = tl.load(rows + d[None, :], mask=listed[:, None] & (d < DIM)[None, :], other=0.0)
     query = tl.load(queries, mask=heads, other=0.0)
     logits = tl.zeros([queries.shape[0], rows.shape[0]], tl.float32)
     return dot(query.to(mean.dtype), tl.trans(mean), logits)
 
 
 @triton.jit
-def _score_sum(rows, queries, listed, heads, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+def _score_sum(rows, queries, listed, heads, scale, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     d = tl.arange(0, BLOCK_D)
-    mean = tl.load(rows[:, None] + d[None, :], mask=listed[:, None] & (d < DIM)[None, :], other=0.0)
-    query = tl.sum(tl.load(queries, mask=heads, other=0.0).to(tl.float32), 0)
+    mean = tl.load(rows + d[None, :], mask=listed[:, None] & (d < DIM)[None, :], other=0.0)
+    query = tl.sum(tl.load(queries, mask=heads, other=0.0).to(tl.float32) * scale, 0)
     return tl.sum(mean.to(tl.float32) * query[None, :], 1)
 
 

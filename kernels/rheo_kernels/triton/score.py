@@ -129,13 +129,13 @@ def _score(
     else:
         listed = position < count
         page = tl.load(pages + request * stride_pb + position, mask=listed, other=0).to(tl.int64)
-        rows = summaries + head * stride_mh + page * stride_mn
+        rows = summaries + head * stride_mh + page[:, None] * stride_mn
         g = tl.arange(0, BLOCK_G)
         d = tl.arange(0, BLOCK_D)
         queries = q + request * stride_qb + (head * GROUP + g[:, None]) * stride_qh + d[None, :]
         heads = (g < GROUP)[:, None] & (d < DIM)[None, :]
         if SCORE_SUM is not None:
-            result = SCORE_SUM(rows, queries, listed, heads, DIM, BLOCK_D) * (scale / GROUP)
+            result = SCORE_SUM(rows, queries, listed, heads, scale / GROUP, DIM, BLOCK_D)
         else:
             logits = SCORE(rows, queries, listed, heads, DIM, BLOCK_D)
             if MEAN:

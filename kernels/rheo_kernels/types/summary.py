@@ -11,7 +11,7 @@ import torch
 class SummaryKernels(NamedTuple):
     """Triton device functions of a summary (``@triton.jit``), from which ``append``, ``write`` and ``score`` are built.
 
-    A function takes ``rows``, pointers to the first of a page's ``R * W`` contiguous elements, and loads or stores
+    A function takes ``rows``, a pointer to the first of a page's ``R * W`` contiguous elements, and loads or stores
     them itself. ``DIM`` is the head dimension, ``BLOCK_D`` the next power of two; all capitals are constants.
 
     Attributes
@@ -21,15 +21,16 @@ class SummaryKernels(NamedTuple):
         ``keys`` is ``[BLOCK_D, PAGE_SIZE]``, KV dtype, undefined where ``held``, ``[PAGE_SIZE]``, is false.
     score
         ``(rows, queries, listed, heads, DIM, BLOCK_D) -> [BLOCK_G, BLOCK_M]``, float32: unscaled scores of pages for
-        each query head of a group. ``rows`` is ``[BLOCK_M]``, to be loaded where ``listed``; ``queries`` are pointers
-        ``[BLOCK_G, BLOCK_D]``, to be loaded where ``heads``, after the rows, so that both are on their way together.
+        each query head of a group. ``rows``, ``[BLOCK_M, 1]``, are to be loaded where ``listed``, ``[BLOCK_M]``. ``queries``
+        are pointers ``[BLOCK_G, BLOCK_D]``, to be loaded where ``heads``, and after the rows: both are then on their
+        way together.
     fold_token
         ``(rows, key, first, DIM, BLOCK_D)``: fold one key ``[BLOCK_D]`` into the stored rows; ``first`` restarts the
         page. Without it, a page is folded anew from the keys in its frame, for every token: right for whatever would
         drift by being rounded again and again.
     score_sum
-        ``(rows, queries, listed, heads, DIM, BLOCK_D) -> [BLOCK_M]``: the sum of ``score`` over the group, where that
-        is to be had in one product; otherwise scores are computed per head and averaged.
+        ``(rows, queries, listed, heads, scale, DIM, BLOCK_D) -> [BLOCK_M]``: the sum of ``score`` over the group times
+        ``scale``, where that is to be had in one product; otherwise scores are computed per head and averaged.
     """
 
     fold_chunk: Any
