@@ -66,14 +66,15 @@ class RheoConfig:
     summary: str = "bound"
     """What summarises a page's keys: their bounding box (``bound``), or their average (``mean``)."""
     grouping: Literal["mean", "max"] = "mean"
-    """How the query heads of a GQA group agree on one score."""
+    """How the query heads of a GQA group agree on one score: their mean, or their maximum."""
     importance_alpha: float = 0.3
     """Weight of the newest step in a page's importance."""
     policy: str = "importance"
-    """Which pages keep their frames."""
+    """Which pages keep their frames: those that attention ranks high, or that were used last (``lru``) or most
+    (``lfu``)."""
     miss_mode: Literal["auto", "split", "fetch"] = "auto"
     """Missed pages are attended by the CPU where they are (``split``), or read over the bus (``fetch``); ``auto`` does
-    both at once, divided by what each was measured to take at the start, and splits where there is no GPU."""
+    both at once, divided by what each was measured to take at start and took of late, and splits without a GPU."""
     cpu_threads: int | None = None
     """Threads that attend misses on the CPU beside a GPU; by default all cores but two."""
     host_pool_gib: float | None = None

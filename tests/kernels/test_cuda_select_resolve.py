@@ -308,3 +308,12 @@ def test_refuses_what_it_cannot_read(rng: torch.Generator) -> None:
         replace(inputs, pages=inputs.pages.t().contiguous().t()).run(select_resolve)
     with pytest.raises(ValueError, match="32769 columns are too wide"):
         block_shape(MAX_PAGES + 1)
+
+
+def test_what_the_kernel_before_may_write_is_read_after_the_wait_for_it() -> None:
+    """The emulator runs one kernel after the other, so only the order in the source shows a read that comes too early."""
+    body = SOURCE.read_text().partition('extern "C" __global__')[2]
+    wait = body.index("wait_for_last_kernel();")
+    for operand in ("a.scores", "a.budget"):
+        assert operand in body
+        assert body.index(operand) > wait

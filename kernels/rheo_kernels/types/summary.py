@@ -21,9 +21,9 @@ class SummaryKernels(NamedTuple):
         ``keys`` is ``[BLOCK_D, PAGE_SIZE]``, KV dtype, undefined where ``held``, ``[PAGE_SIZE]``, is false.
     score
         ``(rows, queries, listed, heads, DIM, BLOCK_D) -> [BLOCK_G, BLOCK_M]``, float32: unscaled scores of pages for
-        each query head of a group. ``rows``, ``[BLOCK_M, 1]``, are to be loaded where ``listed``, ``[BLOCK_M]``. ``queries``
-        are pointers ``[BLOCK_G, BLOCK_D]``, to be loaded where ``heads``, and after the rows: both are then on their
-        way together.
+        each query head of a group. ``rows``, ``[BLOCK_M, 1]``, are to be loaded where ``listed``, ``[BLOCK_M]``;
+        ``queries`` are pointers ``[BLOCK_G, BLOCK_D]``, to be loaded where ``heads``, and after the rows: both are then
+        on their way together.
     fold_token
         ``(rows, key, first, DIM, BLOCK_D)``: fold one key ``[BLOCK_D]`` into the stored rows; ``first`` restarts the
         page. Without it, a page is folded anew from the keys in its frame, for every token: right for whatever would
