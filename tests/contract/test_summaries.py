@@ -1,6 +1,6 @@
 """Every page summary: it depends on a page's keys alone, and append, write and score equal the reference.
 
-"Equal" is up to one rounding to the summary's dtype, and up to float32's in scores.
+"Equal" is up to one rounding to the summary's dtype, and to float32's roundings in sums and scores.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def assert_equal_once_rounded(actual: torch.Tensor, expected: torch.Tensor) -> N
         difference = (actual.long() - expected.long()).abs()
         assert int(difference.max()) <= 1
         return
-    step = torch.finfo(actual.dtype).eps
-    torch.testing.assert_close(actual, expected, rtol=step, atol=1e-6)
+    step = max(torch.finfo(actual.dtype).eps, 1e-5)
+    torch.testing.assert_close(actual, expected, rtol=step, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from test_triton_select import DISTRIBUTIONS
 from triton_cases import integers, normal, page_lists, residency, to_device
 
 from rheo_kernels import reference
+from rheo_kernels.cuda import compile as compile_module
 from rheo_kernels.cuda.compile import compile_cubin
 from rheo_kernels.cuda.select_resolve import MAX_PAGES, SOURCE, block_shape, defines, select_resolve
 from rheo_kernels.types import HitCounters, RunnersUp, Selected
@@ -311,8 +313,8 @@ def test_refuses_what_it_cannot_read(rng: torch.Generator) -> None:
 
 
 def test_what_the_kernel_before_may_write_is_read_after_the_wait_for_it() -> None:
-    """The emulator runs one kernel after the other, so only the order in the source shows a read that comes too early."""
-    body = SOURCE.read_text().partition('extern "C" __global__')[2]
+    """The emulator runs one kernel after the other: only the order in the source shows a read that comes too early."""
+    body = (Path(compile_module.__file__).parent / SOURCE).read_text().partition('extern "C" __global__')[2]
     wait = body.index("wait_for_last_kernel();")
     for operand in ("a.scores", "a.budget"):
         assert operand in body

@@ -116,8 +116,14 @@ def test_resolved_pages_are_hits_or_misses_and_hold_the_requests_tokens(
     found = resolve(selected, pages, seq_lens, page_table, page_size)
     for request in range(batch):
         for head in range(HEADS):
-            for column, index in enumerate(selected[request, head].tolist()):
-                got = [int(field[request, head, column]) for field in found]
+            chosen = [index for index in selected[request, head].tolist() if index >= 0]
+            hits = [index for index in chosen if page_table[head, pages[request, index]] >= 0]
+            order = sorted(hits) + sorted(set(chosen) - set(hits))
+            assert int(found.num_hits[request, head]) == len(hits)
+            assert int(found.num_selected[request, head]) == len(chosen)
+            for column, index in enumerate(order + [-1] * (case.width - len(order))):
+                assert int(found.indices[request, head, column]) == index
+                got = [int(field[request, head, column]) for field in found[:4]]
                 if index < 0:
                     assert got == [-1, -1, -1, 0]
                     continue

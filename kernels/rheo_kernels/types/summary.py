@@ -44,7 +44,7 @@ class PageSummary(ABC):
 
     Summaries of one layer are ``[H, N, R, W]``, contiguous in the last two dimensions: ``rows`` of ``row_width``
     elements for every KV head and logical page. A summary depends on the keys in its page alone, not on how they came:
-    folded token by token it is what it is folded at once, up to one rounding to its dtype.
+    folded token by token it is what it is folded at once, up to one rounding to its dtype and float32's in sums.
 
     Attributes
     ----------
