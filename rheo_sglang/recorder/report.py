@@ -37,7 +37,7 @@ def render_report(state: dict[str, Any]) -> RenderableType:
     if recorder is None:
         parts.append("The recorder is off (recorder='off' in --rheo-config).")
     elif not recorder["requests"]:
-        parts.append("No decode step has been recorded yet.")
+        parts.append("No decode step that selects pages has been recorded yet.")
     else:
         parts += [_requests_table(recorder), _averages_table(recorder["overall"])]
     parts.append(_counters_table(state.get("counters", {})))
@@ -155,7 +155,7 @@ def _counters_table(counters: dict[str, Any]) -> Table:
 def _misses_table(misses: dict[str, Any]) -> Table:
     table = _table(
         "Misses of a layer",
-        {"what": "left", "mean": "right"},
+        {"what": "left", "value": "right"},
         "Means over the layers of all decode steps since the start that had misses; us: microseconds.",
     )
     for name, value in misses.items():
