@@ -8,7 +8,7 @@ import triton.language as tl
 
 from rheo_sglang.budget import BUDGETS, BudgetRule
 
-MARGIN = tl.constexpr(8.0)
+MARGIN = tl.constexpr(4.0)
 
 
 @triton.jit

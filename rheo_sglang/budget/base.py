@@ -29,7 +29,7 @@ class BudgetRule(ABC):
     allow_kernel
         What `allow` computes, as a Triton device function (``@triton.jit``), for rules that look at scores:
         ``(scores, num_pages, cap) -> int32`` for one (request, KV head); ``scores`` is ``[BLOCK_M]``, float32, ``-inf``
-        past the last page, the other two are scalars.
+        from the tail page on, the other two are scalars.
     """
 
     name: ClassVar[str]
@@ -59,7 +59,7 @@ class BudgetRule(ABC):
         Parameters
         ----------
         scores
-            ``[B, H, M]``, float32, ``-inf`` past the last page.
+            ``[B, H, M]``, float32, ``-inf`` from the tail page on, which is selected whatever its score.
         num_pages
             ``[B]``, int32.
         caps

@@ -197,6 +197,11 @@ def test_what_a_rule_allows_is_the_same_on_the_gpu_and_within_its_bounds(
     out = torch.full_like(allowed, -7)
     kernels.allow(table.rule.allow_kernel, scores, num_pages, caps, *bounds, out)
     assert torch.equal(out, allowed)
+    column = (num_pages - 1).clamp(min=0).long()[:, None, None].expand(-1, 3, 1)
+    scores.scatter_(2, column, 1e9)
+    assert torch.equal(reference.allow(table.rule.allow, scores, num_pages, caps, *bounds), allowed), (
+        "the tail"
+    )
     out.fill_(-7)
     kernels.allow(table.rule.allow_kernel, scores, num_pages, caps[:, 0], *bounds, out)
     assert torch.equal(out, allowed)

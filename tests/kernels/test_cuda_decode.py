@@ -249,6 +249,13 @@ def test_steps_in_cuda_equal_the_reference(
         assert report is not None and report["layers_with_misses"] > 0
 
 
+def test_steps_whose_budget_reads_scores_equal_the_reference(rng: torch.Generator) -> None:
+    config = RheoConfig(extensions=("root_budget",), budget="root", budget_min_pages=1, dense_threshold=0)
+    server = run(config, 12, {1: 11 * PAGE_SIZE - 3, 2: 30, 3: 6 * PAGE_SIZE - 1}, 4, rng.device)
+    allowed = server.cuda.step.allowed
+    assert int(allowed.min()) < int(allowed.max()) <= 11
+
+
 def test_a_mixed_batch_selects_all_of_its_short_requests(rng: torch.Generator) -> None:
     config = RheoConfig(budget_ratio=0.25, budget_min_pages=3, dense_threshold=6 * PAGE_SIZE)
     server = run(config, 12, {1: 12 * PAGE_SIZE, 2: 5 * PAGE_SIZE - 2}, 4, rng.device)

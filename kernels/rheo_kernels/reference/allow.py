@@ -18,10 +18,13 @@ def allow(
 ) -> torch.Tensor:
     """Apply a rule between the pages that are always selected and the cap.
 
+    The rule does not see the tail page's score: the page is selected whatever it is, and a GPU scores it before the new
+    token has been folded into its summary.
+
     Parameters
     ----------
     rule
-        ``(scores, num_pages, caps) -> [B, H]``.
+        ``(scores, num_pages, caps) -> [B, H]``; scores are ``-inf`` from the tail page on.
     scores
         ``[B, H, M]``, float32, ``-inf`` past the last page.
     num_pages
@@ -42,5 +45,7 @@ def allow(
     """
     least = torch.minimum(caps, torch.full_like(caps, forced))
     least = torch.where((num_pages <= dense_pages)[:, None], caps, least)
-    allowed = torch.minimum(torch.maximum(rule(scores, num_pages, caps).to(torch.int32), least), caps)
+    position = torch.arange(scores.shape[2], device=scores.device)
+    known = scores.masked_fill(position >= num_pages[:, None, None] - 1, -torch.inf)
+    allowed = torch.minimum(torch.maximum(rule(known, num_pages, caps).to(torch.int32), least), caps)
     return allowed if out is None else out.copy_(allowed)

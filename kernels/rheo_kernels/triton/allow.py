@@ -22,10 +22,13 @@ def allow(
 ) -> torch.Tensor:
     """Apply a rule between the pages that are always selected and the cap.
 
+    The rule does not see the tail page's score: the page is selected whatever it is, and its summary is being written.
+
     Parameters
     ----------
     rule
-        Device function ``(scores, num_pages, cap) -> int32`` of one request and KV head.
+        Device function ``(scores, num_pages, cap) -> int32`` of one request and KV head; scores are ``-inf`` from the
+        tail page on.
     scores
         ``[B, H, M]``, float32, ``-inf`` past the last page.
     num_pages
@@ -89,7 +92,7 @@ def _allow(
     count = tl.load(num_pages + request)
     cap = tl.load(caps + request * stride_cb + head * stride_ch)
     position = tl.arange(0, BLOCK_M)
-    listed = (position < count) & (position < columns)
+    listed = position < tl.minimum(count - 1, columns)
     row = tl.load(
         scores + request * stride_sb + head * stride_sh + position, mask=listed, other=float("-inf")
     )
