@@ -1,4 +1,4 @@
-"""Forced decoding gives the unforced model's log-probabilities, and divergences are those of the whole distributions."""
+"""Forced decoding keeps the unforced model's log-probabilities; divergences are those of the whole distributions."""
 
 from __future__ import annotations
 
