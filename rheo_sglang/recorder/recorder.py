@@ -177,7 +177,9 @@ class Recorder:
         return Request(rid, int(self._iterations[row]), int(self._listed[row]))
 
     def _on_device(self, rows: list[int] | np.ndarray[Any, Any]) -> torch.Tensor:
-        on_host = torch.tensor(rows, dtype=torch.int64, pin_memory=self.device.type == "cuda")
+        on_host = torch.as_tensor(rows, dtype=torch.int64)
+        if self.device.type == "cuda":
+            on_host = on_host.pin_memory()
         return on_host.to(self.device, non_blocking=True)
 
 

@@ -87,10 +87,12 @@ def test_pages_of_equal_keys_are_estimated_exactly(rng: torch.Generator) -> None
     expected = torch.tensor([32, 32, 32, 4], device=rng.device).log()
     assert torch.allclose(lse[0, :, :4], expected.expand(4, 4), atol=2e-3)
     shares = reference.page_shares(lse, 2)
-    assert torch.allclose(shares[0, :, :4], torch.tensor([0.32, 0.32, 0.32, 0.04]), atol=1e-3)
+    assert torch.allclose(
+        shares[0, :, :4], torch.tensor([0.32, 0.32, 0.32, 0.04], device=rng.device), atol=1e-3
+    )
 
-    indices = torch.tensor([[[1, 2], [0, 3]]], dtype=torch.int32)
-    counted = torch.tensor([[1, 2]], dtype=torch.int32)
+    indices = torch.tensor([[[1, 2], [0, 3]]], dtype=torch.int32, device=rng.device)
+    counted = torch.tensor([[1, 2]], dtype=torch.int32, device=rng.device)
     out, tail_lse = reference.tail(lse, indices, counted, summaries, case.safe, case.layout)
     for head, left in enumerate(([0, 2, 3], [1, 2])):
         tokens = torch.cat([case.values[head, case.pages[0, i], : 4 if i == 3 else 32] for i in left])

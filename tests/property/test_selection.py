@@ -13,6 +13,9 @@ from rheo_kernels.reference import resolve, select
 
 HEADS = 2
 
+SPECIAL = (math.nan, -math.nan, math.inf, -math.inf, 3.0e38)
+"""Scores that keys with NaN or huge values lead to."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -37,6 +40,11 @@ class Case:
         return select(self.scores, num_pages, budget, self.sink_pages, self.window_pages, self.width, out)
 
 
+def infinite_for_nan(scores: torch.Tensor) -> torch.Tensor:
+    """NaN counts as the infinity of its sign."""
+    return torch.where(scores.isnan(), torch.full_like(scores, math.inf).copysign(scores), scores)
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     num_pages = draw(st.lists(st.integers(1, 24), min_size=1, max_size=4))
@@ -52,6 +60,8 @@ def cases(draw: st.DrawFn) -> Case:
     )
     if draw(st.booleans()):
         scores = scores.round()
+    for value in draw(st.lists(st.sampled_from(SPECIAL), max_size=2)):
+        scores[torch.rand(scores.shape, generator=torch.Generator().manual_seed(longest)) < 0.3] = value
     scores.masked_fill_(torch.arange(longest) >= torch.tensor(num_pages)[:, None, None], -math.inf)
     needed = max(max(map(max, budgets)), sink_pages + max(window_pages, 1))
     width = min(longest, needed) + draw(st.integers(0, 2))
@@ -88,7 +98,7 @@ def test_the_budget_is_spent_and_not_exceeded_except_by_what_is_forced(case: Cas
 def test_the_rest_of_the_budget_goes_to_the_best_scores(case: Case) -> None:
     for request, heads in enumerate(case.select().tolist()):
         for head, selected in enumerate(heads):
-            scores = case.scores[request, head]
+            scores = infinite_for_nan(case.scores[request, head])
             retrieved = set(selected) - case.forced(request) - {-1}
             left_out = set(range(case.num_pages[request])) - set(selected)
             if retrieved and left_out:

@@ -17,7 +17,8 @@ def select(
     """Choose at most ``budget`` pages per request and KV head.
 
     The first ``sink_pages`` and the last ``window_pages`` (at least the tail page) are always selected, even
-    where they exceed the budget; the rest of the budget goes to the highest scores.
+    where they exceed the budget; the rest of the budget goes to the highest scores. NaN counts as the infinity of its
+    sign, and no score comes before an always-selected page.
 
     Parameters
     ----------
@@ -45,7 +46,10 @@ def select(
     forced &= position < last
     count = torch.maximum(budget, forced.sum(1, dtype=torch.int32)[:, None])
     count = torch.minimum(count, num_pages[:, None])
-    keyed = scores.masked_fill(forced[:, None], torch.inf)
+    finite = torch.finfo(scores.dtype)
+    keyed = torch.where(scores.isnan(), torch.full_like(scores, torch.inf).copysign(scores), scores)
+    keyed = keyed.clamp(finite.min, finite.max).masked_fill((position >= last)[:, None], -torch.inf)
+    keyed = keyed.masked_fill(forced[:, None], torch.inf)
     k = min(width, scores.shape[2])
     best = keyed.topk(k, dim=2).indices.to(torch.int32)
     best.masked_fill_(torch.arange(k, device=scores.device) >= count[:, :, None], -1)
