@@ -74,7 +74,7 @@ class RheoConfig:
     (``lfu``)."""
     miss_mode: Literal["auto", "split", "fetch"] = "auto"
     """Missed pages are attended by the CPU where they are (``split``), or read over the bus (``fetch``); ``auto`` does
-    both at once, divided by what each was measured to take at start and took of late, and splits without a GPU."""
+    both at once, divided by what each was measured to take at start and took of late. Without a GPU, no choice."""
     cpu_threads: int | None = None
     """Threads that attend misses on the CPU beside a GPU; by default all cores but two."""
     host_pool_gib: float | None = None
@@ -166,10 +166,6 @@ class RheoConfig:
             dense_tokens=self.dense_tokens,
             device=device,
         )
-
-    def splits(self, device: str) -> bool:
-        """Whether missed pages are attended where they are, with frames on ``device``."""
-        return self.miss_mode == "split" or (self.miss_mode == "auto" and not device.startswith("cuda"))
 
     @classmethod
     def parse(cls, text: str, source: str = FLAG) -> RheoConfig:

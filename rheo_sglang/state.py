@@ -39,8 +39,8 @@ def describe_scheduler(scheduler: Any) -> dict[str, Any] | None:
         {
             "config": dataclasses.asdict(pool.config),
             "counters": counters,
-            "recorder": None if backend.recorder is None else backend.recorder.report(),
-            "misses": None if backend.cuda is None else backend.cuda.miss_report(),
+            "recorder": None if backend.engine.recorder is None else backend.engine.recorder.report(),
+            "misses": backend.engine.miss_report(),
             "prefixes": describe_tree(scheduler.tree_cache, pool.table, pool.page_size),
         }
     )

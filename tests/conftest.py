@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +26,8 @@ settings.register_profile("ci", settings.get_profile("local"), derandomize=True,
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 GPU = torch.cuda.is_available()
+PROCESSORS = 132
+"""Multiprocessors of the GPU that `simt` stands in for."""
 
 if not GPU:
     with pytest.MonkeyPatch.context() as patch:
@@ -73,3 +76,21 @@ def device(monkeypatch: pytest.MonkeyPatch) -> str:
 def rng(device: str) -> torch.Generator:
     """Random numbers on the device."""
     return torch.Generator(device).manual_seed(torch.initial_seed() % 2**31)
+
+
+@pytest.fixture
+def cuda_kernels(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA C++ kernels run on the GPU where there is one, and on the CPU, one fiber a thread, where there is none.
+
+    ``SIMT_SEED`` draws another order of their threads.
+    """
+    if GPU:
+        return
+    import simt
+
+    simt.Kernel.launches = int(os.environ.get("SIMT_SEED", "0"))
+    for name in ("attend", "load", "select_resolve", "send_queries"):
+        module = importlib.import_module(f"rheo_kernels.cuda.{name}")
+        monkeypatch.setattr(module, "compile_kernel", simt.compile_kernel)
+    properties = SimpleNamespace(multi_processor_count=PROCESSORS)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)

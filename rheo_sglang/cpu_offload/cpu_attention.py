@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 
 from rheo_kernels.cpu import Task, default_threads
-from rheo_kernels.reference.offload_words import LINE
 from rheo_kernels.triton import offload_misses
 from rheo_kernels.types import Selected
+from rheo_kernels.types.offload_words import LINE
 from rheo_sglang.cpu_offload.host_function import launch_host_function
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def default_cpu_threads() -> int:
 class OffloadBuffers(NamedTuple):
     """What the GPU writes and the CPU reads for one layer, ``X`` requests at most.
 
-    Words of `rheo_kernels.reference.offload_words` lie aligned to lines, with room for whole ones.
+    Words of `rheo_kernels.types.offload_words` lie aligned to lines, with room for whole ones.
 
     Every layer has buffers of its own: lines that the CPU read last are in its caches, and each would have to be
     evicted from there before the GPU can write it.

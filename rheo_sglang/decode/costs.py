@@ -10,7 +10,7 @@ import torch
 from rheo_kernels.cuda.offload import TIMESTAMPS, Costs
 from rheo_kernels.types import Selected
 from rheo_sglang.cpu_offload.service import CpuService
-from rheo_sglang.decode.attention import CudaAttention
+from rheo_sglang.decode.cuda_attention import CudaAttention
 from rheo_sglang.decode.heads import HeadShape
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,8 @@
-"""CudaResidency: gives pages frames and fills them, without the host."""
+"""GpuResidency: gives pages frames and fills them, without the host."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -15,13 +17,13 @@ from rheo_kernels.triton import (
     value_frames,
 )
 from rheo_kernels.types import Admitted
-from rheo_sglang.decode.buffers import StepBuffers
+from rheo_sglang.decode.buffers import SparseBuffers
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.tiering import SELECTED
 
 
-class CudaResidency:
-    """Admission, eviction and the transfers that go with them; `Residency`'s counterpart on a GPU.
+class GpuResidency:
+    """Admission, eviction and the transfers that go with them; `ReferenceResidency`'s counterpart on a GPU.
 
     Parameters
     ----------
@@ -63,7 +65,11 @@ class CudaResidency:
             load(self.host, self.frames, admitted.pages, admitted.frames, admitted.counts)
 
     def admit_missed(
-        self, layer: int, step: StepBuffers, most: int | None = None, load_quota: torch.Tensor | None = None
+        self,
+        layer: int,
+        step: SparseBuffers[Any],
+        most: int | None = None,
+        load_quota: torch.Tensor | None = None,
     ) -> Admitted:
         """Give a step's missed pages frames that it does not read itself, the least valuable ones first.
 
@@ -83,8 +89,6 @@ class CudaResidency:
             Which of them are, see `gather_misses`; all by default.
         """
         table = self.table
-        assert step.selected is not None and step.candidates is not None
-        assert step.worth is not None and step.num_candidates is not None and step.admitted is not None
         worth, selected = table.policy.worth[layer], step.selected[layer]
         gather_misses(
             selected.misses,
@@ -96,7 +100,7 @@ class CudaResidency:
             step.worth,
             step.num_candidates,
             most,
-            None if step.runners_up is None else step.runners_up[layer],
+            step.runners_up[layer],
             load_quota,
             table.step,
         )

@@ -1,136 +1,133 @@
-"""DecodeStep: one decode step of one layer, from the new token's K and V to the attention output."""
+"""ReferenceDecodeEngine: decode steps with reference kernels, layer by layer and in line."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 
 from rheo_kernels import cpu, reference
-from rheo_kernels.reference import (
-    append,
-    merge,
-    resolve,
-    runners_up,
-    save,
-)
-from rheo_sglang.config import RheoConfig
-from rheo_sglang.decode.batch import DecodeBatch
-from rheo_sglang.decode.reference_residency import Residency
-from rheo_sglang.page_table import PageTable
-from rheo_sglang.recorder import Recorder
-from rheo_sglang.selection.selector import Selector
+from rheo_kernels.reference import append, merge, resolve, runners_up, save
+from rheo_kernels.types import DecodeBatch, Selected
+from rheo_sglang.decode.batch import build_decode_batch
+from rheo_sglang.decode.engine import DecodeEngine, EngineInputs
+from rheo_sglang.decode.reference_residency import ReferenceResidency
+from rheo_sglang.decode.variant import Variant
+from rheo_sglang.selection.selector import Selection, Selector
 
 RUNNERS_UP = 64
-"""Pages that a selection left out and that are offered frames, per request and KV head."""
+"""Pages that a selection left out and that are looked at for frames, per request and KV head. CUDA C++ looks at about
+48, at none where sink and window are all that is selected; Triton at none."""
 
 
-class DecodeStep:
-    """Append, score, select, resolve, attend, merge, admit.
+@dataclass(frozen=True)
+class ReferenceStep:
+    """What the layers of one step share.
+
+    Attributes
+    ----------
+    batch
+        The described batch, without padded rows.
+    rows
+        The recorder's row of each request, ``[B]``, int64; empty without a recorder.
+    variant
+        Its shape.
+    """
+
+    batch: DecodeBatch
+    rows: torch.Tensor
+    variant: Variant
+
+
+class ReferenceDecodeEngine(DecodeEngine):
+    """Append, score, select, resolve, attend, merge, admit, on any device, one after the other.
+
+    Misses are attended in their host pages, whatever the miss mode: on a CPU they are as near as frames.
 
     Parameters
     ----------
-    config
-        Settings.
-    table
-        Page table.
-    host, frames
-        Both pools' blocks, ``[L, N, H, 2, D * P]`` and ``[L, H, F, 2, D * P]``.
-    page_size
-        Tokens per page.
-    residency
-        Gives pages frames.
-    recorder
-        Counts hits, or None.
-    cpu_attention
-        Whether the C++ kernel works here; the torch reference attends otherwise, and where frames are on a GPU.
+    inputs
+        See `DecodeEngine`. The C++ kernel attends where frames are on a CPU, the torch reference elsewhere.
+    runners_up
+        How many pages that a selection left out are looked at for frames, per request and KV head.
     """
 
-    def __init__(
-        self,
-        config: RheoConfig,
-        table: PageTable,
-        host: torch.Tensor,
-        frames: torch.Tensor,
-        page_size: int,
-        residency: Residency,
-        recorder: Recorder | None,
-        cpu_attention: bool = True,
-    ) -> None:
-        self.config = config
-        self.table = table
-        self.host = host
-        self.frames = frames
-        self.page_size = page_size
-        self.recorder = recorder
+    captures = False
+
+    def __init__(self, inputs: EngineInputs, runners_up: int = RUNNERS_UP) -> None:
+        self.residency = ReferenceResidency(inputs.table, inputs.host, inputs.frames)
+        super().__init__(inputs, self.residency)
+        config = inputs.config
         self.selector = Selector(
-            table.summary,
+            inputs.table.summary,
             config.grouping,
             config.sink_pages,
             config.window_pages,
-            config.budget_rule(),
-            -(-config.dense_tokens // page_size),
+            self.budget.rule,
+            self.budget.dense_pages,
         )
-        self.splits = config.splits(frames.device.type)
-        native = cpu_attention and frames.device.type == "cpu"
+        native = inputs.cpu_attention and inputs.frames.device.type == "cpu"
         self.attend = cpu.attend if native else reference.attend
-        self.residency = residency
+        self.num_runners_up = runners_up
+        self.step: ReferenceStep | None = None
 
-    def __call__(
+    @property
+    def variant(self) -> Variant:
+        """See `DecodeEngine.variant`; every step has a shape of its own, and none before the first."""
+        return Variant(0, 0) if self.step is None else self.step.variant
+
+    def settle(self) -> None:
+        """See `DecodeEngine.settle`."""
+        self.table.settle()
+
+    def begin_step(
         self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        batch: DecodeBatch,
-        scale: float,
-    ) -> torch.Tensor:
-        """Run the step.
-
-        Parameters
-        ----------
-        layer
-            Layer index within this rank.
-        q
-            Queries, ``[B, Hq, D]``.
-        k, v
-            The new tokens' keys and values, ``[B, H, D]``.
-        batch
-            What the layers share.
-        scale
-            Softmax scale.
-
-        Returns
-        -------
-        torch.Tensor
-            Attention output, ``[B, Hq, D]``, float32.
-        """
-        table, page_size = self.table, self.page_size
-        self._append(layer, k, v, batch)
-        scores, selected = self.selector(
-            q, table.summaries[layer], batch.pages, batch.num_pages, batch.budget, batch.width, scale
+        rows: torch.Tensor,
+        seq_lens: torch.Tensor,
+        seq_lens_cpu: torch.Tensor,
+        live: int,
+        rids: list[str] | None,
+        variant: Variant | None = None,
+    ) -> None:
+        """See `DecodeEngine.begin_step`; tail pages become resident layer by layer."""
+        lengths = seq_lens_cpu[:live]
+        longest = int(lengths.max())
+        batch = build_decode_batch(
+            self.req_to_token, rows[:live], seq_lens[:live], longest, self.page_size, self.budget
         )
-        found = resolve(selected, batch.pages, batch.seq_lens, table.frame_of[layer], page_size)
-        left_out = runners_up(
-            scores, selected, batch.pages, batch.num_pages, table.frame_of[layer], RUNNERS_UP
-        )
-        table.policy.on_step(layer, scores, found, batch.pages, batch.num_pages)
-        if self.recorder is not None:
-            assert batch.rows is not None
-            self.recorder.count(layer, batch.rows, found.num_hits, found.num_selected)
-        if not self.splits:
-            self.residency.admit_selected(layer, found.misses, found.hits, left_out)
-            found = resolve(selected, batch.pages, batch.seq_lens, table.frame_of[layer], page_size)
+        counted = torch.empty(0, dtype=torch.int64)
+        if self.recorder is not None and rids is not None:
+            counted = self.recorder.begin_step(rids, -(-lengths // self.page_size))
+        shape = Variant(batch.pages.shape[1], self.budget.width(batch.pages.shape[1]))
+        self.step = ReferenceStep(batch, counted, variant or shape)
+        self.table.begin_step()
+        self.table.note_summaries(batch.tail_pages.long() * self.page_size, self.page_size)
+        self.table.list_pages(batch.pages, batch.num_pages)
 
-        hit_part = self.attend(q, self.frames[layer], found.hits, found.valid, scale, page_size)
-        host = self.host[layer].transpose(0, 1)
-        miss_part = self.attend(q, host, found.misses, found.valid, scale, page_size)
-        out, lse = merge(*hit_part, *miss_part)
-
-        if self.recorder is not None and self.recorder.records_mass:
-            assert batch.rows is not None
-            self.recorder.cover(layer, batch.rows, self._covered_mass(layer, q, selected, lse, batch, scale))
-        if self.splits:
-            self.residency.admit_selected(layer, found.misses, found.hits, left_out)
-        return out
+    def forward(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, out: torch.Tensor
+    ) -> None:
+        """See `DecodeEngine.forward`."""
+        step, table = self.step, self.table
+        assert step is not None
+        batch = step.batch
+        live = batch.num_pages.shape[0]
+        q = q[:live]
+        self._append(layer, k[:live], v[:live], batch)
+        scores, indices = self._select(layer, q, step, scale)
+        page_table = table.frame_of[layer]
+        selected = resolve(indices, batch.pages, batch.seq_lens, page_table, self.page_size)
+        left_out = runners_up(scores, indices, batch.pages, batch.num_pages, page_table, self.num_runners_up)
+        table.policy.on_step(layer, scores, selected, batch.pages, batch.num_pages)
+        attended, lse = self._attend(layer, q, selected, scale)
+        out[:live].copy_(attended)
+        out[live:].zero_()
+        if step.rows.numel() and self.recorder is not None:
+            self.recorder.count(layer, step.rows, selected.num_hits, selected.num_selected)
+            if self.recorder.records_mass:
+                mass = self._covered_mass(layer, q, indices, lse, batch, scale)
+                self.recorder.cover(layer, step.rows, mass)
+        self.residency.admit_missed(layer, selected, left_out)
 
     def _append(self, layer: int, k: torch.Tensor, v: torch.Tensor, batch: DecodeBatch) -> None:
         table = self.table
@@ -147,29 +144,48 @@ class DecodeStep:
             self.page_size,
         )
         table.unsaved[layer, batch.tail_pages.long()] = batch.tail_pages > 0
-        save(self.frames[layer], self.host[layer], table.frame_of[layer], batch.filled)
-        table.unsaved[layer, batch.filled] = False
+        filled = batch.filled[batch.filled > 0].long()
+        save(self.frames[layer], self.host[layer], table.frame_of[layer], filled)
+        table.unsaved[layer, filled] = False
+
+    def _select(self, layer: int, q: torch.Tensor, step: ReferenceStep, scale: float) -> Selection:
+        batch = step.batch
+        return self.selector(
+            q,
+            self.table.summaries[layer],
+            batch.pages,
+            batch.num_pages,
+            batch.budget[:, None].expand(-1, self.heads.kv_heads),
+            step.variant.width,
+            scale,
+        )
+
+    def _attend(
+        self, layer: int, q: torch.Tensor, selected: Selected, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention over hits in their frames and misses in their host pages, and its LSE."""
+        host, size = self.host[layer].transpose(0, 1), self.page_size
+        hits = self.attend(q, self.frames[layer], selected.hits, selected.valid, scale, size)
+        return merge(*hits, *self.attend(q, host, selected.misses, selected.valid, scale, size))
 
     def _covered_mass(
         self,
         layer: int,
         q: torch.Tensor,
-        selected: torch.Tensor,
+        indices: torch.Tensor,
         lse: torch.Tensor,
         batch: DecodeBatch,
         scale: float,
     ) -> torch.Tensor:
         """Share of dense attention that the selection holds, ``[B, H]``, mean over the GQA group."""
-        heads, width = selected.shape[1], batch.pages.shape[1]
+        heads, width = indices.shape[1], batch.pages.shape[1]
         position = torch.arange(width, device=q.device, dtype=torch.int32)
         rest = position.expand(q.shape[0], heads, width)
         rest = rest.masked_fill(position >= batch.num_pages[:, None, None], -1)
         chosen = torch.zeros((*rest.shape[:2], width + 1), dtype=torch.bool, device=q.device)
-        chosen.scatter_(2, selected.long() + 1, True)
+        chosen.scatter_(2, indices.long() + 1, True)
         rest = rest.masked_fill(chosen[:, :, 1:], -1)
         found = resolve(rest, batch.pages, batch.seq_lens, self.table.frame_of[layer], self.page_size)
-        _, resident = self.attend(q, self.frames[layer], found.hits, found.valid, scale, self.page_size)
-        host = self.host[layer].transpose(0, 1)
-        _, missed = self.attend(q, host, found.misses, found.valid, scale, self.page_size)
-        share = (lse - torch.logaddexp(lse, torch.logaddexp(resident, missed))).exp()
+        _, rest_lse = self._attend(layer, q, found, scale)
+        share = (lse - torch.logaddexp(lse, rest_lse)).exp()
         return share.view(q.shape[0], heads, -1).mean(2)

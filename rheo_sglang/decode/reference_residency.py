@@ -1,16 +1,16 @@
-"""Residency: gives pages frames and fills them, one layer at a time."""
+"""ReferenceResidency: gives pages frames and fills them, one layer at a time."""
 
 from __future__ import annotations
 
 import torch
 
 from rheo_kernels.reference import NEVER_EVICT, admit, load, value_frames
-from rheo_kernels.types import RunnersUp
+from rheo_kernels.types import RunnersUp, Selected
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.tiering import SELECTED
 
 
-class Residency:
+class ReferenceResidency:
     """Admission, eviction and the transfers that go with them.
 
     Parameters
@@ -42,29 +42,25 @@ class Residency:
         values = torch.full(candidates.shape, NEVER_EVICT, device=pages.device)
         self._admit(layer, candidates, values, frame_values.masked_fill_(claimed, NEVER_EVICT))
 
-    def admit_selected(
-        self, layer: int, misses: torch.Tensor, hits: torch.Tensor, runners_up: RunnersUp
-    ) -> None:
+    def admit_missed(self, layer: int, selected: Selected, runners_up: RunnersUp) -> None:
         """Give a step's missed pages and runners-up frames, as far as they outrank what is resident.
 
         Parameters
         ----------
         layer
             Layer index.
-        misses
-            Missed logical pages, ``[B, H, S]``, int32, -1 = none.
-        hits
-            Frames that the step hit, ``[B, H, S]``, int32, -1 = none; none of them is given away.
+        selected
+            The selection; none of the frames that it hit is given away.
         runners_up
             Pages that the step left out.
         """
-        column = torch.arange(runners_up.pages.shape[2], device=misses.device)
+        column = torch.arange(runners_up.pages.shape[2], device=selected.misses.device)
         left_out = runners_up.pages.masked_fill(column >= runners_up.counts[:, :, None], -1)
-        missed, others = (pages.transpose(0, 1).flatten(1).long() for pages in (misses, left_out))
+        missed, others = (pages.transpose(0, 1).flatten(1).long() for pages in (selected.misses, left_out))
         candidates = torch.cat((missed, others), 1)
         values = self.table.policy.values(layer, candidates.clamp(min=0))
         values[:, : missed.shape[1]] += SELECTED
-        hit = self._in_frames(hits.transpose(0, 1).flatten(1))
+        hit = self._in_frames(selected.hits.transpose(0, 1).flatten(1))
         self._admit(layer, candidates, values, self._frame_values(layer).masked_fill(hit, NEVER_EVICT))
 
     def admit_seeded(

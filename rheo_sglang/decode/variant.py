@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from rheo_sglang.budget import BudgetTable
@@ -51,6 +52,6 @@ def make_variants(budget: BudgetTable) -> list[Variant]:
     return variants + [Variant(width, budget.width(width)) for width in columns]
 
 
-def pick_variant(variants: list[Variant], pages: int, dense: bool) -> Variant:
+def pick_variant(variants: Sequence[Variant], pages: int, dense: bool) -> Variant:
     """The first variant that serves requests of up to ``pages`` pages, the dense shortcut only if allowed."""
     return next(variant for variant in variants if variant.columns >= pages and (dense or not variant.dense))

@@ -2,5 +2,6 @@
 
 from rheo_sglang.prefill.batch import PrefillBatch, build_prefill_batch
 from rheo_sglang.prefill.prefill import Prefill
+from rheo_sglang.prefill.seed import SeedAdmission
 
-__all__ = ["Prefill", "PrefillBatch", "build_prefill_batch"]
+__all__ = ["Prefill", "PrefillBatch", "SeedAdmission", "build_prefill_batch"]

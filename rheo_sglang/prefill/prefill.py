@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
 
 from rheo_kernels import reference
 from rheo_sglang.config import RheoConfig
+from rheo_sglang.page_lists import page_lists
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.prefill.batch import PrefillBatch, build_prefill_batch
 from rheo_sglang.prefill.dense import dense_attention
 from rheo_sglang.prefill.seed import SeedAdmission, Seeding
 from rheo_sglang.prefill.staging import Staging
-from rheo_sglang.prefill.streams import CopyStream
+from rheo_sglang.streams import HIGH_PRIORITY, SideStream
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +60,12 @@ class Prefill:
         self.host = host
         self.page_size = page_size
         self.kernels = kernels_of(frames.device)
-        self.stream = CopyStream(frames.device)
+        self.stream = SideStream(frames.device, HIGH_PRIORITY)
         self.staging = Staging(self.kernels, table, host, frames, page_size)
         self.attend = dense_attention(frames.device, frames.dtype, self.staging.head_dim)
         self.seeding = Seeding(config, self.kernels, table, residency, page_size)
         self.room: int | None = None
+        self.columns: int | None = None
 
     def warm_up(self, group: int, columns: int) -> None:
         """Compile all kernels for the shapes that passes will have, so that no request waits for a compiler.
@@ -78,6 +81,7 @@ class Prefill:
             Pages of the longest prompt.
         """
         start = time.monotonic()
+        self.columns = columns
         self.room = min(1 << (columns - 1).bit_length(), MOST_OFFERED)
         device, heads, dim = self.table.frame_of.device, self.staging.heads, self.staging.head_dim
         pages = torch.zeros((2, columns), dtype=torch.int32, device=device)
@@ -92,6 +96,32 @@ class Prefill:
                 self(layer, q, k, v, slots, batch, 1.0)
         self.table.policy.release(torch.zeros(1, dtype=torch.int64, device=device))
         logger.info("rheo: prefill warmed up in %.1f s", time.monotonic() - start)
+
+    def describe(
+        self,
+        req_to_token: torch.Tensor,
+        rows: torch.Tensor,
+        prefixes: Sequence[int],
+        lengths: Sequence[int],
+        last_goes_on: bool,
+    ) -> PrefillBatch:
+        """Describe a pass in pages; see `build_prefill_batch`.
+
+        Parameters
+        ----------
+        req_to_token
+            SGLang's token table, ``[R, context]``.
+        rows
+            Requests' rows in it, ``[B]``.
+        prefixes, lengths
+            Tokens before each chunk and in it.
+        last_goes_on
+            Whether the last request's prompt has more chunks to come.
+        """
+        longest = max(prefix + length for prefix, length in zip(prefixes, lengths, strict=True))
+        tokens = longest if self.columns is None else self.columns * self.page_size
+        pages = page_lists(req_to_token, rows, tokens, self.page_size)
+        return build_prefill_batch(pages, prefixes, lengths, self.page_size, last_goes_on, self.room)
 
     def begin(self, batch: PrefillBatch) -> None:
         """Begin a pass: its first layer's prefixes are being staged from now on.
@@ -137,7 +167,7 @@ class Prefill:
             Attention output, ``[T, Hq, D]``, the queries' dtype.
         """
         keys, values = self.staging.take(layer, k, v, batch)
-        with self.stream.fork(ahead=True):
+        with self.stream.fork(starts_first=True):
             summary, summaries = self.table.summary, self.table.summaries[layer]
             self.kernels.write(k, v, slots, self.host[layer], summary, summaries, self.page_size)
         queries = q.to(keys.dtype)

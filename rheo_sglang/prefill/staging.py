@@ -9,7 +9,7 @@ import torch
 
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.prefill.batch import PrefillBatch, StagedPages
-from rheo_sglang.prefill.streams import CopyStream
+from rheo_sglang.streams import HIGH_PRIORITY, SideStream
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Staging:
         self.page_size = page_size
         self.layers, self.heads = host.shape[0], host.shape[2]
         self.head_dim = host.shape[4] // page_size
-        self.stream = CopyStream(frames.device)
+        self.stream = SideStream(frames.device, HIGH_PRIORITY)
         self.halves: list[torch.Tensor] = []
         self.staged: list[torch.cuda.Event | None] = [None] * HALVES
         logger.info(
@@ -115,7 +115,7 @@ class Staging:
 
     def _stage(self, layer: int, batch: PrefillBatch, prefix: StagedPages) -> None:
         alone = self.frames.is_cuda and len(batch.chunk_rows) <= FEW_TOKENS
-        with self.stream.fork(ahead=True):
+        with self.stream.fork(starts_first=True):
             self.kernels.stage(
                 self.host[layer],
                 self.frames[layer],

@@ -27,7 +27,7 @@ import torch
 from common.measurement import keep_result, result_document
 from rheo_kernels import reference
 from rheo_kernels.cpu import CPU_ISA, Task, _native, attend, available_isas, default_threads, fastest_isa
-from rheo_kernels.reference.offload_words import count_words, page_words
+from rheo_kernels.types.offload_words import count_words, page_words
 from rheo_sglang.pools.blocks import host_pool
 
 HEADS, DIM, PAGE, BATCH = 8, 128, 32, 4

@@ -26,8 +26,8 @@ from rheo_kernels.cuda.offload import Costs
 from rheo_kernels.types import Selected
 from rheo_sglang.cpu_offload.cpu_attention import CpuAttention, default_cpu_threads
 from rheo_sglang.cpu_offload.service import CpuService, MissTotals
-from rheo_sglang.decode.attention import CudaAttention
 from rheo_sglang.decode.costs import ALL_FETCHED, ALL_ON_CPU, measure_costs
+from rheo_sglang.decode.cuda_attention import CudaAttention
 from rheo_sglang.decode.heads import HeadShape
 from rheo_sglang.pools.blocks import host_pool
 

@@ -23,7 +23,7 @@ from rheo_kernels import triton as kernels
 from rheo_kernels.triton.stage import STAGERS
 from rheo_kernels.triton.write import WRITERS
 from rheo_sglang.config import RheoConfig
-from rheo_sglang.decode.gpu_residency import CudaResidency
+from rheo_sglang.decode.gpu_residency import GpuResidency
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
 from rheo_sglang.prefill import Prefill, build_prefill_batch
@@ -148,7 +148,7 @@ def pass_metrics(name: str, context: int) -> dict[str, float]:
     table = PageTable(LAYERS, HEADS, DIM, pages + 1, FRAMES, "bound", "importance", DTYPE, "cuda")
     host = host_pool(LAYERS, pages + 1, HEADS, DIM, PAGE, DTYPE, pinned=True)
     frames = frame_pool(LAYERS, HEADS, FRAMES, DIM, PAGE, DTYPE, "cuda")
-    prefill = Prefill(config, table, host, frames, PAGE, CudaResidency(table, host, frames))
+    prefill = Prefill(config, table, host, frames, PAGE, GpuResidency(table, host, frames))
     q = torch.randn((CHUNK, HEADS * GROUP, DIM), device="cuda").to(DTYPE)
     k, v = torch.randn((2, CHUNK, HEADS, DIM), device="cuda").to(DTYPE)
     lists = (torch.randperm(pages, device="cuda").to(torch.int32) + 1)[None]

@@ -52,9 +52,9 @@ def attention_error(page_size: int) -> float:
     """Relative error of one decode step's attention output against float64, at SmolLM2's shape."""
     from rheo_kernels.reference import write
     from rheo_sglang.config import RheoConfig
-    from rheo_sglang.decode.batch import build_decode_batch
-    from rheo_sglang.decode.reference_engine import DecodeStep
-    from rheo_sglang.decode.reference_residency import Residency
+    from rheo_sglang.decode.engine import EngineInputs
+    from rheo_sglang.decode.heads import HeadShape
+    from rheo_sglang.decode.reference_engine import ReferenceDecodeEngine
     from rheo_sglang.page_table import PageTable
     from rheo_sglang.pools.blocks import frame_pool, host_pool
 
@@ -68,19 +68,16 @@ def attention_error(page_size: int) -> float:
     k, v = torch.randn(2, length, heads, dim).unbind()
     slots = torch.arange(page_size, page_size + length)
     write(k[:-1], v[:-1], slots[:-1], host[0], table.summary, table.summaries[0], page_size)
-    batch = build_decode_batch(
-        slots[None],
-        torch.tensor([0]),
-        torch.tensor([length]),
-        length,
-        page_size,
-        config.budget_table(page_size, pages),
-        heads,
-    )
     q = torch.randn(1, queries, dim)
-    step = DecodeStep(config, table, host, frames, page_size, Residency(table, host, frames), None)
+    shape = HeadShape(heads, queries // heads, dim)
+    inputs = EngineInputs(config, table, host, frames, shape, page_size, slots[None], length, None)
+    engine = ReferenceDecodeEngine(inputs)
+    lengths = torch.tensor([length])
+    engine.begin_step(torch.tensor([0]), lengths, lengths, 1, None)
+    out = torch.empty(1, queries, dim)
     # The last page's earlier tokens were written by the prefill above, the last token is the step's own.
-    got = step(0, q, k[-1:], v[-1:], batch, dim**-0.5).double()
+    engine.forward(0, q, k[-1:], v[-1:], dim**-0.5, out)
+    got = out.double()
     grouped = q.double().view(heads, queries // heads, dim)
     weights = (grouped @ k.double().permute(1, 2, 0) * dim**-0.5).softmax(-1)
     exact = (weights @ v.double().transpose(0, 1)).view(1, queries, dim)

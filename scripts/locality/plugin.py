@@ -37,14 +37,19 @@ def register() -> None:
     from locality.process import Locality
     from rheo_kernels.cuda.offload import Costs
     from rheo_sglang.decode.costs import NEVER, only_cpu
-    from rheo_sglang.decode.gpu_engine import CudaDecode
-    from rheo_sglang.decode.streams import SideStream
+    from rheo_sglang.decode.gpu_engine import GpuDecodeEngine
+    from rheo_sglang.decode.hybrid_miss_path import HybridMissPath
+    from rheo_sglang.streams import SideStream
 
     settings = json.loads(os.environ[ENVIRONMENT])
     switch = Path(settings["switch"]) if "switch" in settings else None
     metrics = json.loads(Path(settings["result"]).read_text())["metrics"]
     locality = Locality.from_json(metrics[f"page{settings['page_size']}"]["parameters"])
-    prepare, sparse, score = CudaDecode.prepare, CudaDecode._sparse, CudaDecode._score
+    begin_step, sparse, score = (
+        GpuDecodeEngine.begin_step,
+        GpuDecodeEngine._forward_sparse,
+        GpuDecodeEngine._score,
+    )
     ways: dict[str, torch.Tensor] = {}
     written = 0
     seeds: dict[int, torch.Tensor] = {}
@@ -52,23 +57,23 @@ def register() -> None:
     synthetic: dict[torch.Size, list[torch.Tensor]] = {}
     scoring: list[SideStream] = []
 
-    def prepare_and_switch(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def begin_step_and_switch(self: Any, *args: Any, **kwargs: Any) -> None:
         nonlocal written
-        variant = prepare(self, *args, **kwargs)
-        if self.costs is not None and not ways:
-            costs = Costs(*self.costs.tolist())
+        begin_step(self, *args, **kwargs)
+        hybrid = isinstance(self.miss_path, HybridMissPath) and bool(self.miss_path.services)
+        if hybrid and not ways:
+            costs = Costs(*self.miss_path.costs.tolist())
             named = {"auto": costs, "fetch": costs._replace(cpu_latency=NEVER), "split": only_cpu(costs)}
             ways.update({name: torch.tensor(values) for name, values in named.items()})
-        if self.costs is not None and switch and switch.exists() and switch.stat().st_mtime_ns != written:
+        if hybrid and switch and switch.exists() and switch.stat().st_mtime_ns != written:
             written = switch.stat().st_mtime_ns
-            self.costs.copy_(ways[switch.read_text()])
-        if not variant.dense:
+            self.miss_path.costs.copy_(ways[switch.read_text()])
+        if not self.variant.dense:
             scores = self.step.scores
             seeds.setdefault(len(scores), torch.arange(len(scores), dtype=torch.int32, device=scores.device))
             if scores.shape not in unread:
                 unread[scores.shape] = torch.empty_like(scores)
                 synthetic[scores.shape] = [torch.empty_like(scores) for _ in range(2)]
-        return variant
 
     def make_scores(self: Any, layer: int, step: Any) -> None:
         scores = synthetic[step.scores.shape][layer % 2]
@@ -88,6 +93,6 @@ def register() -> None:
             with scoring[0].fork():
                 make_scores(self, layer + 1, step)
 
-    setattr(CudaDecode, "prepare", prepare_and_switch)  # noqa: B010 - the types are those of any call
-    setattr(CudaDecode, "_sparse", sparse_of_synthetic)  # noqa: B010
-    setattr(CudaDecode, "_score", score_unread)  # noqa: B010
+    setattr(GpuDecodeEngine, "begin_step", begin_step_and_switch)  # noqa: B010 - the types are those of any call
+    setattr(GpuDecodeEngine, "_forward_sparse", sparse_of_synthetic)  # noqa: B010
+    setattr(GpuDecodeEngine, "_score", score_unread)  # noqa: B010

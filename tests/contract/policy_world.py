@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from rheo_kernels.types import RunnersUp, Selected
-from rheo_sglang.decode.buffers import DecodeBuffers
+from rheo_sglang.decode.buffers import DecodeBuffers, StagedPages
 from rheo_sglang.decode.heads import HeadShape
-from rheo_sglang.decode.reference_residency import Residency
+from rheo_sglang.decode.reference_residency import ReferenceResidency
 from rheo_sglang.decode.variant import Variant
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
@@ -41,11 +41,11 @@ class World:
         self.policy = self.table.policy
         host = host_pool(LAYERS, PAGES, HEADS, DIM, PAGE_SIZE, torch.float32, pinned)
         blocks = frame_pool(LAYERS, HEADS, frames, DIM, PAGE_SIZE, torch.float32, device)
-        self.residency = Residency(self.table, host, blocks)
+        self.residency = ReferenceResidency(self.table, host, blocks)
         if triton:
-            from rheo_sglang.decode.gpu_residency import CudaResidency
+            from rheo_sglang.decode.gpu_residency import GpuResidency
 
-            self.residency = CudaResidency(self.table, host, blocks)
+            self.residency = GpuResidency(self.table, host, blocks)
         self.blocks = blocks
 
     def prefill(
@@ -108,18 +108,14 @@ class World:
     def admit(self, layer: int, selected: Selected, left_out: RunnersUp) -> None:
         """Offer misses and runners-up frames, through this engine's residency."""
         if not self.triton:
-            column = torch.arange(left_out.pages.shape[2])
-            known = RunnersUp(
-                left_out.pages.masked_fill(column >= left_out.counts[:, :, None], -1), left_out.counts
-            )
-            self.residency.admit_selected(layer, selected.misses, selected.hits, known)
+            self.residency.admit_missed(layer, selected, left_out)
             return
         batch = selected.pages.shape[0]
         shape = Variant(PAGES, SELECTED_PAGES)
         heads = HeadShape(HEADS, 1, DIM)
-        step = DecodeBuffers(batch, [shape], heads, self.blocks, lambda *_: None, runners_up=True).views(
-            batch, shape
-        )
+        staged = StagedPages(batch, SELECTED_PAGES, self.blocks)
+        buffers = DecodeBuffers(batch, [shape], heads, self.blocks, lambda *_: None, staged, False, True)
+        step = buffers.views(batch, shape)
         for mine, theirs in zip(step.selected[layer], selected, strict=True):
             mine.copy_(theirs)
         step.runners_up[layer].pages[:, :, : left_out.pages.shape[2]] = left_out.pages

@@ -13,7 +13,7 @@ import torch
 from cpu_cases import Case, Partial, assert_attended, random_case
 
 from rheo_kernels.cpu import Task, _native
-from rheo_kernels.reference.offload_words import TAG_SHIFT, TOKEN_BITS, count_words, page_words
+from rheo_kernels.types.offload_words import TAG_SHIFT, TOKEN_BITS, count_words, page_words
 
 GONE_S = 1
 """How long a word is waited for."""

@@ -1,30 +1,25 @@
-"""CudaDecode gives what DecodeStep gives, step after step, whatever is resident."""
+"""GpuDecodeEngine gives what ReferenceDecodeEngine gives, step after step, whatever is resident."""
 
 from __future__ import annotations
 
 import contextlib
 import random
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
+from engine_server import DIM, GROUP, HEADS, LAYERS, PAGE_SIZE, PAGES, EngineServer, engine_class
+from sglang.srt.layers.radix_attention import RadixAttention
 from triton_cases import relative_error
 
 from rheo_kernels.cuda.offload import Costs
+from rheo_sglang.backend import engine_inputs
 from rheo_sglang.config import RheoConfig
-from rheo_sglang.decode import gpu_engine
-from rheo_sglang.decode.attention import CudaAttention
-from rheo_sglang.decode.batch import build_decode_batch
+from rheo_sglang.decode.cuda_attention import CudaAttention
 from rheo_sglang.decode.heads import HeadShape
-from rheo_sglang.decode.reference_engine import DecodeStep
-from rheo_sglang.decode.reference_residency import Residency
-from rheo_sglang.page_table import PageTable
-from rheo_sglang.pools.blocks import frame_pool, host_pool
-from rheo_sglang.recorder import Recorder
+from rheo_sglang.pools.kv_pool import RheoKVPool
 
-LAYERS, HEADS, GROUP, DIM, PAGE_SIZE, PAGES = 2, 2, 2, 16, 16, 60
-CONTEXT = 14 * PAGE_SIZE
-SCALE = DIM**-0.5
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 DTYPES = [torch.float32, torch.bfloat16]
 """On a GPU the first is attended in Triton and the second in CUDA C++."""
@@ -32,105 +27,12 @@ COSTS = Costs(5.0, 1.0, 0.0, 0.5, 1.2, 0.1)
 """By which either way has a part of the misses."""
 
 
-class Server:
-    """Pools, page table and the requests' pages, on the CPU with references or on the tests' device with kernels."""
-
-    def __init__(
-        self,
-        config: RheoConfig,
-        frames: int,
-        device: torch.device,
-        cuda: bool,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.device = device
-        self.dtype = dtype
-        self.table = PageTable(
-            LAYERS, HEADS, DIM, PAGES, frames, "bound", config.policy, dtype, device, triton=cuda
-        )
-        self.host = host_pool(LAYERS, PAGES, HEADS, DIM, PAGE_SIZE, dtype, device.type == "cuda")
-        self.frames = frame_pool(LAYERS, HEADS, frames, DIM, PAGE_SIZE, dtype, device)
-        self.budget = config.budget_table(PAGE_SIZE, CONTEXT // PAGE_SIZE, device)
-        self.recorder = Recorder(4, LAYERS, HEADS, device, with_mass=False)
-        self.tokens = torch.zeros((4, CONTEXT), dtype=torch.int32, device=device)
-        if cuda:
-            from rheo_sglang.decode.gpu_engine import CudaDecode
-
-            self.cuda = CudaDecode(
-                config,
-                self.table,
-                self.host,
-                self.frames,
-                HeadShape(HEADS, GROUP, DIM),
-                self.tokens,
-                self.budget,
-                self.recorder,
-            )
-            self.cuda.note_prefill()
-        else:
-            residency = Residency(self.table, self.host, self.frames)
-            self.reference = DecodeStep(
-                config, self.table, self.host, self.frames, PAGE_SIZE, residency, self.recorder
-            )
-
-    def prefill(self, row: int, pages: list[int], noise: torch.Tensor, summaries: torch.Tensor) -> None:
-        """Give a request pages whose content is noise, and summaries that need not match it."""
-        for column, page in enumerate(pages):
-            start = column * PAGE_SIZE
-            slots = page * PAGE_SIZE + torch.arange(PAGE_SIZE, dtype=torch.int32)
-            self.tokens[row, start : start + PAGE_SIZE] = slots.to(self.device)
-        self.host[:, pages] = noise[:, pages].to(self.dtype)
-        self.table.summaries[:, :, pages] = summaries[:, :, pages].to(self.device, self.dtype)
-
-    def step(
-        self, lengths: dict[int, int], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
-        """One decode step of every layer: ``[L, B, Hq, D]``, float32, on the CPU."""
-        rows = torch.tensor(list(lengths), device=self.device)
-        seq_lens = torch.tensor(list(lengths.values()))
-        rids = [str(row) for row in lengths]
-        q, k, v = (tensor.to(self.device, self.dtype) for tensor in (q, k, v))
-        out = torch.zeros(q.shape, dtype=self.dtype, device=self.device)
-        if hasattr(self, "cuda"):
-            padding = q.shape[1] - len(lengths)
-            rows = torch.cat((rows, torch.zeros(padding, dtype=rows.dtype, device=self.device)))
-            padded = torch.cat((seq_lens, torch.ones(padding, dtype=seq_lens.dtype)))
-            self.cuda.settle()
-            self.variant = self.cuda.prepare(rows, padded.to(self.device), padded, len(lengths), rids)
-            self.run_layers(q, k, v, out)
-        else:
-            self.table.settle()
-            batch = build_decode_batch(
-                self.tokens,
-                rows,
-                seq_lens,
-                int(seq_lens.max()),
-                PAGE_SIZE,
-                self.budget,
-                HEADS,
-                self.recorder.begin_step(rids, -(-seq_lens // PAGE_SIZE)),
-            )
-            self.table.begin_step()
-            self.table.list_pages(batch.pages, batch.num_pages)
-            for layer in range(LAYERS):
-                live = len(lengths)
-                out[layer, :live] = self.reference(
-                    layer, q[layer, :live], k[layer, :live], v[layer, :live], batch, SCALE
-                )
-        return out.float().cpu()
-
-    def run_layers(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
-        """All layers of the step that was prepared."""
-        for layer in range(LAYERS):
-            self.cuda(layer, q[layer], k[layer], v[layer], SCALE, out[layer])
-
-
-class GraphedServer(Server):
+class GraphedServer(EngineServer):
     """Captures every shape of the step once, and replays it from then on."""
 
     def run_layers(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
         graphs = self.__dict__.setdefault("graphs", {})
-        key = (q.shape[1], self.variant)
+        key = (q.shape[1], self.engine.variant)
         if key not in graphs:
             super().run_layers(q, k, v, out)
             static = [tensor.clone() for tensor in (q, k, v, out)]
@@ -152,16 +54,16 @@ def run(
     lengths: dict[int, int],
     steps: int,
     device: torch.device,
-    served_by: type[Server] = Server,
+    served_by: type[EngineServer] = EngineServer,
     dtype: torch.dtype = torch.float32,
-) -> Server:
+) -> EngineServer:
     """Decode with both and compare every step; the last request leaves after half of the steps."""
     noise = torch.Generator().manual_seed(5)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=noise)
 
-    expected = Server(config, frames, torch.device("cpu"), False, dtype)
+    expected = EngineServer(config, frames, torch.device("cpu"), False, dtype)
     actual = served_by(config, frames, device, True, dtype)
     content = normal(*expected.host.shape)
     summaries = normal(*expected.table.summaries.shape)
@@ -187,7 +89,7 @@ def run(
         assert relative_error(mine[:, :live], theirs[:, :live]) < TOLERANCE[dtype], f"step {number}"
         assert torch.equal(mine[:, live:], torch.zeros_like(mine[:, live:])), "a padded row has an output"
         actual.table.check()
-    actual.cuda.settle()
+    actual.engine.settle()
     expected.table.settle()
     for row, length in running.items():
         whole = pages_of[row][: length // PAGE_SIZE]
@@ -205,9 +107,9 @@ def attended_in_cuda(cuda_kernels: None, device: str, monkeypatch: pytest.Monkey
     """Two-byte KV is attended in CUDA C++ on the CPU, too; there, what misses cost is given and not measured."""
     if device == "cuda":
         return
-    monkeypatch.setattr(gpu_engine, "make_attention", CudaAttention)
-    monkeypatch.setattr(gpu_engine, "measure_costs", lambda *measured: COSTS)
-    monkeypatch.setattr(gpu_engine, "keep_to_spare_cores", lambda threads: [])
+    monkeypatch.setattr("rheo_sglang.decode.gpu_engine.make_attention", CudaAttention)
+    monkeypatch.setattr("rheo_sglang.decode.hybrid_miss_path.measure_costs", lambda *measured: COSTS)
+    monkeypatch.setattr("rheo_sglang.decode.hybrid_miss_path.keep_to_spare_cores", lambda threads: [])
 
 
 @pytest.mark.parametrize(
@@ -224,7 +126,7 @@ def test_sparse_steps_equal_the_reference(policy: str, miss_mode: str, rng: torc
         cpu_threads=2,
     )
     server = run(config, 7, {1: 11 * PAGE_SIZE - 3, 2: 30, 3: 6 * PAGE_SIZE - 1}, 6, rng.device)
-    assert not server.variant.dense
+    assert not server.engine.variant.dense
     report = server.recorder.report()
     assert report["overall"]["samples"] == (3 * 3 + 2 * 3) * LAYERS * HEADS
     assert 0 < report["overall"]["hit_rate"] < 1
@@ -243,8 +145,8 @@ def test_steps_in_cuda_equal_the_reference(
     )
     lengths = {1: 11 * PAGE_SIZE - 3, 2: 30, 3: 6 * PAGE_SIZE - 1}
     server = run(config, 9, lengths, 6, rng.device, dtype=torch.bfloat16)
-    assert isinstance(server.cuda.attention, CudaAttention)
-    report = server.cuda.miss_report()
+    assert isinstance(server.engine.attention, CudaAttention)
+    report = server.engine.miss_report()
     if miss_mode != "fetch":
         assert report is not None and report["layers_with_misses"] > 0
 
@@ -252,20 +154,20 @@ def test_steps_in_cuda_equal_the_reference(
 def test_steps_whose_budget_reads_scores_equal_the_reference(rng: torch.Generator) -> None:
     config = RheoConfig(extensions=("root_budget",), budget="root", budget_min_pages=1, dense_threshold=0)
     server = run(config, 12, {1: 11 * PAGE_SIZE - 3, 2: 30, 3: 6 * PAGE_SIZE - 1}, 4, rng.device)
-    allowed = server.cuda.step.allowed
+    allowed = server.engine.step.allowed
     assert int(allowed.min()) < int(allowed.max()) <= 11
 
 
 def test_a_mixed_batch_selects_all_of_its_short_requests(rng: torch.Generator) -> None:
     config = RheoConfig(budget_ratio=0.25, budget_min_pages=3, dense_threshold=6 * PAGE_SIZE)
     server = run(config, 12, {1: 12 * PAGE_SIZE, 2: 5 * PAGE_SIZE - 2}, 4, rng.device)
-    assert server.cuda.variants[0].dense
+    assert server.engine.variants[0].dense
 
 
 def test_the_dense_shortcut_equals_the_reference_and_misses_come_home(rng: torch.Generator) -> None:
     config = RheoConfig(budget_ratio=0.25, budget_min_pages=3, dense_threshold=10 * PAGE_SIZE)
     server = run(config, 20, {1: 6 * PAGE_SIZE, 2: 5 * PAGE_SIZE - 2}, 8, rng.device)
-    assert server.variant.dense
+    assert server.engine.variant.dense
     pages = [page for page in range(1, PAGES) if bool(server.table.unsaved[0, page])]
     assert pages, "the tail pages"
     listed = server.tokens[1, : 6 * PAGE_SIZE : PAGE_SIZE] // PAGE_SIZE
@@ -300,7 +202,7 @@ def test_outputs_do_not_depend_on_how_streams_are_timed(
     dtype: torch.dtype, miss_mode: str, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Invariants 3 and 4: every stream is held up for a random while, before and after its work."""
-    from rheo_sglang.decode.streams import SideStream
+    from rheo_sglang.streams import SideStream
 
     fork, join = SideStream.fork, SideStream.join
     draw = random.Random(7)
@@ -309,8 +211,8 @@ def test_outputs_do_not_depend_on_how_streams_are_timed(
         torch.cuda._sleep(draw.choice((0, 0, 20_000, 300_000)))
 
     @contextlib.contextmanager
-    def slow_fork(self: SideStream) -> Iterator[None]:
-        with fork(self):
+    def slow_fork(self: SideStream, starts_first: bool = False) -> Iterator[None]:
+        with fork(self, starts_first):
             hold()
             yield
             hold()
@@ -327,10 +229,72 @@ def test_outputs_do_not_depend_on_how_streams_are_timed(
 
 
 def test_buffers_stay_what_captured_graphs_know_when_a_larger_batch_comes(rng: torch.Generator) -> None:
-    server = Server(RheoConfig(budget_ratio=0.1, dense_threshold=0, cpu_threads=1), 9, rng.device, cuda=True)
-    variant = server.cuda.variants[-1]
-    small = server.cuda.reserve(2).views(2, variant)
-    server.cuda.reserve(7).views(5, variant)
-    again = server.cuda.reserve(2).views(2, variant)
+    config = RheoConfig(budget_ratio=0.1, dense_threshold=0, cpu_threads=1)
+    server = EngineServer(config, 9, rng.device, gpu=True)
+    variant = server.engine.variants[-1]
+    small = server.engine.buffers(2).views(2, variant)
+    server.engine.buffers(7).views(5, variant)
+    again = server.engine.buffers(2).views(2, variant)
     assert again.scores.data_ptr() == small.scores.data_ptr()
-    assert server.cuda.reserve(3) is server.cuda.reserve(7)
+    assert server.engine.buffers(3) is server.engine.buffers(7)
+
+
+class Rank:
+    """An engine as the backend builds it on one of two ranks that share a KV head: each has half of its group."""
+
+    QUERIES, RANKS, TOKENS = 8, 2, 5 * PAGE_SIZE - 3
+
+    def __init__(self, gpu: bool, device: torch.device, dtype: torch.dtype) -> None:
+        config = RheoConfig(budget_ratio=0.4, budget_min_pages=3, dense_threshold=0, cpu_threads=1)
+        self.device, self.dtype = device, dtype
+        pool = RheoKVPool(
+            10 * PAGE_SIZE, PAGE_SIZE, dtype, 1, DIM, LAYERS, str(device), 4, config, start_layer=0
+        )
+        self.queries = self.QUERIES // self.RANKS
+        tokens = (PAGE_SIZE + torch.arange(10 * PAGE_SIZE, dtype=torch.int32))[None].to(device)
+        runner = SimpleNamespace(
+            model=torch.nn.ModuleList(
+                RadixAttention(self.queries, DIM, DIM**-0.5, 1, layer) for layer in range(LAYERS)
+            ),
+            req_to_token_pool=SimpleNamespace(req_to_token=tokens),
+            model_config=SimpleNamespace(
+                context_len=8 * PAGE_SIZE,
+                num_attention_heads=self.QUERIES,
+                get_total_num_kv_heads=lambda: 1,
+            ),
+        )
+        self.engine = engine_class(gpu)(engine_inputs(runner, pool))
+        noise = torch.Generator().manual_seed(4)
+        pool.host.copy_(torch.randn(pool.host.shape, generator=noise))
+        pool.table.summaries.copy_(torch.randn(pool.table.summaries.shape, generator=noise))
+        self.engine.note_prefill()
+
+    def step(self) -> torch.Tensor:
+        noise = torch.Generator().manual_seed(6)
+        q, k, v = (
+            torch.randn(LAYERS, 1, heads, DIM, generator=noise).to(self.device, self.dtype)
+            for heads in (self.queries, 1, 1)
+        )
+        out = torch.empty_like(q)
+        lengths = torch.tensor([self.TOKENS])
+        self.engine.settle()
+        self.engine.begin_step(
+            torch.zeros_like(lengths).to(self.device), lengths.to(self.device), lengths, 1, ["one"]
+        )
+        for layer in range(LAYERS):
+            self.engine.forward(layer, q[layer], k[layer], v[layer], DIM**-0.5, out[layer])
+        self.engine.end_step()
+        return out.float().cpu()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_rank_with_half_of_a_group_attends_with_what_it_has(
+    dtype: torch.dtype, rng: torch.Generator, request: pytest.FixtureRequest
+) -> None:
+    """The configuration says 8 query heads a KV head, the layers of this rank have 4."""
+    if dtype == torch.bfloat16:
+        request.getfixturevalue("attended_in_cuda")
+    expected = Rank(False, torch.device("cpu"), dtype)
+    actual = Rank(True, rng.device, dtype)
+    assert actual.engine.heads == HeadShape(1, 4, DIM)
+    assert relative_error(actual.step(), expected.step()) < TOLERANCE[dtype]

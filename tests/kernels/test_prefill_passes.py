@@ -23,7 +23,7 @@ class Prompts:
     """Prompts that are prefilled in chunks, on the CPU in Triton's interpreter or on the GPU with its streams."""
 
     def __init__(self, shape: Shape, lengths: list[int], rng: torch.Generator) -> None:
-        from rheo_sglang.decode.gpu_residency import CudaResidency
+        from rheo_sglang.decode.gpu_residency import GpuResidency
 
         device, size, heads = rng.device, shape.page_size, shape.heads
         pages = 2 + sum(-(-length // size) for length in lengths)
@@ -35,7 +35,7 @@ class Prompts:
         )
         self.host = host_pool(*pool, pinned=device.type == "cuda")
         self.frames = frame_pool(LAYERS, heads, FRAMES, shape.dim, size, shape.dtype, device)
-        residency = CudaResidency(self.table, self.host, self.frames)
+        residency = GpuResidency(self.table, self.host, self.frames)
         self.prefill = Prefill(self.config, self.table, self.host, self.frames, size, residency)
         self.expected_host, self.expected_summaries = self.host.clone(), self.table.summaries.cpu().clone()
         tokens = sum(lengths)

@@ -20,6 +20,7 @@ from property.tokens import Shape, Tokens
 from rheo_kernels.reference import block_keys
 from rheo_sglang.backend import RheoAttentionBackend
 from rheo_sglang.config import RheoConfig
+from rheo_sglang.decode.reference_engine import ReferenceDecodeEngine
 from rheo_sglang.pools.allocator import RheoAllocator
 from rheo_sglang.pools.kv_pool import RheoKVPool
 from rheo_sglang.selection.selector import Selection, Selector
@@ -81,6 +82,12 @@ class Server:
             start_layer=0,
         )
         self.table = self.pool.table
+        self.content = Tokens(shape, self.context)
+        heads = shape.kv_heads * shape.group
+        self.layers = torch.nn.ModuleList(
+            RadixAttention(heads, shape.head_dim, self.content.scale, shape.kv_heads, layer)
+            for layer in range(shape.layers)
+        )
         self.allocator = RheoAllocator(self.pool, need_sort=False)
         self.rows = ReqToTokenPool(
             size=shape.frames, max_context_len=self.context, device="cpu", enable_memory_saver=False
@@ -90,22 +97,14 @@ class Server:
         runner = SimpleNamespace(
             token_to_kv_pool=self.pool,
             req_to_token_pool=self.rows,
-            server_args=SimpleNamespace(chunked_prefill_size=-1),
-            model_config=SimpleNamespace(
-                context_len=self.context,
-                num_attention_heads=shape.kv_heads * shape.group,
-                get_total_num_kv_heads=lambda: shape.kv_heads,
-            ),
+            server_args=SimpleNamespace(chunked_prefill_size=-1, pp_size=1),
+            model_config=SimpleNamespace(context_len=self.context),
+            model=self.layers,
         )
         self.backend = RheoAttentionBackend(runner)
-        self.selector = ObservedSelector(self.backend.decode.selector)
-        self.backend.decode.selector = self.selector
-        self.content = Tokens(shape, self.context)
-        heads = shape.kv_heads * shape.group
-        self.layers = [
-            RadixAttention(heads, shape.head_dim, self.content.scale, shape.kv_heads, layer)
-            for layer in range(shape.layers)
-        ]
+        engine = self.backend.engine
+        assert isinstance(engine, ReferenceDecodeEngine)
+        self.selector = engine.selector = ObservedSelector(engine.selector)
         self.start = self.table.counters()
 
     @property

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from rheo_kernels.reference import save
 from rheo_kernels.types import RunnersUp, Selected
-from rheo_sglang.decode.reference_residency import Residency
+from rheo_sglang.decode.reference_residency import ReferenceResidency
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
 from rheo_sglang.tiering import POLICIES
@@ -32,7 +32,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.table = PageTable(LAYERS, HEADS, DIM, PAGES, FRAMES, summary, policy, torch.float32, "cpu")
         self.host = host_pool(LAYERS, PAGES, HEADS, DIM, PAGE_SIZE, torch.float32)
         self.frames = frame_pool(LAYERS, HEADS, FRAMES, DIM, PAGE_SIZE, torch.float32, "cpu")
-        self.residency = Residency(self.table, self.host, self.frames)
+        self.residency = ReferenceResidency(self.table, self.host, self.frames)
         self.random = torch.Generator().manual_seed(seed)
         self.content: dict[tuple[int, int], torch.Tensor] = {}
         self.allocated: set[int] = set()
@@ -116,9 +116,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         listed = torch.tensor([sorted(self.allocated)], dtype=torch.int32)
         scores, count = self.noise(1, HEADS, listed.shape[1]), torch.tensor([listed.shape[1]])
         self.table.policy.on_step(layer, scores, found, listed, count)
-        self.residency.admit_selected(
-            layer, misses[None], hits[None], RunnersUp(rest_pages[None], counts[None])
-        )
+        self.residency.admit_missed(layer, found, RunnersUp(rest_pages[None], counts[None]))
         pinned = {page for where, page in self.unsaved if where == layer}
         for head, wanted in enumerate(map(set, chosen)):
             held = set(self.table.page_of[layer, head].tolist())
@@ -212,7 +210,7 @@ TestResidency.settings = settings(max_examples=40, stateful_step_count=30)
 def test_claiming_a_resident_page_never_costs_it_its_frame() -> None:
     table = PageTable(1, 1, DIM, PAGES, 2, "mean", "importance", torch.float32, "cpu")
     host = host_pool(1, PAGES, 1, DIM, PAGE_SIZE, torch.float32)
-    residency = Residency(table, host, frame_pool(1, 1, 2, DIM, PAGE_SIZE, torch.float32, "cpu"))
+    residency = ReferenceResidency(table, host, frame_pool(1, 1, 2, DIM, PAGE_SIZE, torch.float32, "cpu"))
     table.policy.worth[0, 0, [1, 2]] = torch.tensor([0.1, 0.9])
     residency.claim(0, torch.tensor([1, 2]))
     residency.claim(0, torch.tensor([3, 0, 1]))

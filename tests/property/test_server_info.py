@@ -102,9 +102,9 @@ def test_asking_changes_nothing() -> None:
         table.summaries,
         table.policy.worth,
     ]
-    before = [tensor.clone() for tensor in (*tensors, *server.backend.recorder.counts)]
+    before = [tensor.clone() for tensor in (*tensors, *server.backend.engine.recorder.counts)]
     assert server_info(server) == server_info(server)
-    after = [*tensors, *server.backend.recorder.counts]
+    after = [*tensors, *server.backend.engine.recorder.counts]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
     assert table._notes == notes
 

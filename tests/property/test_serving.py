@@ -57,7 +57,7 @@ def test_requests_that_share_a_prefix_and_outgrow_the_frames(
     server.finish(first)
     server.decode([second], [0])
     server.check()
-    report = server.backend.recorder.report()
+    report = server.backend.engine.recorder.report()
     assert report["overall"]["samples"] == 11 * server.shape.layers * server.shape.kv_heads
     for entry in report["requests"]:
         assert entry["mass_covered"] == pytest.approx(server.mean_mass(entry["rid"]), abs=2e-4)

@@ -218,14 +218,6 @@ def test_a_config_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "device", "splits"),
-    [("auto", "cpu", True), ("auto", "cuda", False), ("split", "cuda", True), ("fetch", "cpu", False)],
-)
-def test_auto_splits_where_there_is_no_gpu(mode: Any, device: str, splits: bool) -> None:
-    assert RheoConfig(miss_mode=mode).splits(device) is splits
-
-
-@pytest.mark.parametrize(
     ("values", "tokens"),
     [
         ({}, EVERY_LENGTH),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rheo_kernels.types import DecodeBatch
 from rheo_sglang.config import RheoConfig
-from rheo_sglang.decode.batch import DecodeBatch, build_decode_batch, page_lists
-from rheo_sglang.decode.reference_engine import DecodeStep
-from rheo_sglang.decode.reference_residency import Residency
+from rheo_sglang.decode.batch import build_decode_batch
+from rheo_sglang.decode.engine import EngineInputs
+from rheo_sglang.decode.heads import HeadShape
+from rheo_sglang.decode.reference_engine import ReferenceDecodeEngine
+from rheo_sglang.page_lists import page_lists
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
 
@@ -36,7 +39,6 @@ def batch_of(page_size: int, pages_of_rows: dict[int, list[int]], lengths: dict[
         max(lengths.values()),
         page_size,
         config.budget_table(page_size, 8),
-        HEADS,
     )
 
 
@@ -49,9 +51,8 @@ def test_pages_tails_and_filled_pages_follow_the_lengths(page_size: int) -> None
         assert batch.pages[row, :count].tolist() == rows[slot]
     assert batch.tail_pages.tolist() == [11, 9, 5]
     assert batch.tail_offsets.tolist() == [0, page_size - 1, page_size - 2]
-    assert batch.filled.tolist() == [9], "only the page whose last token this is has filled up"
-    assert batch.budget.tolist() == [[3, 3], [3, 3], [1, 1]]
-    assert batch.width == 3, "sink and window alone select three pages"
+    assert batch.filled.tolist() == [0, 9, 0], "only the page whose last token this is has filled up"
+    assert batch.budget.tolist() == [3, 3, 1]
 
 
 def test_a_page_list_ends_with_the_page_of_the_longest_requests_last_token() -> None:
@@ -60,36 +61,37 @@ def test_a_page_list_ends_with_the_page_of_the_longest_requests_last_token() -> 
     assert page_lists(table, torch.tensor([1]), 17, 16).tolist() == [[4, 6]]
 
 
-def decode(lengths: dict[int, int], miss_mode: str) -> tuple[torch.Tensor, PageTable]:
+def decode(requests: dict[int, int], padding: int) -> tuple[torch.Tensor, PageTable]:
     """One decode step over host pages full of noise; row 0 of the token table is SGLang's padding."""
     noise = torch.Generator().manual_seed(3)
-    config = RheoConfig(budget_ratio=1.0, miss_mode=miss_mode)
+    config = RheoConfig(budget_ratio=1.0)
     table = PageTable(1, HEADS, DIM, PAGES, FRAMES, "bound", "lru", torch.float32, "cpu")
     host = host_pool(1, PAGES, HEADS, DIM, 16, torch.float32)
     host.copy_(torch.randn(host.shape, generator=noise))
     frames = frame_pool(1, HEADS, FRAMES, DIM, 16, torch.float32, "cpu")
-    step = DecodeStep(config, table, host, frames, 16, Residency(table, host, frames), None)
-    q = torch.randn(4, 2 * HEADS, DIM, generator=noise)
-    k, v = (torch.randn(4, HEADS, DIM, generator=noise) for _ in range(2))
-    rows = list(lengths)
-    batch = build_decode_batch(
-        token_table(16, {1: [7, 3, 9], 2: [5]}),
-        torch.tensor(rows),
-        torch.tensor(list(lengths.values())),
-        max(lengths.values()),
-        16,
-        config.budget_table(16, 8),
-        HEADS,
+    tokens = token_table(16, {1: [7, 3, 9], 2: [5]})
+    heads = HeadShape(HEADS, 2, DIM)
+    engine = ReferenceDecodeEngine(
+        EngineInputs(config, table, host, frames, heads, 16, tokens, tokens.shape[1], None)
     )
-    return step(0, q[rows], k[rows], v[rows], batch, 0.3), table
+    batch = len(requests) + padding
+    q = torch.randn(4, 2 * HEADS, DIM, generator=noise)[:batch]
+    k, v = (torch.randn(4, HEADS, DIM, generator=noise)[:batch] for _ in range(2))
+    rows = torch.tensor([*requests, *[0] * padding])
+    seq_lens = torch.tensor([*requests.values(), *[1] * padding])
+    engine.settle()
+    engine.begin_step(rows, seq_lens, seq_lens, len(requests), None)
+    out = torch.full_like(q, torch.nan)
+    engine.forward(0, q, k, v, 0.3, out)
+    engine.end_step()
+    return out, table
 
 
-@pytest.mark.parametrize("miss_mode", ["split", "fetch"])
-def test_a_padded_row_changes_nothing_and_leaves_no_trace(miss_mode: str) -> None:
-    out, table = decode({1: 40, 2: 9}, miss_mode)
-    padded, padded_table = decode({1: 40, 0: 1, 2: 9}, miss_mode)
-    torch.testing.assert_close(padded[[0, 2]], out)
-    assert torch.isfinite(padded).all()
+def test_a_padded_row_changes_nothing_and_leaves_no_trace() -> None:
+    out, table = decode({1: 40, 2: 9}, 0)
+    padded, padded_table = decode({1: 40, 2: 9}, 2)
+    torch.testing.assert_close(padded[:2], out)
+    assert torch.equal(padded[2:], torch.zeros_like(padded[2:]))
     padded_table.check()
     assert torch.equal(padded_table.frame_of, table.frame_of)
     assert torch.equal(padded_table.summaries, table.summaries)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rheo_kernels.reference import block_keys
 from rheo_sglang.config import RheoConfig
-from rheo_sglang.decode.reference_residency import Residency
+from rheo_sglang.decode.reference_residency import ReferenceResidency
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
 from rheo_sglang.prefill import Prefill, build_prefill_batch
@@ -48,7 +48,7 @@ class Server:
         )
         self.host = host_pool(LAYERS, PAGES, HEADS, DIM, PAGE_SIZE, torch.float32)
         self.frames = frame_pool(LAYERS, HEADS, FRAMES, DIM, PAGE_SIZE, torch.float32, "cpu")
-        residency = Residency(self.table, self.host, self.frames)
+        residency = ReferenceResidency(self.table, self.host, self.frames)
         self.prefill = Prefill(config, self.table, self.host, self.frames, PAGE_SIZE, residency)
         self.free = 1 + torch.randperm(PAGES - 1)
 

@@ -18,7 +18,7 @@ class Doorbell:
 
     A GPU signals by writing a new sequence number ``n`` to ``words[SIGNAL]`` and, in the same 64-bit write, the
     number of requests to ``words[REQUESTS]``. That asks for task ``(n - 1) % tasks``. The queries have arrived by
-    then; the task's lists may arrive later, in words with the tag ``n``, see `rheo_kernels.reference.offload_words`.
+    then; the task's lists may arrive later, in words with the tag ``n``, see `rheo_kernels.types.offload_words`.
     The results may be read once ``words[COMPLETED]`` is ``n``, and only then may the next signal follow. The thread
     keeps a core busy while signals are less than 20 ms apart, and next to nothing of it after a second of silence.
 

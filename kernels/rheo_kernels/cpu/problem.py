@@ -75,7 +75,7 @@ def describe(
 ) -> _native.Problem:
     """The extension's description of checked operands. It holds addresses: the tensors must outlive it.
 
-    ``lists`` are index and valid or, with ``words``, the words of `rheo_kernels.reference.offload_words` for pages
+    ``lists`` are index and valid or, with ``words``, the words of `rheo_kernels.types.offload_words` for pages
     and counts.
     """
     names = ("entries", "counts") if words else ("index", "valid")

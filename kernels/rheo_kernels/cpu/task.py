@@ -25,7 +25,7 @@ class Task:
     blocks
         Page blocks ``[H, X, 2, D * P]``, any strides over ``H`` and ``X``.
     entries
-        Words for the pages to attend, ``[B, H, S]``, int64, contiguous; see `rheo_kernels.reference.offload_words`.
+        Words for the pages to attend, ``[B, H, S]``, int64, contiguous; see `rheo_kernels.types.offload_words`.
     counts
         Words for the number of each list's pages, ``[B, H]``, int64, contiguous.
     scale

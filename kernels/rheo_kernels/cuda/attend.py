@@ -11,8 +11,8 @@ import torch
 from rheo_kernels.cuda import load
 from rheo_kernels.cuda.compile import Kernel, UnavailableError, compile_kernel
 from rheo_kernels.cuda.offload import TIMESTAMPS, CpuOffload
-from rheo_kernels.reference.offload_words import LINE, TAG_SHIFT, TOKEN_BITS
 from rheo_kernels.types import Partials, RunnersUp, Selected
+from rheo_kernels.types.offload_words import LINE, TAG_SHIFT, TOKEN_BITS
 
 LOG2_E = 1.4426950408889634
 SHARED_BYTES = 230_400

@@ -4,7 +4,7 @@
 // thread alone polls over the bus for the completion; the merging blocks poll a word on the device that it sets.
 //
 // Pages go as tagged 64-bit words, each of which carries the sequence number, so a reader needs no fence to know that one
-// has arrived, like a seqlock per word; see reference/offload_words.py. A fence after writes to host memory would end only
+// has arrived, like a seqlock per word; see types/offload_words.py. A fence after writes to host memory would end only
 // when all reads in flight over the bus have completed, too. Lines of 128 bytes are written whole: a line that is written
 // in part has to be read first.
 //

@@ -54,7 +54,7 @@ class CpuOffload(NamedTuple):
     """Queries, ``[X, Hq, D]``, two bytes an element."""
     entries: torch.Tensor
     """Words for pages, tagged with the sequence number, ``[X, H, Y]``, int64, ``Y`` a multiple of a line; see
-    `rheo_kernels.reference.offload_words`."""
+    `rheo_kernels.types.offload_words`."""
     counts: torch.Tensor
     """Words for the number of each list's pages, ``[X, H]``, int64."""
     out: torch.Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rheo_kernels.reference.offload_words import count_words, page_words
+from rheo_kernels.types.offload_words import count_words, page_words
 
 
 def offload_misses(

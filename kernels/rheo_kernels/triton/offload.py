@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from rheo_kernels.reference.offload_words import TOKEN_BITS
+from rheo_kernels.types.offload_words import TOKEN_BITS
 
 _TOKEN_BITS: tl.constexpr = tl.constexpr(TOKEN_BITS)
 
@@ -36,7 +36,7 @@ def offload_misses(
         ``[X, Hq, D]``, dtype of ``q``, contiguous, ``X >= B``; written, as are all below. Pinned.
     host_entries
         Words for pages, tagged 0, ``[X, H, Y]``, int64, contiguous, ``Y >= S``; see
-        `rheo_kernels.reference.offload_words`.
+        `rheo_kernels.types.offload_words`.
     host_counts
         Words for the number of pages, tagged 0, ``[X, H]``, int64, contiguous.
     host_batch

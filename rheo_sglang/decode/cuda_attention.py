@@ -1,0 +1,99 @@
+"""CudaAttention: attention in CUDA C++, one kernel that reads frames and host memory at once and merges both."""
+
+from __future__ import annotations
+
+import torch
+
+from rheo_kernels.cuda import attend, select_resolve, send_queries
+from rheo_kernels.cuda.attend import Workspace
+from rheo_kernels.cuda.offload import CpuOffload
+from rheo_kernels.types import DecodeBatch, RunnersUp, Selected
+from rheo_sglang.decode.attention import Attention
+
+
+class CudaAttention(Attention[Workspace]):
+    """Attention where the GPU, the dtype and the head size allow; see `rheo_kernels.cuda.attend.unsupported`."""
+
+    select_resolve = staticmethod(select_resolve.select_resolve)
+    send_queries = staticmethod(send_queries.send_queries)
+    lists_runners_up = True
+
+    def workspace(self, batch: int, width: int) -> Workspace:
+        """See `Attention.workspace`."""
+        heads = self.heads
+        pairs = batch * heads.kv_heads
+        return Workspace.allocate(pairs, heads.group, heads.dim, self.page_size, width, self.frames.device)
+
+    def fetch(
+        self,
+        layer: int,
+        selected: Selected,
+        q: torch.Tensor,
+        scale: float,
+        workspace: Workspace,
+        out: torch.Tensor,
+        staged: torch.Tensor,
+    ) -> None:
+        """See `Attention.fetch`."""
+        self.attend(layer, selected, q, scale, workspace, out, staged)
+
+    def attend(
+        self,
+        layer: int,
+        selected: Selected,
+        q: torch.Tensor,
+        scale: float,
+        workspace: Workspace,
+        out: torch.Tensor,
+        staged: torch.Tensor | None,
+        offload: CpuOffload | None = None,
+        cpu_begin: torch.Tensor | None = None,
+        runners_up: RunnersUp | None = None,
+    ) -> None:
+        """Attend hits and misses, a part of these on the CPU; see `rheo_kernels.cuda.attend.attend_selected`.
+
+        With an ``offload``, the queries have been sent.
+        """
+        attend.attend_selected(
+            q,
+            self.frames[layer],
+            self.host[layer],
+            selected,
+            scale,
+            self.page_size,
+            workspace,
+            out,
+            staged,
+            offload,
+            cpu_begin,
+            layer,
+            runners_up,
+        )
+
+    def dense(
+        self,
+        layer: int,
+        batch: DecodeBatch,
+        q: torch.Tensor,
+        scale: float,
+        workspace: Workspace,
+        out: torch.Tensor,
+        page_table: torch.Tensor,
+        missed_at: torch.Tensor,
+        now: torch.Tensor,
+    ) -> None:
+        """See `Attention.dense`."""
+        attend.attend_dense(
+            q,
+            self.frames[layer],
+            self.host[layer],
+            batch.pages,
+            batch.seq_lens,
+            page_table,
+            scale,
+            self.page_size,
+            workspace,
+            out,
+            missed_at,
+            now,
+        )

@@ -1,0 +1,213 @@
+"""DecodeEngine: the interface of what runs decode steps, and prefill passes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from rheo_sglang.config import RheoConfig
+from rheo_sglang.decode.heads import HeadShape
+from rheo_sglang.decode.variant import Variant
+from rheo_sglang.page_table import PageTable
+from rheo_sglang.prefill import Prefill, PrefillBatch, SeedAdmission
+from rheo_sglang.recorder import Recorder
+
+
+@dataclass(frozen=True)
+class EngineInputs:
+    """What an engine is built from.
+
+    Attributes
+    ----------
+    config
+        Settings.
+    table
+        Page table: residency, summaries, tiering policy.
+    host, frames
+        Both pools' blocks, ``[L, N, H, 2, D * P]`` and ``[L, H, F, 2, D * P]``; where frames are on a GPU, ``host`` is
+        pinned.
+    heads
+        Heads of this rank's loaded layers.
+    page_size
+        Tokens per page.
+    req_to_token
+        SGLang's token table, ``[R, context]``.
+    context_len
+        Most tokens of a request.
+    recorder
+        Counts hits, or None.
+    cpu_attention
+        Whether the C++ attention kernel works here.
+    """
+
+    config: RheoConfig
+    table: PageTable
+    host: torch.Tensor
+    frames: torch.Tensor
+    heads: HeadShape
+    page_size: int
+    req_to_token: torch.Tensor
+    context_len: int
+    recorder: Recorder | None
+    cpu_attention: bool = True
+
+
+class DecodeEngine(ABC):
+    """Runs decode steps layer by layer, and prefill passes through `prefill`.
+
+    A decode step is `settle`, `begin_step`, `forward` for every layer in order, `end_step`. Engines share the page
+    table with its summary and tiering policy, the budget, `rheo_kernels.types.DecodeBatch` and
+    `rheo_kernels.types.Selected`. After a step that selects they leave the same pages resident, up to ties between
+    pages of equal worth, where they list the same runners-up and there are frames for all of these and the misses.
+
+    Parameters
+    ----------
+    inputs
+        What it is built from; its fields are attributes here.
+    residency
+        Gives pages frames.
+
+    Attributes
+    ----------
+    captures
+        Whether steps may be captured in CUDA graphs: `forward` never allocates or waits, and looks at nothing that the
+        host changes between steps.
+    variants
+        Shapes that steps are captured in, the one for the least work first; empty if they are not captured.
+    prefill
+        Attends prompts.
+    ended_by_model
+        Whether `end_step` is called once the logits are launched. The last layer does it otherwise.
+    """
+
+    captures: ClassVar[bool]
+    variants: Sequence[Variant] = ()
+
+    def __init__(self, inputs: EngineInputs, residency: SeedAdmission) -> None:
+        self.config = inputs.config
+        self.table = inputs.table
+        self.host = inputs.host
+        self.frames = inputs.frames
+        self.heads = inputs.heads
+        self.page_size = inputs.page_size
+        self.req_to_token = inputs.req_to_token
+        self.context_len = inputs.context_len
+        self.recorder = inputs.recorder
+        max_pages = -(-inputs.context_len // inputs.page_size)
+        self.budget = inputs.config.budget_table(inputs.page_size, max_pages, inputs.frames.device)
+        self.prefill = Prefill(
+            inputs.config, inputs.table, inputs.host, inputs.frames, inputs.page_size, residency
+        )
+        self.ended_by_model = False
+
+    @property
+    @abstractmethod
+    def variant(self) -> Variant:
+        """Shape that the step runs in that was begun last."""
+        ...
+
+    def warm_up(self) -> None:
+        """Do what the first requests would wait for otherwise; nothing by default."""
+        return
+
+    def reserve(self, max_batch: int) -> None:
+        """Allocate what steps of up to ``max_batch`` requests need; nothing by default."""
+        return
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Carry out what the scheduler noted since the last forward pass; before every forward pass."""
+        ...
+
+    def note_prefill(self) -> None:
+        """Note that a prefill ran: the tail pages of its requests are in host pages only."""
+        return
+
+    def begin_prefill(
+        self,
+        rows: torch.Tensor,
+        prefixes: Sequence[int],
+        lengths: Sequence[int],
+        slots: torch.Tensor,
+        goes_on: bool,
+    ) -> PrefillBatch:
+        """Begin a prefill pass, which `prefill` then runs layer by layer.
+
+        Parameters
+        ----------
+        rows
+            Requests' rows in the token table, ``[B]``.
+        prefixes, lengths
+            Tokens before each chunk and in it.
+        slots
+            Slots of the chunks' tokens, ``[T]``, int64.
+        goes_on
+            Whether the last request's prompt has more chunks to come.
+        """
+        self.table.note_summaries(slots, self.page_size)
+        batch = self.prefill.describe(self.req_to_token, rows, prefixes, lengths, goes_on)
+        self.table.list_pages(batch.pages, batch.num_pages)
+        self.prefill.begin(batch)
+        self.note_prefill()
+        return batch
+
+    @abstractmethod
+    def begin_step(
+        self,
+        rows: torch.Tensor,
+        seq_lens: torch.Tensor,
+        seq_lens_cpu: torch.Tensor,
+        live: int,
+        rids: list[str] | None,
+        variant: Variant | None = None,
+    ) -> None:
+        """Describe one decode step's batch, and make its tail pages resident; outside the step's graph.
+
+        Parameters
+        ----------
+        rows, seq_lens
+            Requests' rows in the token table and their tokens with the new one, ``[B]``; those from ``live`` on are
+            padding.
+        seq_lens_cpu
+            ``seq_lens`` on the host.
+        live
+            Requests.
+        rids
+            Their ids, for the recorder.
+        variant
+            Shape to use whatever the batch is, for a capture.
+        """
+        ...
+
+    @abstractmethod
+    def forward(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, out: torch.Tensor
+    ) -> None:
+        """Run one layer of the step that was begun.
+
+        Parameters
+        ----------
+        layer
+            Layer index within this rank.
+        q
+            Queries, ``[B, Hq, D]``.
+        k, v
+            The new tokens' keys and values, ``[B, H, D]``, KV dtype.
+        scale
+            Softmax scale.
+        out
+            Attention output, ``[B, Hq, D]``, the model's dtype; written.
+        """
+        ...
+
+    def end_step(self) -> None:
+        """Wait for what a step leaves running, as late in it as may be; once more does no harm."""
+        return
+
+    def miss_report(self) -> dict[str, float] | None:
+        """What misses took that are shared with the CPU; None if none are."""
+        return None

@@ -1,0 +1,29 @@
+"""make_attention: the fastest attention that serves a shape on the frames' device."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from rheo_kernels.cuda.attend import unsupported
+from rheo_sglang.decode.attention import Attention
+from rheo_sglang.decode.cuda_attention import CudaAttention
+from rheo_sglang.decode.heads import HeadShape
+from rheo_sglang.decode.triton_attention import TritonAttention
+
+logger = logging.getLogger(__name__)
+
+
+def make_attention(
+    host: torch.Tensor, frames: torch.Tensor, heads: HeadShape, page_size: int
+) -> Attention[Any]:
+    """Attention in CUDA C++ where it runs, else in Triton; see `Attention` for the parameters."""
+    if frames.device.type != "cuda":
+        return TritonAttention(host, frames, heads, page_size)
+    reason = unsupported(heads.dim, page_size, heads.group, frames.dtype, frames.device)
+    if reason is None:
+        return CudaAttention(host, frames, heads, page_size)
+    logger.info("rheo: decode attention runs in Triton, not in CUDA C++: %s", reason)
+    return TritonAttention(host, frames, heads, page_size)

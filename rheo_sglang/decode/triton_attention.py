@@ -1,0 +1,102 @@
+"""TritonAttention: attention in Triton, for any shape, and any device that Triton knows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from rheo_kernels import triton as kernels
+from rheo_kernels.types import DecodeBatch, Partials, Selected
+from rheo_sglang.decode.attention import Attention
+
+
+class TritonWorkspace(NamedTuple):
+    """Partials of hits and misses, before they are merged."""
+
+    hits: Partials
+    misses: Partials
+
+
+class TritonAttention(Attention[TritonWorkspace]):
+    """One kernel attends hits, one fetches and attends misses, one merges what they found."""
+
+    select_resolve = staticmethod(kernels.select_resolve)
+    lists_runners_up = False
+
+    def workspace(self, batch: int, width: int) -> TritonWorkspace:
+        """See `Attention.workspace`."""
+        pairs, group, dim = batch * self.heads.kv_heads, self.heads.group, self.heads.dim
+        device = self.frames.device
+        return TritonWorkspace(
+            Partials.allocate(pairs, group, dim, kernels.num_splits(pairs, width), device),
+            Partials.allocate(pairs, group, dim, kernels.fetch_splits(pairs), device),
+        )
+
+    def fetch(
+        self,
+        layer: int,
+        selected: Selected,
+        q: torch.Tensor,
+        scale: float,
+        workspace: TritonWorkspace,
+        out: torch.Tensor,
+        staged: torch.Tensor,
+    ) -> None:
+        """See `Attention.fetch`."""
+        misses = kernels.attend_fetch(
+            q,
+            self.host[layer],
+            selected.misses,
+            selected.valid,
+            selected.num_hits,
+            selected.num_selected,
+            scale,
+            self.page_size,
+            workspace.misses,
+            staged,
+        )
+        kernels.merge(self.hits(layer, selected, q, scale, workspace), misses, out)
+
+    def hits(
+        self, layer: int, selected: Selected, q: torch.Tensor, scale: float, workspace: TritonWorkspace
+    ) -> Partials:
+        """Attend a step's hits only, and leave them to be merged with what is attended elsewhere."""
+        return kernels.attend(
+            q,
+            self.frames[layer],
+            selected.hits,
+            selected.valid,
+            scale,
+            self.page_size,
+            last=selected.num_hits,
+            partials=workspace.hits,
+        )
+
+    def dense(
+        self,
+        layer: int,
+        batch: DecodeBatch,
+        q: torch.Tensor,
+        scale: float,
+        workspace: TritonWorkspace,
+        out: torch.Tensor,
+        page_table: torch.Tensor,
+        missed_at: torch.Tensor,
+        now: torch.Tensor,
+    ) -> None:
+        """See `Attention.dense`."""
+        parts = kernels.attend_dense(
+            q,
+            self.frames[layer],
+            self.host[layer],
+            batch.pages,
+            batch.seq_lens,
+            page_table,
+            scale,
+            self.page_size,
+            workspace.hits,
+            missed_at,
+            now,
+        )
+        kernels.merge(parts, None, out)
