@@ -1,4 +1,4 @@
-"""`rheo` command: starts servers, looks into running ones and into the installation."""
+"""`rheo` command: starts servers, looks into running ones and into the installation, measures answers."""
 
 from __future__ import annotations
 
@@ -30,6 +30,14 @@ def main(argv: list[str] | None = None) -> int:
     report.set_defaults(run=run_report)
     doctor.add_parser(commands)
     serve.add_parser(commands)
+    evaluation = commands.add_parser(
+        "eval",
+        help="measures answers: recall of facts, divergence from dense attention (extra 'eval')",
+        prefix_chars="\0",
+        add_help=False,
+    )
+    evaluation.add_argument("arguments", nargs=argparse.REMAINDER)
+    evaluation.set_defaults(run=run_evaluation)
     arguments = parser.parse_args(argv)
     try:
         status = arguments.run(arguments)
@@ -58,6 +66,13 @@ def run_report(arguments: argparse.Namespace) -> int:
         for state in states:
             print_report(state)
     return 0
+
+
+def run_evaluation(arguments: argparse.Namespace) -> int:
+    """Run one command of the evaluation, or say what is not installed."""
+    from rheo_sglang.evaluation.__main__ import main as evaluate
+
+    return evaluate(arguments.arguments)
 
 
 def environment_api_key() -> str | None:
