@@ -54,11 +54,10 @@ def tables(result: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def main() -> None:
-    """Replace what stands between the markers of the page."""
-    result = json.loads((RESULTS / "kernels_gpu.json").read_text())
-    fill(PAGE, "kernels_gpu", tables(result))
+def tables_of_results() -> str:
+    """The tables of the run that is kept."""
+    return tables(json.loads((RESULTS / "kernels_gpu.json").read_text()))
 
 
 if __name__ == "__main__":
-    main()
+    fill(PAGE, "kernels_gpu", tables_of_results())

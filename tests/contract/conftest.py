@@ -1,4 +1,4 @@
-"""What the documentation's examples register takes part in every contract test, through the setting ``extensions``."""
+"""What extensions register takes part in every contract test: the documentation's examples, and those of ``RHEO_CONFIG``."""
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ EXAMPLES = sorted(path.stem for path in (Path(__file__).parents[2] / "docs" / "e
 with pytest.MonkeyPatch.context() as patch:
     if not torch.cuda.is_available():
         patch.setenv("TRITON_INTERPRET", "1")
-    RheoConfig(extensions=tuple(EXAMPLES))
+    RheoConfig(extensions=(*EXAMPLES, *RheoConfig.from_environment().extensions))

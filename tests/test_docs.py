@@ -1,0 +1,121 @@
+"""Documentation that is true: links and anchors resolve, paths of the README's layout exist, what is rendered is current."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from rendering import kernel_table, memory_example, results
+from rendering.marked_page import fill
+from rheo_sglang.cli import main
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PAGES = sorted(
+    REPOSITORY / name
+    for name in subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
+        cwd=REPOSITORY,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+)
+FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def without_code(page: Path) -> str:
+    return FENCE.sub("", page.read_text())
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them: repeated ones are numbered."""
+    found: dict[str, int] = {}
+    names = set()
+    for heading in re.findall(r"^#+ +(.*?)\s*$", without_code(page), re.MULTILINE):
+        text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        name = re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+        names.add(f"{name}-{found[name]}" if name in found else name)
+        found[name] = found.get(name, 0) + 1
+    return names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_links_within_the_repository_resolve(page: Path) -> None:
+    broken = []
+    for link in LINK.findall(without_code(page)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert not broken
+
+
+def layout() -> list[str]:
+    """Paths of the README's layout: a line begins with one, or with several that commas separate."""
+    text = (REPOSITORY / "README.md").read_text()
+    lines = text.split("## Layout")[1].split("\n\n")[1].splitlines()
+    paths, folder = [], ""
+    for line in lines:
+        found = re.match(r"(    |      )([\w./-]+(?:, [\w./-]+/)*)  *\S", line)
+        assert found, line
+        if found[1] == "    ":
+            folder = found[2]
+            paths.append(folder)
+        else:
+            paths += [folder + name for name in found[2].split(", ")]
+    return paths
+
+
+@pytest.mark.parametrize("path", layout())
+def test_a_path_of_the_layout_exists(path: str) -> None:
+    assert (REPOSITORY / path).exists()
+    assert (REPOSITORY / path).is_dir() == path.endswith("/")
+
+
+def test_the_layout_names_every_folder_of_the_package_the_kernels_and_the_scripts() -> None:
+    named = {path.rstrip("/") for path in layout()}
+    for parent in ("rheo_sglang", "kernels/rheo_kernels", "scripts"):
+        folders = {str(file.parent.relative_to(REPOSITORY)) for file in (REPOSITORY / parent).glob("*/*.py")}
+        assert folders <= named
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    """Code spans that begin with a folder of the repository; results keep the command that they were measured with."""
+    names = re.findall(
+        r"`((?:rheo_sglang|kernels|scripts|tests|docs|models)/[\w./*-]+?)`", without_code(page)
+    )
+    assert [name for name in names if not list(REPOSITORY.glob(name))] == []
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "render"),
+    [
+        (memory_example.PAGE, "memory", memory_example.example),
+        (kernel_table.PAGE, "kernels_gpu", kernel_table.tables_of_results),
+    ],
+    ids=["memory", "kernels"],
+)
+def test_what_is_rendered_is_current(page: Path, name: str, render, tmp_path: Path) -> None:
+    copy = tmp_path / page.name
+    copy.write_text(page.read_text())
+    fill(copy, name, render())
+    assert copy.read_text() == page.read_text()
+
+
+def test_the_results_are_rendered_from_the_files_that_are_kept(tmp_path: Path) -> None:
+    assert results.page(plots=tmp_path) == (REPOSITORY / "docs" / "results.md").read_text()
+
+
+@pytest.mark.parametrize("command", ["serve", "doctor", "report", "eval"])
+def test_the_readme_names_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert f"rheo {command}" in (REPOSITORY / "README.md").read_text()
+    assert re.search(rf"^    {command} ", capsys.readouterr().out, re.MULTILINE)
