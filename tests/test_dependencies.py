@@ -45,11 +45,10 @@ def test_the_evaluation_needs_what_its_extra_brings() -> None:
 
 @pytest.mark.parametrize("package", NEEDED)
 def test_a_package_that_is_missing_is_named_in_one_sentence(package: str) -> None:
-    code = (
-        f"import sys; sys.modules[{package!r}] = None\n"
-        "from rheo_sglang.cli import main; sys.exit(main())"
+    code = f"import sys; sys.modules[{package!r}] = None\nfrom rheo_sglang.cli import main; sys.exit(main())"
+    found = subprocess.run(
+        [sys.executable, "-c", code, "eval", "recall", "--help"], capture_output=True, text=True
     )
-    found = subprocess.run([sys.executable, "-c", code, "eval", "recall", "--help"], capture_output=True, text=True)
     assert found.returncode == 1
     assert (
         found.stderr == f"rheo eval: {NEEDED[package]} not installed; run pip install 'rheo-sglang[eval]'.\n"

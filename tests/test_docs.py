@@ -1,4 +1,4 @@
-"""Documentation that is true: links and anchors resolve, paths of the README's layout exist, what is rendered is current."""
+"""Documentation that is true: links resolve, paths of the README's layout exist, what is rendered is current."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import pytest
 
 from rendering import kernel_table, memory_example, results
 from rendering.marked_page import fill
+from rheo_kernels import reference, triton
 from rheo_sglang.cli import main
+from rheo_sglang.decode import batch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -107,6 +109,29 @@ def test_what_is_rendered_is_current(page: Path, name: str, render, tmp_path: Pa
     copy.write_text(page.read_text())
     fill(copy, name, render())
     assert copy.read_text() == page.read_text()
+
+
+HELPERS = {"exclude", "fetch_splits", "num_splits", "tail_splits", "Estimates"}
+"""What `rheo_kernels.triton` exports beside kernels, and a launch that is part of `tail`."""
+
+
+def kernel_rows() -> dict[str, str]:
+    """Kernels of the table of docs/kernels.md, and what it says of each one's definition."""
+    table = kernel_table.PAGE.read_text().split("| kernel | one program per |")[1].split("\n\n")[0]
+    return dict(re.findall(r"^\| `(\w+)`[^|]*\| [^|]+ \| ?(.*?) ?\|$", table, re.MULTILINE))
+
+
+def test_every_kernel_is_in_the_table() -> None:
+    assert set(triton.__all__) - HELPERS <= set(kernel_rows())
+
+
+@pytest.mark.parametrize("kernel", kernel_rows())
+def test_a_kernel_has_the_definition_that_the_table_names(kernel: str) -> None:
+    text = kernel_rows()[kernel]
+    if text.startswith("none:"):
+        return
+    names = [kernel, *re.findall(r"`(\w+)`", text)]
+    assert any(hasattr(reference, name) or hasattr(batch, name) for name in names)
 
 
 def test_the_results_are_rendered_from_the_files_that_are_kept(tmp_path: Path) -> None:

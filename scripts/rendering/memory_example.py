@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the worked example of docs/memory.md: what a page costs and how servers divide their memory, by the plan itself.
+"""Write the worked example of docs/memory.md: what pages cost, and how servers divide memory.
 
 PYTHONPATH=scripts python -m rendering.memory_example
 """

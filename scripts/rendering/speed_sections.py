@@ -25,7 +25,7 @@ PARTS = {
     "select": ("select_resolve",),
     "score": ("_score", "_locality_scores"),
     "append": ("_append",),
-    "importance, admission, filling (behind)": (
+    "importance, admission, filling (other streams)": (
         "_rank",
         "_fold",
         "_gather_misses",
@@ -70,7 +70,7 @@ def tpot_rows(metrics: dict[str, Any]) -> list[list[Any]]:
 
 
 def profile_rows(profile: dict[str, Any]) -> list[list[Any]]:
-    """Microseconds of a step by part; kernels that run beside others count in full."""
+    """Microseconds of a step by part; kernels that overlap count in full."""
     left = dict(profile["kernels"])
     rows = []
     for part, names in PARTS.items():
@@ -105,7 +105,7 @@ def tpot(result: dict[str, Any], table: Any, provenance: Any) -> str:
                 tpot_rows(metrics),
             ),
             "Where one decode step goes (128K tokens, batch 1, whole KV resident; microseconds of GPU time by kernel, "
-            "under the profiler). What runs behind or beside other kernels counts in full, so the parts add up to more "
+            "under the profiler). Kernels that overlap on several streams count in full, so the parts add up to more "
             "than the step; `attend` counts from its early launch.",
             table(["part", "us a step"], profile_rows(profile)),
             provenance(result),

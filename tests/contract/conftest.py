@@ -1,4 +1,4 @@
-"""What extensions register takes part in every contract test: the documentation's examples, and those of ``RHEO_CONFIG``."""
+"""Extensions take part in every contract test: the documentation's examples, and those of ``RHEO_CONFIG``."""
 
 from __future__ import annotations
 
