@@ -19,7 +19,7 @@ BACKEND_FLAG = "--attention-backend"
 
 
 def add_parser(commands: Any) -> None:
-    """Add the subcommand to the ``rheo`` command; everything behind it is SGLang's."""
+    """Add the subcommand to the ``rheo`` command; all arguments after it are SGLang's."""
     serve = commands.add_parser(
         "serve",
         help="start SGLang's server with --attention-backend rheo; takes SGLang's arguments",

@@ -6,7 +6,7 @@
 #   cpu       CPU attention                    misses    fetching misses, attending them on the CPU, both
 #   server    rheo against SGLang's triton     exact     greedy tokens of SmolLM2 against fa3
 #   fuzz      prefill of SmolLM2 against fa3   tpot      time per output token
-#   ttft      time to first token              long      512K-token prefill, and decode behind 1M tokens
+#   ttft      time to first token              long      512K-token prefill, and decode after 1M tokens
 #   contract  contract tests on the GPU        house     kernels and TPOT of the tree in $BEFORE and of this one, in turns
 #
 # Arguments go in TESTS, CONTRACT_ARGUMENTS, BENCH_ARGUMENTS, EXACT_ARGUMENTS, FUZZ_ARGUMENTS, TPOT_ARGUMENTS, TTFT_ARGUMENTS,

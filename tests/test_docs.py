@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rendering import kernel_table, memory_example, results
+from common.measurement import RESULTS
+from rendering import kernel_table, layer_ahead, locality, memory_example, results
 from rendering.marked_page import fill
 from rheo_kernels import reference, triton
 from rheo_sglang.cli import main
@@ -96,15 +100,27 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
     assert [name for name in names if not list(REPOSITORY.glob(name))] == []
 
 
-@pytest.mark.parametrize(
-    ("page", "name", "render"),
-    [
-        (memory_example.PAGE, "memory", memory_example.example),
-        (kernel_table.PAGE, "kernels_gpu", kernel_table.tables_of_results),
-    ],
-    ids=["memory", "kernels"],
-)
-def test_what_is_rendered_is_current(page: Path, name: str, render, tmp_path: Path) -> None:
+def kept(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+RENDERED: dict[str, tuple[Path, Callable[[], str]]] = {
+    "memory": (memory_example.PAGE, memory_example.example),
+    "kernels_gpu": (kernel_table.PAGE, kernel_table.tables_of_results),
+    locality.NAME: (locality.PAGE, lambda: locality.tables(kept(locality.NAME))),
+    "runners_up": (locality.PAGE, lambda: locality.runners_up(kept("runners_up"))),
+    "layer_ahead": (
+        layer_ahead.PAGE,
+        lambda: layer_ahead.tables(
+            {model: kept(f"layer_ahead_{model}") for model in layer_ahead.MODELS}, kept("kernels_gpu")
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RENDERED)
+def test_what_is_rendered_is_current(name: str, tmp_path: Path) -> None:
+    page, render = RENDERED[name]
     copy = tmp_path / page.name
     copy.write_text(page.read_text())
     fill(copy, name, render())

@@ -24,7 +24,7 @@ class StagedPages(NamedTuple):
 class PrefillBatch(NamedTuple):
     """One prefill pass's requests in terms of pages.
 
-    Staged K and V hold all requests one behind the other, each its prefix and then its chunk.
+    Staged K and V hold all requests one after the other, each its prefix and then its chunk.
 
     Attributes
     ----------

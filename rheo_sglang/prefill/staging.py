@@ -1,4 +1,4 @@
-"""Staging: prefix pages of the next layer, gathered into HBM beside the attention of a layer."""
+"""Staging: prefix pages of the next layer, gathered into HBM while a layer is attended."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GROWTH_STEPS = 4
 """Sizes of a half between two powers of two: it is at most a quarter larger than it has to be."""
 LEAST_TOKENS = 4096
 FEW_TOKENS = 1024
-"""New tokens of a pass up to which there is little to compute: staging sets the pace, and may have the GPU."""
+"""New tokens of a pass up to which there is little to compute: staging takes longest, and may have the GPU."""
 STAGERS_ALONE = 128
 """Programs that stage then; pages that come from frames are read as fast as there are programs."""
 MIB = 1 << 20
@@ -83,7 +83,7 @@ class Staging:
     def take(
         self, layer: int, k: torch.Tensor, v: torch.Tensor, batch: PrefillBatch
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of one layer: staged prefixes, and the chunks behind them.
+        """Keys and values of one layer: staged prefixes, each followed by its chunk.
 
         From then on the next layer is being staged.
 

@@ -1,4 +1,4 @@
-"""kv_memory: HBM that a server's pools take, and what a long prefill takes beside the bound that was promised."""
+"""kv_memory: HBM that a server's pools take, and what a long prefill takes against the bound that was promised."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def memory_figures(pools: dict[str, float], before: int, one_chunk: int, peak: i
     """What a long prefill took, and what was promised; all in GiB.
 
     What a prompt of one chunk takes is activations, for it has no prefix to be staged; what a long prompt takes beyond
-    is counted as KV, beside the pools.
+    is counted as KV, in addition to the pools.
 
     Parameters
     ----------

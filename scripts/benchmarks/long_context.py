@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Memory of a 512K-token prefill, and decode behind 1M tokens, at the Qwen2.5-7B-1M shape with random weights.
+"""Memory of a 512K-token prefill, and decode after 1M tokens, at the Qwen2.5-7B-1M shape with random weights.
 
     PYTHONPATH=scripts python -m benchmarks.long_context --out FILE [--parts prefill decode] [--prefill]
 
-``prefill``: HBM that a prompt of ``--tokens`` takes with 4 GiB of frames, beside the bound that rheo promises at start.
-``decode``: time per output token behind ``--decode-tokens``; their KV is seeded by chunks that attend to themselves
+``prefill``: HBM that a prompt of ``--tokens`` takes with 4 GiB of frames, against the bound promised at start.
+``decode``: time per output token after ``--decode-tokens``; their KV is seeded by chunks that attend to themselves
 alone (`local_prefill`) unless ``--prefill`` asks for dense attention, and decode is the real one in either case.
 Random weights have no locality, so page scores are ``fitted``: of a process whose locality is SmolLM2's.
 """
@@ -104,7 +104,7 @@ def long_prompt(engine: Any, ids: list[int], rid: str, memory: DeviceMemory) -> 
 
 
 def decode_figures(engine: Any, ids: list[int], label: str) -> dict[str, Any]:
-    """Time per output token behind a prompt that is in the cache."""
+    """Time per output token after a prompt that is in the cache."""
     found = answer(engine, ids, label, NEW_TOKENS)
     figures = {
         "tpot_ms": found.tpot_ms(COUNTED),

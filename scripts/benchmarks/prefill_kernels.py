@@ -3,7 +3,7 @@
     PYTHONPATH=scripts python -m benchmarks.prefill_kernels --out docs/benchmarks/results/transfers_gpu.json
 
 Bandwidths of ``write`` and ``stage`` are fractions of the pinned-memory copy in the same direction. A layer of
-a pass writes, stages, attends and seeds; beside it stands dense attention of the same chunk alone.
+a pass writes, stages, attends and seeds; dense attention of the same chunk alone is measured too.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 
     PYTHONPATH=scripts python -m benchmarks.ttft --out FILE [--engines fa3 rheo ...] [--cases cold prefix]
 
-Every engine runs in a process of its own. ``cold``: prompts that share nothing. ``prefix``: 8K new tokens behind a
+Every engine runs in a process of its own. ``cold``: prompts that share nothing. ``prefix``: 8K new tokens after a
 prefix of 120K tokens, which rheo and HiCache have in DRAM alone, because another prompt took the device memory since,
 and which fa3 computes again (``recomputed``) or finds in HBM (``resident``). A figure is the median of three prompts
 after one to warm up. HiCache runs with its kernels (SGLang's default) and with copy engines (``hicache-direct``).
@@ -121,7 +121,7 @@ def cold(engine: Any, length: str) -> dict[str, Any]:
 
 
 def behind_prefix(engine: Any, where: str) -> dict[str, Any]:
-    """New tokens behind a prefix that was ``recomputed``, ``resident`` in HBM, or in ``dram`` alone."""
+    """New tokens after a prefix that was ``recomputed``, ``resident`` in HBM, or in ``dram`` alone."""
     prefix = random_prompt("prefix", PREFIX_TOKENS)
     whole = LONGEST - MARGIN
     flush(engine)

@@ -141,7 +141,7 @@ def run_kept(
     command, environment
         Of the process.
     kept
-        File that it hands over by `keep`.
+        File that `keep` writes.
     found
         Told the file's content whenever it has changed.
     line

@@ -1,4 +1,4 @@
-"""Sections of docs/results.md on CPUs: attention to host pages beside a pure read, and a server without a GPU."""
+"""Sections of docs/results.md on CPUs: attention to host pages and a pure read, and a server without a GPU."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def cpu_attention(result: dict[str, Any], table: Any, provenance: Any, plots: Pa
 
 
 def plot_cpu_attention(metrics: dict[str, float], path: Path) -> None:
-    """GB/s over threads, a panel for each group size, beside the pure read."""
+    """GB/s over threads, a panel for each group size, with the pure read."""
     threads, groups, isas = measured(metrics)
     figure, panels = plt.subplots(1, len(groups), figsize=(9.5, 3), sharey=True)
     read = [metrics[f"read_gbps_{count}t"] for count in threads]

@@ -49,7 +49,7 @@ class Layer:
     select_us
         Score, select and resolve.
     predict_us
-        The next layer's queries projected, scored, selected and resolved once more, beside other work.
+        The next layer's queries projected, scored, selected and resolved once more, concurrently with other work.
     stolen_us
         The time the device's memory needs for the prediction's bytes.
     """
@@ -69,7 +69,7 @@ class Layer:
         """How long PCIe is free for a prediction before the next layer attends.
 
         From the layer's input on, the prediction is made while this layer attends, and all the rest of the layer
-        is left. From behind the attention on, the prediction must be made first, and what the output projection
+        is left. After the attention, the prediction must be made first, and what the output projection
         takes has passed.
         """
         if predictor == "layer_input":

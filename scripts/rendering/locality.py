@@ -102,7 +102,15 @@ def runners_up(result: dict[str, Any]) -> str:
                     f"{found['loaded_ahead_with']:.1f}",
                 ]
             )
-    header = ["pages of", "budget", "frames", "missed without", "missed with", "fewer", "loaded ahead"]
+    header = [
+        "pages of",
+        "budget",
+        "frames",
+        "missed without",
+        "missed with",
+        "fewer",
+        "loaded before selection",
+    ]
     return f"{table(header, rows)}\n\n{provenance(result)}"
 
 

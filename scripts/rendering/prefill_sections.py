@@ -81,7 +81,7 @@ def prefill(result: dict[str, Any], table: Any, provenance: Any, plots: Path) ->
             f"{metrics['long_context_config']['frame_pool_gib']} GiB. A prompt of {long['prompt_tokens']} tokens, "
             f"attended densely, took {long['prefill_s']:.0f} s. HBM for KV:",
             table(["part", "GiB"], [[part, f"{long[key]:.2f}"] for part, key in parts.items()]),
-            f"Decode behind {decode['prompt_tokens']} tokens takes {metrics['tpot_ms_1m']:.1f} ms a token at a budget "
+            f"Decode after {decode['prompt_tokens']} tokens takes {metrics['tpot_ms_1m']:.1f} ms a token at a budget "
             f"of {metrics['long_context_config']['budget_ratio']:.0%}, with page scores of SmolLM2's locality (hit "
             f"rate {decode['fitted']['hit_rate']:.3f}). Their KV was seeded in {decode['prefill_s']:.0f} s: every "
             f"chunk of the prompt attended to itself alone. HBM for KV was {metrics['kv_hbm_gib_1m']:.1f} GiB at the "
@@ -92,7 +92,7 @@ def prefill(result: dict[str, Any], table: Any, provenance: Any, plots: Path) ->
 
 
 def plot_prefill(metrics: dict[str, Any], path: Path) -> None:
-    """Seconds to the first token behind a prefix, and seconds of each chunk of the long prompt."""
+    """Seconds to the first token after a prefix, and seconds of each chunk of the long prompt."""
     figure, (bars, line) = plt.subplots(1, 2, figsize=(9.5, 3), gridspec_kw={"width_ratios": (3, 2)})
     labels, seconds = zip(*prefixes(metrics), strict=True)
     drawn = bars.barh(labels, seconds)

@@ -39,7 +39,7 @@ def cases(measured: dict[str, Any]) -> Iterator[tuple[int, str, dict[str, Any]]]
 
 
 def rows(metrics: dict[str, Any]) -> Iterator[list[Any]]:
-    """One row for each context, text, page size and budget, the models beside each other."""
+    """One row for each context, text, page size and budget, the models side by side."""
     contexts = sorted({int(context) for found in metrics["models"].values() for context in found})
     for context in contexts:
         for model, found in metrics["models"].items():

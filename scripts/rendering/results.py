@@ -107,7 +107,7 @@ def behaviour(result: dict[str, Any], table: Any, provenance: Any, plots: Path) 
             "SmolLM2-135M-Instruct in fp32, one access code hidden in the language reference of Python; mean grouping, "
             f"frames for {metrics['frames_per_selected']} times the selected pages, no dense threshold.",
             needles,
-            "Four prompts of 4096 tokens of real text, 64 decode steps each, beside the earlier offline replay of the "
+            "Four prompts of 4096 tokens of real text, 64 decode steps each, and the earlier offline replay of the "
             "same model:",
             compared,
             "![Hit rate by layer](benchmarks/hit_rate_by_layer.svg)",

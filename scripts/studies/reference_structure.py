@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Attention structure of the reference model beside SmolLM2's: covered mass by selector, hit rates by policy.
+"""Attention structure of the reference model and of SmolLM2: covered mass by selector, hit rates by policy.
 
     PYTHONPATH=scripts python -m studies.reference_structure
     PYTHONPATH=scripts python -m studies.reference_structure --models reference --contexts 8192 --out reference.json

@@ -50,7 +50,7 @@ def left_out(scores: torch.Tensor, num_pages: torch.Tensor, retrieved: Booleans)
 def misses(
     scores: torch.Tensor, num_pages: torch.Tensor, budget: float
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    """Share of the retrieved pages that is missed, and pages loaded ahead a step and head, by relative cache size."""
+    """Share of the retrieved pages that is missed, and pages loaded before selection, by relative cache size."""
     alpha = RheoConfig().importance_alpha
     retrieved = retrieved_pages(scores, num_pages, budget, SINK_PAGES, WINDOW_PAGES)
     nobody = np.zeros_like(retrieved)

@@ -1,4 +1,4 @@
-"""attend_fetch attends every missed page; what it kept, fill puts into the frames that admission handed out."""
+"""attend_fetch attends every missed page; what it kept, fill puts into the frames that admission gave."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from rheo_sglang.selection import SUMMARIES
 
 
 def check(shape: Shape, prefixes: list[int], chunk: int, rng: torch.Generator, programs: int = 32) -> None:
-    """Stage prefixes of some requests, with room for ``chunk`` tokens behind each."""
+    """Stage prefixes of some requests, with room for ``chunk`` tokens after each."""
     from rheo_kernels import triton as kernels
 
     size, heads = shape.page_size, shape.heads

@@ -1,4 +1,4 @@
-"""call_after_logits calls behind the logits of every forward pass, and leaves them alone."""
+"""call_after_logits calls after the logits of every forward pass, and leaves them alone."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def working_isas() -> tuple[str, ...]:
 def fastest_isa(blocks: torch.Tensor, group: int, page_size: int, threads: int | None = None) -> str | None:
     """Of the variants that work here, the one that attends random pages of a host pool soonest; None if none works.
 
-    Wider is not always faster: where memory sets the pace, it depends on what a variant does between two loads.
+    Wider is not always faster: where memory is the limit, it depends on what a variant does between two loads.
 
     Parameters
     ----------

@@ -78,7 +78,7 @@ def compile_kernel(source: str, name: str, defines: Mapping[str, int | str], sha
     Parameters
     ----------
     source
-        File beside this one. It includes nothing but files beside it.
+        File in this folder. It includes nothing but files of this folder.
     name
         An ``extern "C" __global__`` function.
     defines

@@ -25,7 +25,7 @@ class Candidates(NamedTuple):
     pages: torch.Tensor
     """``[B, H, X]``, int32, contiguous."""
     last: torch.Tensor
-    """The column behind the last, ``[B, H]``, int32, contiguous."""
+    """One past the last column, ``[B, H]``, int32, contiguous."""
     first: torch.Tensor | None = None
     """The first column, ``[B, H]``, int32, contiguous; None: 0."""
     cpu_begin: torch.Tensor | None = None

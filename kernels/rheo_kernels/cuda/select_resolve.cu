@@ -23,7 +23,7 @@ constexpr int kBins = 2 * THREADS;               // two a thread
 constexpr int kStaged = 2 * THREADS;             // columns of the result in shared memory at a time
 constexpr int kFew = 128;                        // keys that are ranked rather than counted
 constexpr u32 kRunnersUp = 48;                   // runners-up, frames or not: about as many, where scores differ
-constexpr bool kAhead = ITEMS <= 8;              // registers hold pages and frames beside the keys
+constexpr bool kPagesInRegisters = ITEMS <= 8;   // registers hold pages and frames, not keys alone
 constexpr int kTogether = ITEMS == 16 ? 16 : 8;  // otherwise: items looked up at a time
 
 // Keys of scores lie between those of -inf and +inf, keys of pages that need no score beyond them.
@@ -90,7 +90,7 @@ struct Shared {
     u32 num_candidates, num_runners_up;
     Found found;
     Last last;
-    int index[kStaged], page[kAhead ? kStaged : 1], frame[kAhead ? kStaged : 1];
+    int index[kStaged], page[kPagesInRegisters ? kStaged : 1], frame[kPagesInRegisters ? kStaged : 1];
 };
 
 __shared__ Shared shared;
@@ -291,7 +291,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
 
     // Scores and budgets may come from the kernel before this one; the rest has been there since the step began.
     u32 pages[ITEMS];
-    if constexpr (kAhead) load_row(list, a.columns, pages);
+    if constexpr (kPagesInRegisters) load_row(list, a.columns, pages);
     const int count = max(0, min(a.num_pages[request], a.columns));
     const int length = a.seq_lens[request * a.words_per_length];
     if (threadIdx.x == 0) shared.num_runners_up = 0;
@@ -327,7 +327,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
     }
     const u32 least = min(bracket.low, bracket.reach == kNever ? kAlways : bracket.reach);  // of those looked up
     u32 frames[ITEMS];
-    if constexpr (kAhead) {
+    if constexpr (kPagesInRegisters) {
 #pragma unroll
         for (int i = 0; i < ITEMS; ++i)
             if (keys[i] >= least) frames[i] = table[pages[i]];
@@ -338,7 +338,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
     u32 selected = 0, resident = 0;  // one bit per item
 #pragma unroll
     for (int i = ITEMS - 1; i >= 0; --i) selected = 2 * selected + threshold.reached(keys[i], position_of(i));
-    if constexpr (kAhead) {
+    if constexpr (kPagesInRegisters) {
 #pragma unroll
         for (int i = 0; i < ITEMS; ++i)
             if ((selected >> i & 1) && static_cast<int>(frames[i]) >= 0) resident |= 1u << i;
@@ -356,7 +356,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
             const int slot = static_cast<int>(atomicAdd(&shared.num_runners_up, 1u));
             if (slot < a.runners_up) out[slot] = page;
         };
-        if constexpr (kAhead) {
+        if constexpr (kPagesInRegisters) {
 #pragma unroll
             for (int i = 0; i < ITEMS; ++i)
                 if ((without >> i & 1) && static_cast<int>(frames[i]) < 0) put(pages[i]);
@@ -402,7 +402,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
             const u32 place = before + places[v];
             int hit_slot = static_cast<int>(place & 0xffff) - start;
             int miss_slot = num_hits + static_cast<int>(place >> 16) - start;
-            if constexpr (kAhead) {
+            if constexpr (kPagesInRegisters) {
 #pragma unroll
                 for (int i = 4 * v; i < 4 * v + 4; ++i)
                     if (selected >> i & 1) {
@@ -426,8 +426,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
             int index = -1, page = -1, frame = -1, valid = 0;
             if (start + slot < num_selected) {
                 index = shared.index[slot];
-                page = kAhead ? shared.page[slot] : list[index];
-                frame = max(kAhead ? shared.frame[slot] : table[page], -1);
+                page = kPagesInRegisters ? shared.page[slot] : list[index];
+                frame = max(kPagesInRegisters ? shared.frame[slot] : table[page], -1);
                 valid = max(0, min(length - index * a.page_size, a.page_size));
             }
             a.out_pages[column] = page;

@@ -20,7 +20,7 @@ def page_mass(
     Parameters
     ----------
     q
-        Queries of all chunks, one behind the other, ``[T, Hq, D]``.
+        Queries of all chunks, one after the other, ``[T, Hq, D]``.
     k
         Keys of all requests, each from its first token to the end of its chunk, ``[Y, H, D]``.
     cu_queries, cu_keys

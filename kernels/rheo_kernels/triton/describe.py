@@ -45,7 +45,7 @@ def describe(
     summarised
         Pages that have a summary, ``[N]``, bool; updated.
     unsaved
-        Pages whose host copy is behind, ``[L, N]``, bool; tail pages become so.
+        Pages whose host copy lacks tokens, ``[L, N]``, bool; tail pages become so.
     out
         Result buffers of ``B`` rows and ``M`` columns, the longest request's pages at least.
 

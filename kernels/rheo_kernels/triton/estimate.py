@@ -88,7 +88,7 @@ def estimate(
     for each page and query head. Codes become operands of the query's dtype (a code times its scale is exact in
     bfloat16), and two products, with the low and the high half of the bytes, make a row's logit. Compiled for sm_90
     in bfloat16 with ``D = 128``: 168 registers (pages of 32) or 199 (pages of 16), 4 KB of shared memory, no spills,
-    so 2 or 3 programs of 4 warps share a multiprocessor. Memory bound only where dequantising keeps pace.
+    so 2 or 3 programs of 4 warps share a multiprocessor. Memory bound only where dequantising is as fast.
     """
     batch, queries, dim = q.shape
     heads, width = summaries.shape[0], pages.shape[1]

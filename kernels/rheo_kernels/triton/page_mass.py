@@ -33,7 +33,7 @@ def page_mass(
     Parameters
     ----------
     q
-        Queries of all chunks, one behind the other, ``[T, Hq, D]``, the dtype of ``k``, contiguous in ``D``.
+        Queries of all chunks, one after the other, ``[T, Hq, D]``, the dtype of ``k``, contiguous in ``D``.
     k
         Keys of all requests, each from its first token to the end of its chunk, ``[Y, H, D]``, contiguous in
         ``D``.

@@ -9,7 +9,7 @@ import triton.language as tl
 from rheo_kernels.types.summary import PageSummary
 
 WRITERS = 16
-"""Programs that write: enough to fill PCIe, few enough to leave the GPU to the attention that runs beside them."""
+"""Programs that write: enough to fill PCIe, few enough to leave the GPU to the attention that runs at the same time."""
 
 
 def write(

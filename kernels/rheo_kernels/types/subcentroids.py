@@ -16,7 +16,7 @@ class SubcentroidLayout(NamedTuple):
     """Bytes of one page's summary in one layer and KV head, ``uint8 [W]``.
 
     A page's tokens are taken in *rows* of ``row_tokens``. A row is the mean key of its tokens, stored as a 4-bit
-    difference to the page's *centre*; the page's mean V lies beside the rows, in 4 bits. In order:
+    difference to the page's *centre*; the page's mean V is stored next to the rows, in 4 bits. In order:
 
     ========= ============== ================================================================
     part      bytes          content

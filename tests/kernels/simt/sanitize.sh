@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the CUDA C++ kernels' tests on the CPU with AddressSanitizer and UndefinedBehaviorSanitizer, what they hand over to
+# Runs the CUDA C++ kernels' tests on the CPU with AddressSanitizer and UndefinedBehaviorSanitizer, what they offload to
 # the CPU included: sanitize.sh [PYTHON [PYTEST-ARGUMENTS]].
 #
 # PYTHON (default: python3) has the package and pytest.
