@@ -10,7 +10,7 @@ import torch
 KEPT_REQUESTS = 256
 """Ended requests that a report still shows."""
 FIELDS = ("hits", "selected", "mass", "mass_samples")
-"""Columns of a reduced row behind the hit rates of the layers and of the KV heads."""
+"""Columns of a reduced row after the hit rates of the layers and of the KV heads."""
 
 
 class Counts(NamedTuple):
@@ -71,7 +71,7 @@ def reduce_rows(counts: Counts, rows: torch.Tensor) -> torch.Tensor:
 
 
 class EndedRequests:
-    """A ring of `KEPT_REQUESTS` reduced rows; what was written first is overwritten first.
+    """A circular buffer of `KEPT_REQUESTS` reduced rows; what was written first is overwritten first.
 
     Parameters
     ----------
