@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from checks.machine import busy_factor
+from environment.create import SGLANG_VERSIONS
 
 TEST_LIMIT, SERVER_TEST_LIMIT = 300.0, 900.0
 """Seconds that one test may take with its fixtures on a machine without other work."""
@@ -42,10 +44,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave `full` tests out unless they are asked for, and give every test its limit, longer on a busy machine."""
+    """Leave out what only `--full` runs here, and give every test its limit, longer on a busy machine."""
     if not config.getoption("--full"):
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("full")])
-        items[:] = [item for item in items if not item.get_closest_marker("full")]
+        left_out = {"full"} if version("sglang") == SGLANG_VERSIONS[-1] else {"full", "newest"}
+        chosen = [item for item in items if not left_out & {mark.name for mark in item.iter_markers()}]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+        items[:] = chosen
     for item in items:
         if item.get_closest_marker("gpu") and not GPU:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

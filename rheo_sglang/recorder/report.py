@@ -137,7 +137,7 @@ def _prefixes_table(prefixes: list[dict[str, Any]]) -> Table:
             _number(prefix["tokens"]),
             _number(prefix.get("shared_tokens")),
             _number(prefix.get("nodes")),
-            _number(prefix["worth"], ".3f"),
+            _number(prefix["worth"], ".3g"),
             _percent(prefix["resident"]),
             "yes" if prefix["locked"] else "no",
         )

@@ -103,7 +103,7 @@ def describe_tree(tree_cache: Any, table: PageTable, page_size: int, most: int =
             "nodes": len(prefix.nodes),
             "tokens": prefix.tokens,
             "shared_tokens": prefix.shared_tokens,
-            "worth": round(next(measured), 4),
+            "worth": float(f"{next(measured):.4g}"),
             "resident": round(next(measured), 4),
             "locked": prefix.nodes[-1].component_data[ComponentType.FULL].lock_ref > 0,
         }

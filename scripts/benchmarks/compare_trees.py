@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.measurement import REPOSITORY, keep_result
+from common.measurement import REPOSITORY, keep_result, machine_in_words, result_document
 
 RENAMED = {"attend_listed": "attend_dense", "hand_over": "offload"}
 """Kernels by the name that the tree before has, and the tree after."""
@@ -190,7 +190,7 @@ def main() -> int:
     arguments = parser.parse_args()
     runs: list[dict[str, Any]] = []
     failed: list[str] = []
-    machine = gpu_name()
+    machine = f"one {gpu_name()}, {machine_in_words().removesuffix(', no GPU')}"
     for earlier in arguments.onto:
         document = json.loads(earlier.read_text())
         machine = document["machine"]
@@ -201,14 +201,8 @@ def main() -> int:
 
     def keep() -> dict[str, Any]:
         metrics = merged(runs)
-        document = {
-            "name": "house_gpu",
-            "machine": machine,
-            "metrics": metrics,
-            "runs": runs,
-            "failed": failed,
-        }
-        keep_result(arguments.out, document)
+        document = result_document("house_gpu", metrics, machine)
+        keep_result(arguments.out, {**document, "runs": runs, "failed": failed})
         return metrics
 
     if arguments.before is None:

@@ -85,3 +85,34 @@ def fuzzed_prefill(result: dict[str, Any], table: Any, provenance: Any) -> str:
             provenance(result),
         ]
     )
+
+
+def trees_compared(result: dict[str, Any], table: Any, provenance: Any) -> str:
+    """Section on two trees of the repository, measured in turns."""
+    metrics = result["metrics"]
+    tpot = dict(metrics["tpot_ratio_after_before"])
+    median = tpot.pop("median")
+    kernels = {
+        key.removesuffix("_ratio"): ratio
+        for key, ratio in metrics.items()
+        if key.endswith("_ratio") and isinstance(ratio, float)
+    }
+    middle = sorted(kernels.values())[len(kernels) // 2]
+    named = []
+    for key, ratio in metrics["kernels_slower_by_2_percent"].items():
+        name = key.removesuffix("_ratio")
+        named.append(f"`{name}` ({metrics[f'{name}_us_before']:.2f} us, {ratio:.3f} times)")
+    return "\n\n".join(
+        [
+            "## One decode engine, before and after",
+            "The tree before summaries, budget rules and policies became one file each (e77c25d) and the one after, in "
+            "turns on one machine; Qwen3-8B's shape with random weights, one request.",
+            table(
+                ["time per output token", "after / before"],
+                [[key, f"{ratio:.3f}"] for key, ratio in tpot.items()],
+            ),
+            f"Median {median:.3f}. Of {len(kernels)} kernel timings the median is {middle:.3f}; slower by over 2 %: "
+            f"{', '.join(named) or 'none'}.",
+            provenance(result),
+        ]
+    )

@@ -18,7 +18,7 @@ import numpy as np
 
 from common.measurement import REPOSITORY, RESULTS
 from rendering.cpu_sections import cpu_attention, cpu_server
-from rendering.exactness_sections import exactness, exactness_gpu, fuzzed_prefill
+from rendering.exactness_sections import exactness, exactness_gpu, fuzzed_prefill, trees_compared
 from rendering.prefill_sections import prefill
 from rendering.speed_sections import miss_path, tpot, tpot_select4
 
@@ -153,6 +153,7 @@ def page(plots: Path = PLOTS) -> str:
         ("fuzz_prefill_cpu", fuzzed_prefill),
         ("fuzz_prefill_gpu", fuzzed_prefill),
         ("behaviour_smollm2", behaviour, plots),
+        ("house_gpu", trees_compared),
         ("tpot_gpu", tpot),
         ("tpot_select4_gpu", tpot_select4),
         ("split_gpu", miss_path, plots),

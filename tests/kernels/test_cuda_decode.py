@@ -114,7 +114,12 @@ def attended_in_cuda(cuda_kernels: None, device: str, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     ("policy", "miss_mode"),
-    [("importance", "split"), ("importance", "fetch"), ("lru", "split"), ("lfu", "fetch")],
+    [
+        ("importance", "fetch"),
+        ("lru", "split"),
+        pytest.param("importance", "split", marks=pytest.mark.full),
+        pytest.param("lfu", "fetch", marks=pytest.mark.full),
+    ],
 )
 def test_sparse_steps_equal_the_reference(policy: str, miss_mode: str, rng: torch.Generator) -> None:
     config = RheoConfig(

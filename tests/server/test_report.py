@@ -37,7 +37,7 @@ def tokens(length: int, seed: int) -> list[int]:
 def test_the_report_of_a_server_that_asks_for_a_key(server, capsys, monkeypatch):
     for name in ("OPENAI_API_KEY", "API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    a = tokens(700, 1)
+    a = tokens(690, 1)
     for name, prompt in zip(NAMES, (a, a[:320] + tokens(100, 2), a, a[:40]), strict=True):
         server.generate(prompt, 4, ignore_eos=True, request={"rid": name})
 
