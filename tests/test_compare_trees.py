@@ -83,7 +83,7 @@ def trees(tmp_path: Path) -> dict[str, Path]:
 
 def arguments(trees: dict[str, Path], out: Path) -> list[str]:
     paths = ["--before-path", os.devnull, "--after-path", os.devnull]
-    return ["compare_trees", "--before", str(trees["before"]), *paths, "--out", str(out)]
+    return [compare_trees.__file__, "--before", str(trees["before"]), *paths, "--out", str(out)]
 
 
 def test_rounds_alternate_and_results_are_joined(
@@ -108,7 +108,9 @@ def test_rounds_alternate_and_results_are_joined(
         "median": 1.5,
     }
     both = tmp_path / "both.json"
-    monkeypatch.setattr(sys, "argv", ["compare_trees", "--onto", str(out), str(out), "--out", str(both)])
+    monkeypatch.setattr(
+        sys, "argv", [compare_trees.__file__, "--onto", str(out), str(out), "--out", str(both)]
+    )
     assert compare_trees.main() == 0
     joined = json.loads(both.read_text())
     assert joined["metrics"] == metrics

@@ -202,6 +202,11 @@ def main() -> int:
     def keep() -> dict[str, Any]:
         metrics = merged(runs)
         document = result_document("house_gpu", metrics, machine)
+        document["command"] = (
+            "python -m benchmarks.compare_trees --before DIR --before-path ... --after-path ... --out FILE "
+            f"--kernel-rounds {arguments.kernel_rounds} --tpot-rounds {arguments.tpot_rounds} "
+            f"--engines {' '.join(arguments.engines)}"
+        )
         keep_result(arguments.out, {**document, "runs": runs, "failed": failed})
         return metrics
 
