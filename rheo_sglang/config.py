@@ -59,8 +59,8 @@ class RheoConfig:
     window_pages: int = 2
     """Last pages of a request, the one being written included, always selected."""
     dense_threshold: int | None = None
-    """Requests up to this many tokens select all their pages; when not given, 4096, or with a budget of all pages every
-    request, which skips selection."""
+    """Requests up to this many tokens attend all their pages; when not given, 4096 with a budget below 1.0, no limit at
+    1.0. On a GPU a step skips selection if every request of the batch is this short."""
     extensions: tuple[str, ...] = ()
     """Importable modules that register more page summaries, budget rules or policies."""
     summary: str = "bound"
@@ -78,16 +78,17 @@ class RheoConfig:
     cpu_threads: int | None = None
     """Threads that attend misses on the CPU beside a GPU; by default all cores but two."""
     host_pool_gib: float | None = None
-    """Size of the host pool in GiB."""
+    """Size of the host pool in GiB, on each rank."""
     host_pool_ratio: float | None = None
     """Size of the host pool as a multiple of the frame pool (8 when neither is given)."""
     frame_pool_gib: float | None = None
-    """Size of the frame pool in GiB; on a GPU, what SGLang would give the KV cache when not given."""
+    """Size of the frame pool in GiB, on each rank; when not given, on a GPU what SGLang would give the KV cache, less
+    what prefill, summaries and page table take."""
     frame_pool_tokens: int | None = None
     """Size of the frame pool in tokens, instead of GiB."""
     recorder: Literal["off", "hits", "mass"] = "hits"
     """Count hits per request, layer and KV head; ``mass`` also measures the attention mass that the selection
-    covers, by attending the rest as well (a diagnosis: it costs dense attention)."""
+    covers, by attending the rest as well (a diagnosis for a test server: steps run by the torch reference engine)."""
 
     def __post_init__(self) -> None:
         """Validate types and ranges, with what the extensions register among the choices."""

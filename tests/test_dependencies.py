@@ -51,7 +51,8 @@ def test_a_package_that_is_missing_is_named_in_one_sentence(package: str) -> Non
     )
     assert found.returncode == 1
     assert (
-        found.stderr == f"rheo eval: {NEEDED[package]} not installed; run pip install 'rheo-sglang[eval]'.\n"
+        found.stderr
+        == f"rheo eval: {NEEDED[package]} not installed; run pip install '.[eval]' in the repository.\n"
     )
 
 

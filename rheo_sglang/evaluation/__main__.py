@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missing = [name for package, name in NEEDED.items() if find_spec(package) is None]
     if missing:
         print(
-            f"rheo eval: {', '.join(missing)} not installed; run pip install 'rheo-sglang[eval]'.",
+            f"rheo eval: {', '.join(missing)} not installed; run pip install '.[eval]' in the repository.",
             file=sys.stderr,
         )
         return 1

@@ -138,10 +138,11 @@ def plan_pools(
         dram_room = int(dram_bytes / (1 + derived_frames))
     else:
         dram_room = dram_bytes - (frame_pages or 0) * shape.page_bytes * frames_in_dram
-    if host_pages * shape.page_bytes > dram_room:
-        if sized:
-            _reject_large_host(config, shape, host_pages, dram_room, frame_pages)
-        host_pages = max(0, int(dram_room * DRAM_SHARE)) // shape.page_bytes
+    if sized and host_pages * shape.page_bytes > dram_room:
+        _reject_large_host(config, shape, host_pages, dram_room, frame_pages)
+    most = max(0, int(dram_room * DRAM_SHARE)) // shape.page_bytes
+    if not sized and host_pages > most:
+        host_pages = most
         logger.warning(
             "rheo: the host pool is cut to %.2f GiB, %d %% of the available DRAM; "
             "set host_pool_gib to choose its size",

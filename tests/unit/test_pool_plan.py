@@ -108,6 +108,14 @@ def test_frames_of_a_cpu_count_against_the_same_dram() -> None:
     assert plan(config, dram=1099 * PAGE) == PoolPlan(900, 200)
 
 
+@pytest.mark.parametrize("dram", [1000, 999, 600, 501])
+def test_a_derived_host_pool_leaves_a_fifth_of_the_dram(dram: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Also where the whole of it would just fit."""
+    found = plan(RheoConfig(frame_pool_tokens=62 * SHAPE.page_size), dram=dram * PAGE)
+    assert found.host_pages == min(62 * 8, dram * 4 // 5)
+    assert ("is cut to" in caplog.text) == (62 * 8 > dram * 4 // 5)
+
+
 def test_a_derived_host_pool_is_cut_to_the_dram_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         found = plan(RheoConfig(), dram=1000 * PAGE)
