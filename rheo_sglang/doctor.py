@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from rheo_sglang.serve import CPU_ENGINE
+from rheo_sglang.sglang_settings import CPU_ENGINE
 
 PYTHONS = ((3, 11), (3, 12))
 OLDEST, NEWEST = (0, 5, 17), (0, 5, 23)

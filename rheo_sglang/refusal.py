@@ -7,6 +7,7 @@ the user started reads it from there.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -55,13 +56,12 @@ def end_scheduler(original: Any, scheduler: Any, server_args: Any, *args: Any, *
         file = os.environ.get(SENTENCE_FILE)
         if file is None or server_args.dp_size > 1:
             raise
-        try:
-            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            pass
-        else:
-            with os.fdopen(descriptor, "w") as sentence:
-                sentence.write(str(error))
+        own = Path(f"{file}-{os.getpid()}")
+        own.touch(mode=0o600)
+        own.write_text(str(error))
+        with contextlib.suppress(FileExistsError):
+            os.link(own, file)
+        own.unlink()
         sys.exit(EXIT_STATUS)
 
 

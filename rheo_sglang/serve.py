@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-CPU_ENGINE = "SGLANG_USE_CPU_ENGINE"
-"""SGLang's own environment variable: 1 makes it run on the CPU."""
+from rheo_sglang.sglang_settings import CPU_ENGINE
+
 BACKEND_FLAG = "--attention-backend"
 
 

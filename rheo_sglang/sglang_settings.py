@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+CPU_ENGINE = "SGLANG_USE_CPU_ENGINE"
+"""SGLang's own environment variable: 1 makes it run on the CPU."""
+
 HONOURED_BY_REASON: dict[str, str] = {
     "rheo's own choice is made, checked or completed (validate.py)": """
         attention_backend radix_cache_backend page_size kv_cache_dtype cuda_graph_config disable_cuda_graph

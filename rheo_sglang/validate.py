@@ -10,8 +10,7 @@ import torch
 
 from rheo_sglang.config import DEFAULT_PAGE_SIZE, PAGE_SIZES, RheoConfig
 from rheo_sglang.errors import ConfigError, reject
-from rheo_sglang.serve import CPU_ENGINE
-from rheo_sglang.sglang_settings import REFUSED
+from rheo_sglang.sglang_settings import CPU_ENGINE, REFUSED
 
 KV_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KV_DTYPE_NAMES = ("auto", "bf16", "bfloat16")

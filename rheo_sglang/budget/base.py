@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from rheo_sglang.errors import reject
 from rheo_sglang.registry import Registry
 
 
@@ -36,6 +37,10 @@ class BudgetRule(ABC):
     allow_kernel: ClassVar[Any] = None
 
     def __init__(self, ratio: Fraction) -> None:
+        if self.allow_kernel is not None and not self.reads_scores:
+            reject(
+                "budget", self.name, f"rules whose allow_kernel has an allow ({type(self).__name__} has none)"
+            )
         self.ratio = ratio
 
     @abstractmethod

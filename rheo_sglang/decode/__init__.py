@@ -1,1 +1,1 @@
-"""The decode path on a GPU: kernels of fixed shapes, launched one by one or captured in CUDA graphs."""
+"""Decode steps: the engine's interface, the reference engine and the GPU's, and what they are made of."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -73,9 +72,6 @@ class DecodeEngine(ABC):
 
     Attributes
     ----------
-    captures
-        Whether steps may be captured in CUDA graphs: `forward` never allocates or waits, and looks at nothing that the
-        host changes between steps.
     variants
         Shapes that steps are captured in, the one for the least work first; empty if they are not captured.
     prefill
@@ -84,7 +80,6 @@ class DecodeEngine(ABC):
         Whether `end_step` is called once the logits are launched. The last layer does it otherwise.
     """
 
-    captures: ClassVar[bool]
     variants: Sequence[Variant] = ()
 
     def __init__(self, inputs: EngineInputs, residency: SeedAdmission) -> None:

@@ -38,8 +38,6 @@ class GpuDecodeEngine(DecodeEngine):
         See `DecodeEngine`.
     """
 
-    captures = True
-
     def __init__(self, inputs: EngineInputs) -> None:
         self.residency = GpuResidency(inputs.table, inputs.host, inputs.frames)
         super().__init__(inputs, self.residency)
@@ -71,10 +69,15 @@ class GpuDecodeEngine(DecodeEngine):
         self.buffers(max_batch)
 
     def buffers(self, batch: int) -> DecodeBuffers[Any]:
-        """Buffers for up to ``batch`` requests, the same ones every time: graphs that were captured name them."""
+        """Buffers for up to ``batch`` requests, the same ones every time: graphs that were captured name them.
+
+        New ones are for twice as many as the last, so that a batch that grows request by request makes few.
+        """
         for buffers in self._buffers:
             if buffers.capacity >= batch:
                 return buffers
+        if self._buffers:
+            batch = max(batch, 2 * self._buffers[-1].capacity)
         path, width = self.miss_path, max(variant.width for variant in self.variants)
         all_fit = self.frames.shape[2] >= self.host.shape[1] - 1
         made = DecodeBuffers(

@@ -52,8 +52,6 @@ class ReferenceDecodeEngine(DecodeEngine):
         How many pages that a selection left out are looked at for frames, per request and KV head.
     """
 
-    captures = False
-
     def __init__(self, inputs: EngineInputs, runners_up: int = RUNNERS_UP) -> None:
         self.residency = ReferenceResidency(inputs.table, inputs.host, inputs.frames)
         super().__init__(inputs, self.residency)

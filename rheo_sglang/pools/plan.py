@@ -104,7 +104,10 @@ def plan_pools(
         If the page summary does not serve the model's shape, a size asked for is not to be had, or the host pool would
         be smaller than the frame pool.
     """
-    reason = SUMMARIES[config.summary]().unsupported(shape.head_dim, shape.page_size, shape.dtype)
+    summary = SUMMARIES[config.summary]()
+    reason = summary.unsupported(shape.head_dim, shape.page_size, shape.dtype)
+    if reason is None and summary.kernels is None and not frames_in_dram:
+        reason = "has no kernels for a GPU"
     if reason is not None:
         others = [name for name in SUMMARIES.names() if name != config.summary]
         reject("summary", config.summary, f"{', '.join(others)} ({config.summary} {reason})", "rheo")

@@ -143,7 +143,8 @@ class TieringPolicy(ABC):
         layer
             Layer index.
         scores
-            Scores of all pages, ``[B, H, M]``, float32; past the last page they mean nothing.
+            Scores of all pages, ``[B, H, M]``, float32; past the last page they mean nothing, and on a GPU the tail
+            page's may lack its new token.
         selected
             The selection, hits and misses.
         pages

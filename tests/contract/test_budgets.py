@@ -252,3 +252,13 @@ def test_a_rule_cannot_leave_the_bounds() -> None:
 def test_every_rule_says_what_it_is(name: str) -> None:
     assert inspect.getdoc(BUDGETS[name]) != inspect.getdoc(BudgetRule)
     assert dataclasses.asdict(RheoConfig(budget=name))["budget"] == name
+
+
+def test_a_rule_with_a_kernel_and_no_reference_is_refused() -> None:
+    """Its kernel would never be called, on either engine."""
+
+    class KernelOnly(BUDGETS["fixed"]):  # type: ignore[misc]
+        allow_kernel = object()
+
+    with pytest.raises(ConfigError, match="rules whose allow_kernel has an allow"):
+        KernelOnly(Fraction(1, 2))

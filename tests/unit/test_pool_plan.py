@@ -14,6 +14,7 @@ from hypothesis import given
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.errors import ConfigError
 from rheo_sglang.pools.plan import GIB, MOST_FRAMES, KVShape, PoolPlan, plan_pools
+from rheo_sglang.selection import SUMMARIES
 
 SHAPE = KVShape(layers=2, kv_heads=2, head_dim=64, dtype=torch.bfloat16, page_size=32)
 PAGE = SHAPE.page_bytes
@@ -253,3 +254,14 @@ def test_a_gpu_gets_no_more_frames_than_its_kernels_can_count() -> None:
     asked = RheoConfig(frame_pool_tokens=(MOST_FRAMES + 1) * SHAPE.page_size, host_pool_ratio=2)
     assert str(MOST_FRAMES * SHAPE.page_size) in refusal(asked, **room)
     assert plan(asked, **room, in_dram=True).frame_pages == MOST_FRAMES + 1
+
+
+def test_a_summary_without_kernels_serves_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    class TorchOnly(SUMMARIES["mean"]):  # type: ignore[misc]
+        name = "torch_only"
+        kernels = None
+
+    monkeypatch.setitem(SUMMARIES._classes, TorchOnly.name, TorchOnly)
+    config = RheoConfig(summary="torch_only", frame_pool_tokens=64 * SHAPE.page_size)
+    assert "torch_only has no kernels for a GPU" in refusal(config)
+    assert plan(config, in_dram=True).frame_pages == 64

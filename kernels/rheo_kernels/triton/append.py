@@ -47,6 +47,8 @@ def append(
     for one that does not, the keys of the tail page are read from its frame, ``B * H * D * P`` elements at most.
     """
     batch, heads, dim = k.shape
+    kernels = summary.kernels
+    assert kernels is not None, "a summary without kernels was not refused at start"
     _append[(batch, heads)](
         k,
         v,
@@ -67,9 +69,9 @@ def append(
         DIM=dim,
         BLOCK_D=triton.next_power_of_2(dim),
         PAGE_SIZE=page_size,
-        FOLD_TOKEN=summary.kernels.fold_token,
-        FOLD_CHUNK=summary.kernels.fold_chunk,
-        num_warps=4 if summary.kernels.fold_token is None else 1,
+        FOLD_TOKEN=kernels.fold_token,
+        FOLD_CHUNK=kernels.fold_chunk,
+        num_warps=4 if kernels.fold_token is None else 1,
     )
 
 

@@ -58,13 +58,15 @@ def score(
     Reads ``R * H * W`` elements per listed page, once for the whole group, and writes 4 bytes; memory bound.
     """
     heads = summaries.shape[0]
+    kernels = summary.kernels
+    assert kernels is not None, "a summary without kernels was not refused at start"
     batch, queries, dim = q.shape
     width = pages.shape[1]
     if out is None:
         out = torch.empty((batch, heads, width), dtype=torch.float32, device=q.device)
     group = queries // heads
     mean = grouping == "mean" or group == 1
-    score_sum = summary.kernels.score_sum if mean else None
+    score_sum = kernels.score_sum if mean else None
     _score[(triton.cdiv(width, PAGES_PER_PROGRAM), heads, batch)](
         q,
         summaries,
@@ -85,7 +87,7 @@ def score(
         GROUP=group,
         BLOCK_G=max(triton.next_power_of_2(group), 16 if score_sum is None else 1),
         BLOCK_M=PAGES_PER_PROGRAM,
-        SCORE=summary.kernels.score,
+        SCORE=kernels.score,
         SCORE_SUM=score_sum,
         MEAN=mean,
         num_warps=WARPS,

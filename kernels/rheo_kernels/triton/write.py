@@ -49,6 +49,8 @@ def write(
     Of a page that a chunk begins inside, the earlier keys are read back over PCIe.
     """
     tokens, heads, dim = k.shape
+    kernels = summary.kernels
+    assert kernels is not None, "a summary without kernels was not refused at start"
     block_d = triton.next_power_of_2(dim)
     _write[(max(min(programs // heads, triton.cdiv(tokens, page_size)), 1), heads)](
         k,
@@ -68,7 +70,7 @@ def write(
         DIM=dim,
         BLOCK_D=block_d,
         PAGE_SIZE=page_size,
-        FOLD_CHUNK=summary.kernels.fold_chunk,
+        FOLD_CHUNK=kernels.fold_chunk,
         num_warps=4 if block_d * page_size <= 4096 else 8,
     )
 

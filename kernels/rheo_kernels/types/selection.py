@@ -55,4 +55,4 @@ class HitCounters(NamedTuple):
     selected: torch.Tensor
     """``[R, H]``, int64, strides of ``rates``."""
     slots: torch.Tensor
-    """Request-pool row of each request, ``[B]``, int64."""
+    """Row of each request in the recorder's counters, ``[B]``, int64."""

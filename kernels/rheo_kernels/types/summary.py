@@ -53,12 +53,12 @@ class PageSummary(ABC):
     rows
         ``R``.
     kernels
-        Its part of the Triton kernels.
+        Its part of the Triton kernels; None where it has none, which serves without a GPU alone.
     """
 
     name: ClassVar[str]
     rows: ClassVar[int]
-    kernels: ClassVar[SummaryKernels]
+    kernels: ClassVar[SummaryKernels | None] = None
 
     def row_width(self, head_dim: int) -> int:
         """``W``: elements of a row, the head dimension unless scales or codes are packed into it."""
