@@ -6,6 +6,8 @@ import dataclasses
 import math
 from typing import Any
 
+import torch
+
 from rheo_sglang.tree.nodes import describe_tree
 
 
@@ -33,6 +35,8 @@ def describe_scheduler(scheduler: Any) -> dict[str, Any] | None:
         return None
     backend = scheduler.tp_worker.model_runner.attn_backend
     assert isinstance(backend, RheoAttentionBackend)
+    if pool.table.frame_of.is_cuda:
+        torch.cuda.synchronize(pool.table.frame_of.device)
     counters = pool.table.counters()
     counters["pages_allocated"] = counters["pages_total"] - allocator.available_size() // pool.page_size
     state, not_finite = without_not_finite(

@@ -48,7 +48,6 @@ class GpuDecodeEngine(DecodeEngine):
         self.miss_path = make_miss_path(inputs, self.residency, self.attention)
         self.missed_at = torch.zeros((), dtype=torch.int32, device=device)
         self.missed_seen = torch.zeros((), dtype=torch.int32, pin_memory=device.type == "cuda")
-        self.steps = 0
         self.misses_settled = 0
         self.fresh_tails = False
         self.pending_save: torch.Tensor | None = None
@@ -126,7 +125,6 @@ class GpuDecodeEngine(DecodeEngine):
             for field in step.batch:
                 field.zero_()
             return
-        self.steps += 1
         table = self.table
         table.begin_step()
         describe(
@@ -158,7 +156,7 @@ class GpuDecodeEngine(DecodeEngine):
         missed = int(self.missed_seen) > self.misses_settled
         variant = pick_variant(self.variants, -(-longest // self.page_size), dense=not missed)
         if missed:
-            self.misses_settled = self.steps + 1
+            self.misses_settled = self.table.activity.steps + 1
         return variant
 
     def forward(
