@@ -113,10 +113,11 @@ def refusal(server: RheoServer) -> str:
     return sentence.removeprefix("rheo: error: ")
 
 
-def one_with_the_oldest(cases: Iterable[str]) -> list[Any]:
-    """Cases that SGLang treats alike: all with the newest, the first with the oldest."""
+def one_with_the_oldest(cases: Iterable[str], some: int = 3) -> list[Any]:
+    """Cases that SGLang treats alike: one with the oldest, some with the newest, the others with --full."""
     first, *others = cases
-    return [first, *(pytest.param(case, marks=pytest.mark.newest) for case in others)]
+    marks = [pytest.mark.newest] * (some - 1) + [pytest.mark.full] * len(others)
+    return [first, *(pytest.param(case, marks=mark) for case, mark in zip(others, marks, strict=False))]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_a_bad_setting_is_named(tiny_models, tmp_path, case):
     assert found.startswith(sentence)
 
 
-@pytest.mark.parametrize("reason", REFUSED_MODELS)
+@pytest.mark.parametrize("reason", one_with_the_oldest(REFUSED_MODELS))
 def test_a_model_that_rheo_cannot_serve_is_named(tiny_models, tmp_path, reason):
     model = tmp_path / "model"
     model.mkdir()
