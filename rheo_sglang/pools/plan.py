@@ -60,7 +60,10 @@ class KVShape:
         return tokens * 2 * self.token_bytes // self.layers * 5 // 4
 
     def table_bytes(self, summary: str) -> int:
-        """HBM bytes that every logical page costs: summaries, page table, importance and policy rows."""
+        """HBM bytes that every logical page costs: its summaries, and 12 for each layer and KV head.
+
+        Of these the page table takes 4 and worth 4; 4 are set aside for notes of pages and frames.
+        """
         row_bytes = SUMMARIES[summary]().bytes_per_page(self.head_dim, self.dtype)
         return self.layers * self.kv_heads * (row_bytes + 3 * 4)
 
