@@ -224,6 +224,32 @@ def test_accessed_bits_and_counters_are_optional(rng: torch.Generator) -> None:
         assert torch.equal(mine, theirs), name
 
 
+def left_out(lse: torch.Tensor, out: Selected) -> torch.Tensor:
+    """``lse`` without the estimates of selected pages."""
+    batch, heads, _ = out.indices.shape
+    chosen = torch.zeros((batch, heads, lse.shape[2] + 1), dtype=torch.bool, device=lse.device)
+    chosen.scatter_(2, out.indices.long() % chosen.shape[2], True)
+    return lse.unflatten(1, (heads, -1)).masked_fill(chosen[:, :, None, :-1], -torch.inf).view(lse.shape)
+
+
+@pytest.mark.parametrize("language", ["cuda", "triton"])
+@pytest.mark.parametrize("group", [1, 4, 7])
+@pytest.mark.parametrize("columns", [120, 4100])
+def test_estimates_of_selected_pages_are_excluded(
+    columns: int, group: int, language: str, rng: torch.Generator
+) -> None:
+    from rheo_kernels import triton as kernels
+
+    inputs = Inputs.draw(Case([columns, 1, 33, 0], width=columns // 8, frames=columns // 3), rng)
+    lse = normal((4, 2 * group, inputs.scores.shape[2]), torch.float32, rng)
+    before = lse.clone()
+    out, _, _ = inputs.run(select_resolve if language == "cuda" else kernels.select_resolve, lse=lse)
+    for name, mine, theirs in zip(Selected._fields, out, expected(inputs), strict=True):
+        assert torch.equal(mine, theirs), name
+    assert torch.equal(lse, left_out(before, out))
+    assert lse.isinf().any()
+
+
 def check_runners_up(case: Case, room: int, rng: torch.Generator) -> int:
     """Runners-up are among the best pages without a frame that were left out: all down to one of them, where there is
     room. How many there are."""
@@ -308,6 +334,8 @@ def test_refuses_what_it_cannot_read(rng: torch.Generator) -> None:
         replace(inputs, scores=inputs.scores.double()).run(select_resolve)
     with pytest.raises(ValueError, match=r"pages has dtype torch\.int32 and strides \(1, 2\)"):
         replace(inputs, pages=inputs.pages.t().contiguous().t()).run(select_resolve)
+    with pytest.raises(ValueError, match=r"lse has shape \(2, 4, 24\)"):
+        inputs.run(select_resolve, lse=torch.zeros((2, 4, 24), device=rng.device))
     with pytest.raises(ValueError, match="32769 columns are too wide"):
         block_shape(MAX_PAGES + 1)
 

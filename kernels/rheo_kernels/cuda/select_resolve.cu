@@ -45,6 +45,7 @@ struct Arguments {
     int* out_num_selected;   // [B, H]
     int* out_runners_up;     // [B, H, R]: runners-up without a frame, in any order; null: not listed
     int* out_num_runners_up; // [B, H]
+    float* lse;              // [B, H, G, M], estimates: -inf for selected pages; null: not written
     signed char* accessed;   // [H, F]; null: not marked
     float* rates;            // [R, H], as the next two; null: not counted
     u64* hit_total;
@@ -53,6 +54,7 @@ struct Arguments {
     long long stride_sb, stride_sh, stride_pb, stride_bb, stride_bh, stride_th, stride_ah, stride_cr;
     int columns, width, runners_up, sink_pages, window_pages, page_size;
     int words_per_length;    // 2 where seq_lens are 64 bits wide
+    int group;               // G, query heads that an estimate is for
 };
 
 // The range of keys that holds the threshold: `inside` keys, of which the greatest `wanted` are selected. Runners-up have
@@ -436,6 +438,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
             a.out_valid[column] = valid;
             a.out_indices[column] = index;
             if (frame >= 0 && a.accessed != nullptr) a.accessed[head * a.stride_ah + frame] = 1;
+            if (index >= 0 && a.lse != nullptr)
+                for (int g = 0; g < a.group; ++g)
+                    a.lse[(pair * a.group + g) * a.columns + index] = __uint_as_float(0xff800000u);
         }
     }
 }

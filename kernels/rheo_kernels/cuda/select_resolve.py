@@ -32,6 +32,7 @@ class _Arguments(ctypes.Structure):
                 *(f"out_{field}" for field in Selected._fields),
                 "out_runners_up",
                 "out_num_runners_up",
+                "lse",
                 "accessed",
                 "rates",
                 "hit_total",
@@ -50,6 +51,7 @@ class _Arguments(ctypes.Structure):
                 "window_pages",
                 "page_size",
                 "words_per_length",
+                "group",
             )
         ),
     )
@@ -69,6 +71,7 @@ def select_resolve(
     accessed: torch.Tensor | None = None,
     counters: HitCounters | None = None,
     runners_up: RunnersUp | None = None,
+    lse: torch.Tensor | None = None,
 ) -> Selected:
     """Select pages as `select` does and resolve them as `resolve` does; list hits before misses.
 
@@ -99,6 +102,9 @@ def select_resolve(
     runners_up
         Of about the best 48 pages that were not selected those that have no frame, as far as there is room, in any
         order; written.
+    lse
+        Estimates, ``[B, Hq, M]``, float32, contiguous: those of selected pages become ``-inf``, for every query head of
+        a group.
 
     Returns
     -------
@@ -114,11 +120,16 @@ def select_resolve(
 
     Notes
     -----
-    Reads ``8 M`` bytes a row and 4 a selected page, writes ``20 S`` a row, on one multiprocessor per row. Bound
+    Reads ``8 M`` bytes a row and 4 a selected page, writes ``20 S`` a row and 4 bytes an excluded estimate, on one multiprocessor per row. Bound
     by latency: three dependent reads of global memory and about ten barriers of one block.
     """
     batch, heads, columns = scores.shape
     rates, hits, selected, slots = counters or (None, None, None, None)
+    if lse is not None and not (lse.is_contiguous() and lse.shape[::2] == (batch, columns)):
+        raise ValueError(
+            f"lse has shape {tuple(lse.shape)} and strides {lse.stride()}; "
+            f"allowed: ({batch}, query heads, {columns}), contiguous"
+        )
     arguments = _Arguments(
         _address("scores", scores, torch.float32),
         _address("pages", pages, torch.int32),
@@ -132,6 +143,7 @@ def select_resolve(
         ),
         _address("runners_up.pages", runners_up and runners_up.pages, torch.int32),
         _address("runners_up.counts", runners_up and runners_up.counts, torch.int32),
+        _address("lse", lse, torch.float32),
         _address("accessed", accessed, torch.int8),
         _address("counters.rates", rates, torch.float32),
         _address("counters.hits", hits, torch.int64),
@@ -152,6 +164,7 @@ def select_resolve(
         max(window_pages, 1),
         page_size,
         seq_lens.element_size() // 4,
+        0 if lse is None else lse.shape[1] // heads,
     )
     threads, items = block_shape(columns)
     _kernel(threads, items).launch((batch, heads, 1), threads, 0, arguments)

@@ -24,6 +24,7 @@ def select_resolve(
     out: Selected,
     accessed: torch.Tensor | None = None,
     counters: HitCounters | None = None,
+    lse: torch.Tensor | None = None,
 ) -> Selected:
     """Select pages as `select` does and resolve them as `resolve` does; list hits before misses.
 
@@ -50,6 +51,9 @@ def select_resolve(
         clears them.
     counters
         The recorder's counters of this layer; updated atomically.
+    lse
+        Estimates, ``[B, Hq, M]``, float32, contiguous: those of selected pages become ``-inf``, for every query head of
+        a group.
 
     Returns
     -------
@@ -58,7 +62,8 @@ def select_resolve(
 
     Notes
     -----
-    Reads ``4 M`` bytes a row and 8 a selected page, writes ``20 S`` a row; bound by latency.
+    Reads ``4 M`` bytes a row and 8 a selected page, writes ``20 S`` a row and 4 bytes an excluded estimate; bound by
+    latency.
     """
     batch, heads, columns = scores.shape
     width = out.pages.shape[2]
@@ -72,6 +77,7 @@ def select_resolve(
         budget,
         page_table,
         *out,
+        lse,
         accessed,
         rates,
         hits,
@@ -92,6 +98,7 @@ def select_resolve(
         PAGE_SIZE=page_size,
         BLOCK_M=block,
         BLOCK_S=triton.next_power_of_2(width),
+        GROUP=0 if lse is None else lse.shape[1] // heads,
         MARK=accessed is not None,
         COUNT=counters is not None,
         num_warps=row_warps(block),
@@ -121,6 +128,7 @@ def _select_resolve(
     out_indices,
     out_num_hits,
     out_num_selected,
+    lse,
     accessed,
     rates,
     hit_total,
@@ -141,6 +149,7 @@ def _select_resolve(
     PAGE_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    GROUP: tl.constexpr,
     MARK: tl.constexpr,
     COUNT: tl.constexpr,
 ):
@@ -182,6 +191,9 @@ def _select_resolve(
     tl.store(out_num_hits + pair, num_hits)
     tl.store(out_num_selected + pair, num_selected)
 
+    for member in tl.static_range(GROUP):
+        estimates = lse + (pair * GROUP + member) * columns
+        tl.store(estimates + index, tl.full([BLOCK_S], float("-inf"), tl.float32), mask=taken)
     if MARK:
         tl.store(accessed + head * stride_ah + frame, tl.full([BLOCK_S], 1, tl.int8), mask=resident)
     if COUNT:
