@@ -120,8 +120,9 @@ def select_resolve(
 
     Notes
     -----
-    Reads ``8 M`` bytes a row and 4 a selected page, writes ``20 S`` a row and 4 bytes an excluded estimate, on one multiprocessor per row. Bound
-    by latency: three dependent reads of global memory and about ten barriers of one block.
+    Reads ``8 M`` bytes a row and 4 a selected page, writes ``20 S`` a row and 4 bytes an excluded estimate, on one
+    multiprocessor per row. Bound by latency: three dependent reads of global memory and about ten barriers of one
+    block.
     """
     batch, heads, columns = scores.shape
     rates, hits, selected, slots = counters or (None, None, None, None)
