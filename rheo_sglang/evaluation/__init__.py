@@ -1,1 +1,1 @@
-"""Long-context recall: generated tasks, real text around them, and a runner for OpenAI-compatible servers."""
+"""Answers of served models: divergence from dense attention, recall of facts, RULER; prompts, requests, intervals."""

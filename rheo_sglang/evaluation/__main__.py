@@ -16,9 +16,15 @@ NEEDED = {
     "yaml": "pyyaml",
 }
 """What the extra ``eval`` installs: packages as they are imported, and as they are installed."""
+NEEDED_FOR_RULER = {"lm_eval": "lm-eval", "nltk": "nltk", "wonderwords": "wonderwords"}
+"""What the extra ``ruler`` adds."""
+TO_SEND = ("requests", "tqdm")
+"""What prompts from files need; SGLang brings it."""
 COMMANDS = {
-    "recall": "recall of facts in long prompts, by task and length",
+    "compare": "everything below for a server beside a dense one, in one table",
     "divergence": "how far a server's next tokens are from dense attention's, over real text",
+    "recall": "recall of facts in long prompts, by task and length",
+    "ruler": "RULER's tasks, by task and length",
 }
 
 
@@ -33,15 +39,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("command", choices=COMMANDS, help="what to measure; COMMAND --help lists its options")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the command")
     options = parser.parse_args(arguments)
-    missing = [name for package, name in NEEDED.items() if find_spec(package) is None]
-    if missing:
-        print(
-            f"rheo eval: {', '.join(missing)} not installed; run pip install '.[eval]' in the repository.",
-            file=sys.stderr,
-        )
+    if sentence := missing(options.command, options.arguments):
+        print(f"rheo eval: {sentence}", file=sys.stderr)
         return 1
     command = import_module(f"rheo_sglang.evaluation.{options.command}_command")
     return command.main(options.arguments)
+
+
+def missing(command: str, arguments: Sequence[str]) -> str:
+    """One sentence about packages that are not installed; empty where all are there."""
+    from_file = any(one.split("=")[0] == "--prompts" for one in arguments)
+    wanted = {package: NEEDED[package] for package in TO_SEND} if from_file else dict(NEEDED)
+    extra = "eval"
+    if not from_file and (command == "ruler" or any("ruler" in one for one in arguments)):
+        wanted, extra = wanted | NEEDED_FOR_RULER, "eval,ruler"
+    names = [name for package, name in wanted.items() if find_spec(package) is None]
+    return (
+        f"{', '.join(names)} not installed; run pip install '.[{extra}]' in the repository." if names else ""
+    )
 
 
 if __name__ == "__main__":

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import requests
+from tqdm import tqdm
 
 from rheo_sglang.evaluation.forcing import FORCED, SPARE, processor_text, recover
+from rheo_sglang.evaluation.intervals import NORMAL_95
+from rheo_sglang.evaluation.prompt_files import read_lines, write_lines
 from rheo_sglang.evaluation.texts import CHARACTERS_PER_TOKEN, passage
 
 TOP = 256
 """Tokens of each distribution that are compared one by one; the others are compared together."""
-NORMAL_95 = 1.96
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,11 @@ class Prompt:
     seed: int
     tokens: list[int]
     forced: list[int]
+
+    @property
+    def key(self) -> str:
+        """Names it among those of its suite."""
+        return f"{self.kind}/{len(self.tokens)}/{self.seed}"
 
     @property
     def digest(self) -> str:
@@ -97,13 +106,14 @@ class ForcedDecoder:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._processor = processor_text()
 
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text by the server's own tokenizer."""
+        body = {"model": "default", "prompt": text, "add_special_tokens": False}
+        return list(self._post("/tokenize", body)["tokens"])
+
     def prompt(self, kind: str, length: int, steps: int, seed: int) -> Prompt:
-        """Cut a text of ``length`` tokens, and the ``steps + 1`` that follow, with the server's own tokenizer."""
-        text = passage(kind, (length + steps + 1) * CHARACTERS_PER_TOKEN, seed)
-        tokens = self._post("/tokenize", {"model": "default", "prompt": text, "add_special_tokens": False})[
-            "tokens"
-        ]
-        return Prompt(kind, seed, tokens[:length], tokens[length : length + steps + 1])
+        """A text of ``length`` tokens; see `cut_prompt`."""
+        return cut_prompt(self.encode, kind, length, steps, seed)
 
     def decode(self, prompt: Prompt) -> Steps:
         """Decode a prompt's continuation. The first token comes from the prefill and is left out."""
@@ -147,6 +157,54 @@ class ForcedDecoder:
     def _check(self, reply: requests.Response) -> None:
         if not reply.ok:
             raise requests.HTTPError(f"{reply.url} answered {reply.status_code}: {reply.text[:300]}")
+
+
+def cut_prompt(encode: Callable[[str], list[int]], kind: str, length: int, steps: int, seed: int) -> Prompt:
+    """A text of ``length`` tokens, and the ``steps + 1`` that follow."""
+    tokens = encode(passage(kind, (length + steps + 1) * CHARACTERS_PER_TOKEN, seed))
+    return Prompt(kind, seed, tokens[:length], tokens[length : length + steps + 1])
+
+
+def save_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
+    """Write a file of prompts; `load_prompts` reads it."""
+    write_lines(path, {"suite": "divergence"}, (asdict(prompt) for prompt in prompts))
+
+
+def load_prompts(path: Path) -> list[Prompt]:
+    """Read what `save_prompts` wrote."""
+    return [Prompt(**record) for record in read_lines(path, "divergence")[1]]
+
+
+def decode_all(
+    decoder: ForcedDecoder, prompts: Sequence[Prompt], concurrency: int, what: str
+) -> dict[str, Steps]:
+    """Every prompt's steps by its key, several prompts under way at a time, with progress."""
+    with ThreadPoolExecutor(concurrency) as pool:
+        results = tqdm(pool.map(decoder.decode, prompts), total=len(prompts), desc=what, unit="prompt")
+        return dict(zip((prompt.key for prompt in prompts), results, strict=True))
+
+
+def save_steps(path: Path, steps: Mapping[str, Steps]) -> None:
+    """Write distributions; `load_steps` reads them."""
+    about = ({"key": key, **one.to_json()} for key, one in steps.items())
+    write_lines(path, {"suite": "dense distributions"}, about)
+
+
+def load_steps(path: Path, prompts: Sequence[Prompt]) -> dict[str, Steps]:
+    """Distributions of these prompts from what `save_steps` wrote.
+
+    Raises
+    ------
+    ValueError
+        If the file lacks a prompt.
+    """
+    records = read_lines(path, "dense distributions")[1]
+    kept = {record.pop("key"): Steps.from_json(record) for record in records}
+    for prompt in prompts:
+        if prompt.key not in kept:
+            length = len(prompt.tokens)
+            raise ValueError(f"{path} lacks {prompt.kind} of {length} tokens with seed {prompt.seed}")
+    return {prompt.key: kept[prompt.key] for prompt in prompts}
 
 
 def spare_token(prompt: Prompt) -> int:

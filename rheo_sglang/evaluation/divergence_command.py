@@ -1,8 +1,9 @@
 """``rheo eval divergence``: how far a server's next tokens are from dense attention's, over real text.
 
     rheo eval divergence --url http://HOST:30000 --dense-url http://HOST:30001 --out divergence.json
-    rheo eval divergence --dense-url http://HOST:30001 --save-dense dense.json.gz
-    rheo eval divergence --url http://HOST:30000 --dense dense.json.gz --out divergence.json
+    rheo eval divergence --dense-url http://HOST:30001 --save-dense dense.jsonl.gz
+    rheo eval divergence --url http://HOST:30000 --dense dense.jsonl.gz --out divergence.json
+    rheo eval divergence --tokenizer CHECKPOINT --save-prompts prompts.jsonl.xz
 
 Both servers run the same model with ``--enable-custom-logit-processor``; the dense one with any dense attention
 backend, or rheo with ``budget_ratio`` 1.0. Each decodes the same real text, token by token, so that every step's
@@ -12,20 +13,31 @@ distribution can be compared whatever either of them would have said.
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import shlex
 import sys
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from tqdm import tqdm
 
-from rheo_sglang.evaluation.divergence import Divergence, ForcedDecoder, Prompt, Steps, compare, interval
+from rheo_sglang.evaluation.checkpoint_tokenizer import load_tokenizer
+from rheo_sglang.evaluation.divergence import (
+    Divergence,
+    ForcedDecoder,
+    Prompt,
+    Steps,
+    compare,
+    cut_prompt,
+    decode_all,
+    interval,
+    load_prompts,
+    load_steps,
+    save_prompts,
+    save_steps,
+)
 from rheo_sglang.evaluation.report import result_document, write_result
 from rheo_sglang.evaluation.texts import KINDS
 
@@ -40,10 +52,17 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--url", help="server to be measured")
     parser.add_argument("--dense-url", help="dense server of the same model")
     parser.add_argument("--dense", type=Path, help="what --save-dense wrote, instead of a dense server")
-    parser.add_argument("--save-dense", type=Path, help="file to keep the dense distributions in (.json.gz)")
+    parser.add_argument("--save-dense", type=Path, help="file to keep the dense distributions in (.jsonl.gz)")
+    parser.add_argument(
+        "--save-prompts", type=Path, help="file to keep the prompts in (.jsonl.xz or .jsonl.gz)"
+    )
+    parser.add_argument("--prompts", type=Path, help="what --save-prompts wrote, instead of making prompts")
+    parser.add_argument(
+        "--tokenizer", help="checkpoint folder or hub name; default: the server's own, over HTTP"
+    )
     parser.add_argument("--lengths", default="8192,32000", help="prompt lengths, tokens")
     parser.add_argument("--kinds", default=",".join(KINDS), help="kinds of text")
-    parser.add_argument("--prompts", type=int, default=4, help="prompts of each kind and length")
+    parser.add_argument("--samples", type=int, default=4, help="prompts of each kind and length")
     parser.add_argument("--steps", type=int, default=64, help="decode steps of each prompt")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first prompt of each kind")
     parser.add_argument("--concurrency", type=int, default=4, help="prompts at a time")
@@ -53,83 +72,73 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--machine", help="GPU in words, for the result")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     options = parser.parse_args(arguments)
-    if (options.dense_url is None) == (options.dense is None):
+    if options.dense_url is not None and options.dense is not None:
         parser.error("give one of --dense-url and --dense")
-    if options.url is None and options.save_dense is None:
+    if options.dense_url is None and options.dense is None:
+        if options.url is not None or options.save_prompts is None:
+            parser.error("give one of --dense-url and --dense")
+        if options.tokenizer is None and options.prompts is None:
+            parser.error("without a server give --tokenizer")
+    elif options.url is None and options.save_dense is None:
         parser.error("give --url, --save-dense, or both")
     if unknown := set(options.kinds.split(",")) - KINDS.keys():
         parser.error(f"--kinds: {sorted(unknown)[0]!r} is not one of {', '.join(KINDS)}")
     return options
 
 
-class Run:
-    """Prompts in order, and what servers make of them, with progress.
-
-    Parameters
-    ----------
-    options
-        The command line.
-    """
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
-        self.lengths = [int(length) for length in options.lengths.split(",")]
-        seeds = range(options.seed, options.seed + options.prompts)
-        self.cases = [
-            (kind, length, seed)
-            for length in self.lengths
+def prompts_of(options: argparse.Namespace) -> list[Prompt]:
+    """Read the prompts, or cut them with the tokenizer named or a server's own; keep them if asked for."""
+    if options.prompts is not None:
+        prompts = load_prompts(options.prompts)
+    else:
+        encode = encoder(options)
+        cases = [
+            (kind, int(length), seed)
+            for length in options.lengths.split(",")
             for kind in options.kinds.split(",")
-            for seed in seeds
+            for seed in range(options.seed, options.seed + options.samples)
         ]
-
-    def decode(self, url: str, what: str) -> dict[tuple[str, int, int], Steps]:
-        """Every case's steps by one server."""
-        options = self.options
-        decoder = ForcedDecoder(url, options.timeout, options.api_key)
-
-        def one(case: tuple[str, int, int]) -> Steps:
-            kind, length, seed = case
-            prompt: Prompt = decoder.prompt(kind, length, options.steps, seed)
-            return decoder.decode(prompt)
-
-        with ThreadPoolExecutor(options.concurrency) as pool:
-            results = tqdm(pool.map(one, self.cases), total=len(self.cases), desc=what, unit="prompt")
-            return dict(zip(self.cases, results, strict=True))
-
-    def dense(self) -> dict[tuple[str, int, int], Steps]:
-        """The dense server's steps, decoded or read; kept if asked for.
-
-        Raises
-        ------
-        ValueError
-            If the file lacks a case.
-        """
-        options = self.options
-        if options.dense is None:
-            steps = self.decode(options.dense_url, "dense")
-        else:
-            with gzip.open(options.dense, "rt") as file:
-                kept = {tuple(case): Steps.from_json(data) for case, data in json.load(file)}
-            missing = [case for case in self.cases if case not in kept]
-            if missing:
-                kind, length, seed = missing[0]
-                raise ValueError(f"--dense {options.dense} lacks {kind} of {length} tokens with seed {seed}")
-            steps = {case: kept[case] for case in self.cases}
-        if options.save_dense is not None:
-            with gzip.open(options.save_dense, "wt") as file:
-                json.dump([(case, one.to_json()) for case, one in steps.items()], file)
-        return steps
+        bar = tqdm(cases, desc="prompts", unit="prompt")
+        prompts = [cut_prompt(encode, kind, length, options.steps, seed) for kind, length, seed in bar]
+    if options.save_prompts is not None:
+        save_prompts(options.save_prompts, prompts)
+    return prompts
 
 
-def summarise(
-    divergences: dict[tuple[str, int, int], Divergence], lengths: Sequence[int], kinds: Sequence[str]
-) -> dict[str, Any]:
+def encoder(options: argparse.Namespace) -> Callable[[str], list[int]]:
+    """What turns texts into tokens."""
+    if options.tokenizer is None:
+        return ForcedDecoder(options.dense_url or options.url, options.timeout, options.api_key).encode
+    tokenizer = load_tokenizer(options.tokenizer)
+    return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def decode(url: str, prompts: Sequence[Prompt], options: argparse.Namespace, what: str) -> dict[str, Steps]:
+    """Every prompt's steps by one server."""
+    decoder = ForcedDecoder(url, options.timeout, options.api_key)
+    return decode_all(decoder, prompts, options.concurrency, what)
+
+
+def dense_steps(prompts: Sequence[Prompt], options: argparse.Namespace) -> dict[str, Steps]:
+    """The dense server's steps, decoded or read; kept if asked for."""
+    if options.dense is not None:
+        steps = load_steps(options.dense, prompts)
+    else:
+        steps = decode(options.dense_url, prompts, options, "dense")
+    if options.save_dense is not None:
+        save_steps(options.save_dense, steps)
+    return steps
+
+
+def summarise(prompts: Sequence[Prompt], divergences: Mapping[str, Divergence]) -> dict[str, Any]:
     """Means and half-widths of 95 % intervals over prompts, by length, and by length and kind."""
     metrics: dict[str, Any] = {}
-    for length in lengths:
-        for kind in ("", *kinds):
+    for length in sorted({len(prompt.tokens) for prompt in prompts}):
+        for kind in ("", *dict.fromkeys(prompt.kind for prompt in prompts)):
             chosen = [
-                one for (of, size, _), one in divergences.items() if size == length and kind in ("", of)
+                divergences[prompt.key]
+                for prompt in prompts
+                if len(prompt.tokens) == length and kind in ("", prompt.kind)
             ]
             for field in ("kl", "same_top", "loss", "dense_loss"):
                 values = [getattr(one, field) for one in chosen]
@@ -140,34 +149,41 @@ def summarise(
     return metrics
 
 
+def table(prompts: Sequence[Prompt], metrics: Mapping[str, Any]) -> str:
+    """A line for each length and kind of text."""
+    lines = [f"{'tokens':>8} {'kind':14} {'KL':>8} {'+-':>7} {'same top':>9} {'loss':>7} {'dense':>7}"]
+    for length in sorted({len(prompt.tokens) for prompt in prompts}):
+        for kind in ("", *dict.fromkeys(prompt.kind for prompt in prompts)):
+            at = f"{length}" + (f"_{kind}" if kind else "")
+            half = metrics[f"kl_{at}_ci"]
+            spread = "" if half is None else f"{half:.4f}"
+            lines.append(
+                f"{length:>8} {kind or 'all':14} {metrics[f'kl_{at}']:8.4f} {spread:>7} "
+                f"{metrics[f'same_top_{at}']:9.3f} {metrics[f'loss_{at}']:7.3f} {metrics[f'dense_loss_{at}']:7.3f}"
+            )
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table, write the result."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse_arguments(arguments)
     begin = time.monotonic()
     try:
-        run = Run(options)
-        dense = run.dense()
+        prompts = prompts_of(options)
+        if options.dense_url is None and options.dense is None:
+            return 0
+        dense = dense_steps(prompts, options)
         if options.url is None:
             return 0
-        measured = run.decode(options.url, "measured")
-        divergences = {case: compare(dense[case], steps) for case, steps in measured.items()}
-    except (OSError, ValueError) as error:
+        measured = decode(options.url, prompts, options, "measured")
+        divergences = {key: compare(dense[key], steps) for key, steps in measured.items()}
+    except (OSError, ValueError, ImportError) as error:
         print(f"rheo eval divergence: {error}", file=sys.stderr)
         return 1
-    kinds = options.kinds.split(",")
-    metrics = summarise(divergences, run.lengths, kinds)
+    metrics = summarise(prompts, divergences)
     metrics["seconds"] = round(time.monotonic() - begin, 1)
-    print(f"{'tokens':>8} {'kind':14} {'KL':>8} {'+-':>7} {'same top':>9} {'loss':>7} {'dense':>7}")
-    for length in run.lengths:
-        for kind in ("", *kinds):
-            at = f"{length}" + (f"_{kind}" if kind else "")
-            half = metrics[f"kl_{at}_ci"]
-            spread = "" if half is None else f"{half:.4f}"
-            print(
-                f"{length:>8} {kind or 'all':14} {metrics[f'kl_{at}']:8.4f} {spread:>7} "
-                f"{metrics[f'same_top_{at}']:9.3f} {metrics[f'loss_{at}']:7.3f} {metrics[f'dense_loss_{at}']:7.3f}"
-            )
+    print(table(prompts, metrics))
     if options.out is not None:
         command = shlex.join(["rheo", "eval", "divergence", *arguments])
         document = result_document(options.name, command, metrics, ["sglang", "torch"], options.machine)

@@ -1,4 +1,4 @@
-"""Real text as a haystack: cut to a token count, with an exercise's facts as lines of their own in it."""
+"""Real text as a haystack: cut to a token count, with an exercise's facts hidden in it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from rheo_sglang.evaluation.names import NamePool
+from rheo_sglang.evaluation.placement import PLACEMENTS
 from rheo_sglang.evaluation.tasks import TASKS, Exercise, Turn
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Haystack:
         before = self._ends[start - 1] if start else 0
         return self.lines[start : bisect_right(self._ends, before + tokens)]
 
-    def hide(self, exercise: Exercise, length: int, rng: random.Random) -> Sample:
+    def hide(self, exercise: Exercise, length: int, rng: random.Random, placement: str = "lines") -> Sample:
         """Hide an exercise's facts in a passage, so that the whole conversation has at most `length` tokens.
 
         Parameters
@@ -125,28 +126,21 @@ class Haystack:
             Tokens of document, questions and answers together.
         rng
             Source of the passage and of the places of the facts.
+        placement
+            Where the facts are: a key of `rheo_sglang.evaluation.placement.PLACEMENTS`.
 
         Raises
         ------
         ValueError
             When the exercise alone is longer.
         """
-        facts = [fact + "\n" for fact in exercise.facts]
+        chosen = PLACEMENTS[placement](exercise.facts, length, rng)
         conversation = [f"{turn.question}{turn.answer}\n" for turn in exercise.turns]
-        text_tokens = length - sum(self._count_tokens(facts + conversation)) - 1
-        if text_tokens < 0:
-            raise ValueError(
-                f"task {exercise.task} does not fit in {length} tokens; it needs {length - text_tokens}"
-            )
-        lines = self.passage(text_tokens, rng)
-        places = sorted(rng.randint(0, len(lines)) for _ in facts)
-        pieces = []
-        start = 0
-        for place, fact in zip(places, facts, strict=True):
-            pieces += lines[start:place]
-            pieces.append(fact)
-            start = place
-        return Sample(exercise.task, "".join(pieces + lines[start:]), exercise.turns)
+        needed = sum(self._count_tokens([*chosen.added, *conversation])) + 1
+        if needed > length:
+            raise ValueError(f"task {exercise.task} does not fit in {length} tokens; it needs {needed}")
+        lines = self.passage(length - needed, rng)
+        return Sample(exercise.task, "".join(chosen.place(lines, rng)), exercise.turns)
 
     def sample(self, task: str, length: int, seed: int) -> Sample:
         """Draw one sample of a task.
@@ -154,7 +148,7 @@ class Haystack:
         Parameters
         ----------
         task
-            A key of `TASKS`.
+            A key of `TASKS`; its facts are lines of their own.
         length
             Tokens of the whole conversation.
         seed

@@ -1,59 +1,122 @@
 """Conversations with an OpenAI-compatible server, scored turn by turn."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import requests
+from tqdm import tqdm
 
-from rheo_sglang.evaluation.haystack import Sample
-from rheo_sglang.evaluation.tasks import recall
+from rheo_sglang.evaluation.conversations import SCORES, Conversation, ConversationSet, Question
 
 
-class CompletionClient:
-    """Greedy completions over HTTP (OpenAI's ``POST /v1/completions``).
+@dataclass(frozen=True)
+class Reply:
+    """What a server said.
+
+    Attributes
+    ----------
+    text
+        The reply, without the first words that were given.
+    prompt_tokens
+        Tokens of its prompt as the server counts them.
+    """
+
+    text: str
+    prompt_tokens: int
+
+
+class ConversationServer:
+    """Greedy replies over HTTP: OpenAI's ``/v1/chat/completions`` for chat, else ``/v1/completions``.
 
     Parameters
     ----------
-    base_url
+    url
         Server address with or without the ending ``/v1``.
     model
-        Model name the server knows.
+        Model name the server knows; the first that it lists when omitted.
     timeout
-        Seconds to wait for one completion.
+        Seconds to wait for one reply.
+    api_key
+        Sent as a bearer token.
+
+    Raises
+    ------
+    requests.RequestException
+        From every method, when the server cannot be reached or refuses; the message is meant for the user.
     """
 
-    def __init__(self, base_url: str, model: str, timeout: float) -> None:
-        self._url = base_url.rstrip("/").removesuffix("/v1") + "/v1/completions"
-        self._model = model
+    def __init__(
+        self, url: str, model: str | None = None, timeout: float = 1800.0, api_key: str | None = None
+    ) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
         self._timeout = timeout
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self.model = model or self._get("/v1/models")["data"][0]["id"]
 
-    def complete(self, prompt: str, max_tokens: int) -> tuple[str, int]:
-        """Continue a prompt up to the end of the line.
+    def tokenizer(self) -> str:
+        """Folder or hub name of the model's tokenizer, as SGLang tells it; other servers' model name."""
+        try:
+            return str(self._get("/model_info")["tokenizer_path"])
+        except (requests.RequestException, KeyError):
+            return self.model
 
-        Returns
-        -------
-        text : str
-            The continuation.
-        prompt_tokens : int
-            Tokens of the prompt as the server counts them.
+    def reply(
+        self,
+        exchanges: Sequence[tuple[str, str]],
+        question: Question,
+        stop: Sequence[str],
+        chat: bool,
+    ) -> Reply:
+        """Answer the last question of a conversation.
 
-        Raises
-        ------
-        requests.RequestException
-            When the server cannot be reached or refuses.
+        Parameters
+        ----------
+        exchanges
+            Questions before it, and their whole answers.
+        question
+            The question; the document is part of the first one's text.
+        stop
+            Texts that end the reply.
+        chat
+            Whether to send messages or plain text.
         """
-        body = {
-            "model": self._model,
-            "prompt": prompt,
-            "max_tokens": max_tokens,
-            "temperature": 0,
-            "stop": ["\n"],
-        }
-        response = requests.post(self._url, json=body, timeout=self._timeout)
-        if not response.ok:
-            raise requests.HTTPError(f"{self._url} answered {response.status_code}: {response.text[:300]}")
-        reply = response.json()
-        return reply["choices"][0]["text"], reply["usage"]["prompt_tokens"]
+        body = {"model": self.model, "max_tokens": question.max_tokens, "temperature": 0, "stop": [*stop]}
+        if not chat:
+            before = "".join(f"{asked}\n{answered}\n" for asked, answered in exchanges)
+            body["prompt"] = f"{before}{question.text}\n{question.prefix}"
+            reply = self._post("/v1/completions", body)
+            return Reply(reply["choices"][0]["text"], reply["usage"]["prompt_tokens"])
+        messages = []
+        for asked, answered in exchanges:
+            messages += [
+                {"role": "user", "content": asked},
+                {"role": "assistant", "content": answered},
+            ]
+        messages.append({"role": "user", "content": question.text})
+        if question.prefix:
+            messages.append({"role": "assistant", "content": question.prefix})
+            body["continue_final_message"] = True
+        body |= {"messages": messages, "chat_template_kwargs": {"enable_thinking": False}}
+        reply = self._post("/v1/chat/completions", body)
+        return Reply(reply["choices"][0]["message"]["content"] or "", reply["usage"]["prompt_tokens"])
+
+    def _get(self, path: str) -> Any:
+        return self._read(requests.get(self.url + path, headers=self._headers, timeout=self._timeout))
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        return self._read(
+            requests.post(self.url + path, json=body, headers=self._headers, timeout=self._timeout)
+        )
+
+    @staticmethod
+    def _read(reply: requests.Response) -> Any:
+        if not reply.ok:
+            raise requests.HTTPError(f"{reply.url} answered {reply.status_code}: {reply.text[:300]}")
+        return reply.json()
 
 
 @dataclass(frozen=True)
@@ -65,34 +128,45 @@ class Score:
     recall
         Mean over the turns of the share of expected items in the reply.
     exact
-        Share of the turns whose reply is the expected answer, word for word.
+        Share of the turns whose reply is the expected answer, word for word; None where none is expected.
     prompt_tokens
         Tokens of the last turn's prompt, the longest.
     """
 
     recall: float
-    exact: float
+    exact: float | None
     prompt_tokens: int
 
 
-def converse(client: CompletionClient, sample: Sample, count_tokens: Callable[[str], int]) -> Score:
-    """Ask a sample's questions turn after turn; the server's own replies stay in the conversation.
-
-    Parameters
-    ----------
-    client
-        Server.
-    sample
-        Document and turns.
-    count_tokens
-        Size of a text in tokens; bounds the length of a reply.
-    """
-    prompt = sample.document
+def converse(
+    server: ConversationServer,
+    conversation: Conversation,
+    chat: bool,
+    score: Callable[[Sequence[str], str], float],
+) -> Score:
+    """Ask a conversation's questions turn after turn; the server's own replies stay in it."""
+    exchanges: list[tuple[str, str]] = []
     recalls, exacts, prompt_tokens = [], [], 0
-    for turn in sample.turns:
-        prompt += turn.question
-        reply, prompt_tokens = client.complete(prompt, count_tokens(turn.answer) + 8)
-        recalls.append(recall(turn, reply))
-        exacts.append(reply.strip() == turn.answer.strip())
-        prompt += reply + "\n"
-    return Score(sum(recalls) / len(recalls), sum(exacts) / len(exacts), prompt_tokens)
+    for question in conversation.questions:
+        if not exchanges:
+            question = Question(**{**vars(question), "text": conversation.document + question.text})
+        reply = server.reply(exchanges, question, conversation.stop, chat)
+        prompt_tokens = reply.prompt_tokens
+        recalls.append(score(question.expected, reply.text))
+        if question.answer:
+            exacts.append(reply.text.strip() == question.answer.strip())
+        exchanges.append((question.text, question.prefix + reply.text))
+    exact = sum(exacts) / len(exacts) if exacts else None
+    return Score(sum(recalls) / len(recalls), exact, prompt_tokens)
+
+
+def ask_all(
+    server: ConversationServer, asked: ConversationSet, concurrency: int, description: str
+) -> dict[str, Score]:
+    """Scores of all conversations by their keys, several under way at a time, with progress."""
+    score = SCORES[asked.suite]
+    with ThreadPoolExecutor(concurrency) as pool:
+        scores = pool.map(lambda one: converse(server, one, asked.chat, score), asked.conversations)
+        keys = [one.key for one in asked.conversations]
+        bar = tqdm(scores, total=len(keys), desc=description, unit="conversation")
+        return dict(zip(keys, bar, strict=True))
