@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rheo_sglang.evaluation.__main__ import NEEDED
+from rheo_sglang.evaluation.__main__ import NEEDED, NEEDED_FOR_RULER, TO_SEND
+from rheo_sglang.evaluation.prompt_files import write_lines
 
 REPOSITORY = Path(__file__).parent.parent
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -39,7 +40,8 @@ def test_the_plugin_needs_what_a_plain_install_brings() -> None:
 
 
 def test_the_evaluation_needs_what_its_extra_brings() -> None:
-    assert imported(*EVALUATION.glob("*.py")) - FROM_SGLANG == set(NEEDED)
+    used = imported(*EVALUATION.glob("*.py")) - FROM_SGLANG - PLAIN
+    assert used - set(NEEDED_FOR_RULER) == set(NEEDED)
     assert set(NEEDED.values()) == EXTRA
 
 
@@ -54,6 +56,20 @@ def test_a_package_that_is_missing_is_named_in_one_sentence(package: str) -> Non
         found.stderr
         == f"rheo eval: {NEEDED[package]} not installed; run pip install '.[eval]' in the repository.\n"
     )
+
+
+def test_prompts_from_files_are_sent_with_what_sglang_brings(tmp_path: Path) -> None:
+    hidden = sorted({*NEEDED, *NEEDED_FOR_RULER} - set(TO_SEND))
+    hide = f"import sys; sys.modules.update(dict.fromkeys({hidden!r}))"
+    code = f"{hide}\nfrom rheo_sglang.cli import main; sys.exit(main())"
+    for suite in ("divergence", "recall", "ruler"):
+        file = tmp_path / f"{suite}.jsonl.gz"
+        write_lines(file, {"suite": suite, "chat": True}, [])
+        where = ["--prompts", str(file), "--save-prompts", str(tmp_path / "again.jsonl.gz")]
+        found = subprocess.run(
+            [sys.executable, "-c", code, "eval", suite, *where], capture_output=True, text=True
+        )
+        assert (found.returncode, found.stderr) == (0, "")
 
 
 def test_the_tasks_need_nothing() -> None:

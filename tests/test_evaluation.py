@@ -1,21 +1,18 @@
-"""The evaluation: what samples contain, how replies are scored, and a run against an HTTP server."""
+"""Recall: what samples contain, where facts are hidden, how replies are scored."""
 
-import json
 import random
 import re
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from rheo_sglang.evaluation.conversations import whole_words
 from rheo_sglang.evaluation.haystack import Haystack, documentation_text, token_counter
 from rheo_sglang.evaluation.names import NAMES, NamePool
-from rheo_sglang.evaluation.recall_command import main
+from rheo_sglang.evaluation.placement import PLACEMENTS
+from rheo_sglang.evaluation.recall_tasks import RECALL_TASKS, make_conversation
 from rheo_sglang.evaluation.tasks import TASKS, Turn, recall, vartrack
 
 
@@ -113,49 +110,48 @@ def test_recall_counts_whole_words() -> None:
     assert recall(turn, " helmet and fox") == 0.5
 
 
-class _FindsCodes(BaseHTTPRequestHandler):
-    """An OpenAI-compatible server whose model looks access codes up in the prompt."""
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        (name,) = re.findall(r"access code for (\w+) is$", body["prompt"])
-        (code, *_) = re.findall(rf"access code for {name} is (\d+)\.", body["prompt"])
-        usage = {"prompt_tokens": len(body["prompt"].split())}
-        reply = json.dumps({"choices": [{"text": f" {code}."}], "usage": usage}).encode()
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(reply)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _FindsCodes) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{http.server_port}/v1"
-        http.shutdown()
-
-
-def _run(server: str, folder: Path, tokenizer: Tokenizer, tasks: str) -> int:
-    tokenizer.save(str(folder / "tokenizer.json"))
-    arguments = ["--base-url", server, "--model", str(folder), "--tasks", tasks, "--lengths", "512"]
-    return main([*arguments, "--samples", "3", "--out", str(folder / "result.json")])
-
-
-def test_run_against_a_server_scores_its_replies(server: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
-    assert _run(server, tmp_path, tokenizer, "needle,multikey,repeated") == 0
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert result["metrics"]["needle_512"] == result["metrics"]["multikey_512_exact"] == 1.0
-    assert result["metrics"]["repeated_512"] == 1.0
-    assert {"name", "date", "machine", "versions", "command"} <= set(result)
-
-
-def test_unknown_task_and_unreachable_server_end_with_one_sentence(
-    tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("task", RECALL_TASKS)
+def test_conversation_fills_its_length_and_leaves_room_for_the_replies(
+    task: str, chat: bool, haystack: Haystack, tokenizer: Tokenizer
 ) -> None:
-    assert _run("http://127.0.0.1:9", tmp_path, tokenizer, "haystack") == 1
-    assert "--tasks: haystack is not one of needle" in capsys.readouterr().err
-    assert _run("http://127.0.0.1:9", tmp_path, tokenizer, "needle") == 1
-    assert "Connection refused" in capsys.readouterr().err
+    count = token_counter(tokenizer)
+    for seed in range(3):
+        made = make_conversation(haystack, count, task, 4096, seed, chat)
+        assert made == make_conversation(haystack, count, task, 4096, seed, chat)
+        texts = [made.document, *(question.text + question.prefix for question in made.questions)]
+        replies = sum(question.max_tokens for question in made.questions)
+        assert 3200 < sum(count(texts)) + (replies if chat else 0) <= 4096
+
+
+@pytest.mark.parametrize("task", RECALL_TASKS)
+def test_chat_gives_no_word_of_the_answer_and_plain_text_begins_it(task: str, haystack: Haystack) -> None:
+    count = haystack._count_tokens
+    for question in make_conversation(haystack, count, task, 4096, 0, chat=True).questions:
+        assert question.prefix == "" and not set(question.expected) & set(re.findall(r"\w+", question.text))
+    for question in make_conversation(haystack, count, task, 4096, 0, chat=False).questions:
+        assert question.prefix.startswith("Answer: ") and question.answer.startswith(" ")
+        assert whole_words(question.expected, question.answer) == 1.0
+
+
+def test_embedded_facts_interrupt_a_line_and_nothing_else_is_lost(haystack: Haystack) -> None:
+    facts = ("The access code for elm is 123456.", "The access code for fox is 654321.")
+    lines = haystack.passage(2000, random.Random(1))
+    for seed in range(20):
+        rng = random.Random(seed)
+        placed = "".join(PLACEMENTS["sentences"](facts, 2000, rng).place(list(lines), rng))
+        for name in ("elm", "fox"):
+            (line,) = [line for line in placed.splitlines() if f"code for {name}" in line]
+            assert re.search(rf"\w \(the access code for {name} is \d+\) .*\S", line)
+        assert re.sub(r" \(the access code for \w+ is \d+\)", "", placed) == "".join(lines)
+
+
+def test_buried_facts_are_remarks_among_many_rows_that_say_nothing(haystack: Haystack) -> None:
+    made = make_conversation(haystack, haystack._count_tokens, "buried", 8192, 0, chat=True)
+    rows = [line for line in made.document.splitlines() if line.startswith("| ") and "inspected" in line]
+    remarks = [row.split("|")[4].strip() for row in rows]
+    assert len(rows) > 40 and remarks.count("no remark") == len(rows) - 4
+    (expected,) = made.questions[0].expected
+    assert any(remark.endswith(expected) for remark in remarks)
+    table = made.document[made.document.index("| record") :]
+    assert table.startswith("| record | result | state | remark |\n|---|---|---|---|\n" + rows[0])

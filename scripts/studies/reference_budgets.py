@@ -23,6 +23,7 @@ import torch
 
 from common.measurement import REPOSITORY, RESULTS, gpu_in_words, keep_result, result_document
 from common.sglang_server import SGLangServer
+from rheo_sglang.evaluation.tasks import TASKS
 
 GPU = torch.cuda.is_available()
 PAGE_SIZE = 32
@@ -52,8 +53,8 @@ def accuracy(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     out = folder / f"{name}.json"
     arguments = server_arguments(name, max(lengths))
     with SGLangServer(options.model, arguments, folder / f"{name}.log", gpu=GPU) as server:
-        command = [sys.executable, "-m", "rheo_sglang.evaluation", "recall", "--base-url", server.base_url]
-        command += ["--model", str(options.model), "--lengths", options.lengths, "--out", str(out)]
+        command = [sys.executable, "-m", "rheo_sglang.evaluation", "recall", "--url", server.base_url]
+        command += ["--tasks", ",".join(TASKS), "--lengths", options.lengths, "--out", str(out)]
         command += ["--samples", str(options.samples), "--concurrency", str(options.concurrency)]
         if options.text:
             command += ["--text", *map(str, options.text)]

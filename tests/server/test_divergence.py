@@ -14,7 +14,7 @@ from rheo_sglang.evaluation.divergence import ForcedDecoder, Prompt
 
 STEPS = 12
 FORCING = ("--enable-custom-logit-processor",)
-COMMON = ["--lengths", "300", "--kinds", "documentation", "--prompts", "2", "--steps", str(STEPS)]
+COMMON = ["--lengths", "300", "--kinds", "documentation", "--samples", "2", "--steps", str(STEPS)]
 DENSE = {"budget_ratio": 1.0, "frame_pool_tokens": 2048}
 SPARSE = {"budget_ratio": 0.1, "budget_min_pages": 3, "dense_threshold": 0, "frame_pool_tokens": 2048}
 
@@ -45,7 +45,7 @@ def assert_forcing_changes_nothing(server) -> None:
 
 
 def test_a_small_budget_diverges_and_the_dense_one_does_not(serve, smollm2, tmp_path):
-    kept = tmp_path / "dense.json.gz"
+    kept = tmp_path / "dense.jsonl.gz"
     server = serve(smollm2, rheo_config=DENSE, max_running_requests=2, arguments=FORCING)
     assert_forcing_changes_nothing(server)
     dense_url = ["--dense-url", server.base_url, "--save-dense", str(kept)]
@@ -68,6 +68,6 @@ def test_a_small_budget_diverges_and_the_dense_one_does_not(serve, smollm2, tmp_
 def test_a_server_that_cannot_force_is_named_in_one_sentence(serve, tiny_models, capsys):
     server = serve(tiny_models[0])
     url = ["--url", server.base_url, "--dense-url", server.base_url]
-    case = ["--lengths", "64", "--kinds", "code", "--prompts", "1", "--steps", "4"]
+    case = ["--lengths", "64", "--kinds", "code", "--samples", "1", "--steps", "4"]
     assert divergence_command.main([*url, *case]) == 1
     assert "custom-logit-processor" in capsys.readouterr().err
