@@ -22,19 +22,21 @@ from triton_cases import (
 
 pytestmark = pytest.mark.usefixtures("cuda_kernels")
 
+MEMORIES = [(False, False), (True, False), (True, True)]
 SHAPES = [dataclasses.replace(shape, heads=2) for shape in (GPU_SHAPES if GPU else GPU_SHAPES[::11])]
 
 
 def test_the_source_compiles_for_hopper() -> None:
     pytest.importorskip("cuda.bindings.nvrtc", reason="needs NVRTC and its bindings")
     from rheo_kernels.cuda import load, send_queries
-    from rheo_kernels.cuda.attend import Pipeline, _defines
+    from rheo_kernels.cuda.attend import Modes, Pipeline, _defines
     from rheo_kernels.cuda.compile import compile_cubin
 
     pipeline = Pipeline.of(4 * 128 * 32)
     assert pipeline is not None
-    for modes in ((False, False, False), (True, False, False), (False, True, False), (False, True, True)):
-        defines = _defines(pipeline, 128, 32, 4, torch.bfloat16, *modes)
+    variants = [Modes(False, fetch, cpu, tail) for fetch, cpu in MEMORIES for tail in (False, True)]
+    for modes in (Modes(True, False, False), *variants):
+        defines = _defines(pipeline, 128, 32, 4, torch.bfloat16, modes)
         assert compile_cubin("attend.cu", tuple(defines.items()), "90")
     assert compile_cubin("send_queries.cu", tuple(send_queries.defines(32 * 128, 128).items()), "90")
     assert compile_cubin("load.cu", tuple(load.defines(4 * 128 * 32)[0].items()), "90")

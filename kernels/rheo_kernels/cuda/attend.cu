@@ -4,15 +4,19 @@
 // Every warp has its own pipeline of pages and runs its own softmax over every WARPS-th page of the block's part of a
 // list; nothing synchronises warps until the list is done.
 //
-// Macros: those of page_softmax.cuh; WARPS (that attend pages from frames); STAGES (pages in flight or in use per warp);
+// Macros: those of page_softmax.cuh; BLOCKS (of a multiprocessor); WARPS (that attend pages from frames); STAGES (pages in flight or in use per warp);
 // DENSE (attend whole page lists, looked up in the page table, instead of a selection); FETCH (one more warp attends misses
 // from host memory, with MISS_STAGES pages in flight; about FETCHERS of them do at once); CPU (the first blocks offload a
-// part of the misses to the CPU, whose output is merged; the macros of offload.cuh); ARGUMENTS_BYTES (what the launching
-// side passes).
+// part of the misses to the CPU, whose output is merged; the macros of offload.cuh); TAIL_WARPS (more warps that attend the
+// pages left out from their summaries, or 0; the macros of tail_softmax.cuh); ARGUMENTS_BYTES (what the launching side
+// passes).
 
 #include "bulk_copy.cuh"
 #include "page_softmax.cuh"
 #include "split_merge.cuh"
+#if TAIL_WARPS
+#include "tail_softmax.cuh"
+#endif
 #if CPU
 #include "offload.cuh"
 #else
@@ -48,12 +52,21 @@ struct Arguments {
     int* cpu_begin;                // [B * H], the first column that the CPU attends
     Offload offload;
 #endif
+#if TAIL_WARPS
+    Tail tail;
+#endif
 };
 static_assert(sizeof(Arguments) == ARGUMENTS_BYTES, "attend.py declares other arguments");
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_constant__ Arguments a) {
+#if TAIL_WARPS
+#define BOUNDS __launch_bounds__(32 * kWarps, BLOCKS)  // more registers than are otherwise given to so many warps
+#else
+#define BOUNDS __launch_bounds__(32 * kWarps)
+#endif
+
+extern "C" __global__ void BOUNDS attend(const __grid_constant__ Arguments a) {
     extern __shared__ __align__(128) unsigned char memory[];
     __shared__ __align__(8) u64 barriers[kSlots + 1];  // of every slot, and of the merge
     __shared__ bool last;
@@ -73,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
     const int block = static_cast<int>(blockIdx.x) - offload_blocks;
     const int splits = a.splits, split = block % splits, pair = block / splits;
     const int request = pair / a.heads, head = pair % a.heads;
-    const bool fetches = FETCH && warp == WARPS;
+    const bool fetches = FETCH && warp == WARPS, tails = TAIL_WARPS && warp >= kPageWarps;
 
     if (threadIdx.x <= kSlots) make_barrier(barriers + threadIdx.x);
     publish_barriers();
@@ -104,7 +117,7 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
     int count = (length + PAGE - 1) / PAGE;
 #else
     const int begin = fetches ? a.num_hits[pair] : 0;
-    int count = fetches ? a.num_selected[pair] - begin : a.num_hits[pair];
+    int count = fetches ? a.num_selected[pair] - begin : tails ? 0 : a.num_hits[pair];
 #endif
     int fetchers = 0;
 #if FETCH
@@ -125,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
         if (split >= fetchers) count = 0;
     }
 #endif
-    const int first = fetches ? split : split + warp * splits;
+    const int first = fetches ? split : tails ? a.width : split + warp * splits;
     const int stride = fetches ? fetchers : WARPS * splits;
     const int stages = fetches ? MISS_STAGES : STAGES;
     const int slot0 = fetches ? kHitSlots : warp * STAGES;
@@ -179,6 +192,17 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) attend(const __grid_co
     u64 next_source = source;
     int known = 0;       // batch of 32 whose tokens are in `tokens`
     int next_known = 0;  // and whose sources are in `next_source`
+#if TAIL_WARPS
+    if (tails) {
+        const TailList list{a.tail.lse + static_cast<long long>(pair) * GROUP * a.tail.width,
+                            a.tail.values + head * a.tail.stride_h,
+                            a.tail.scales + head * a.tail.stride_h,
+                            a.tail.pages + request * a.tail.stride_b,
+                            a.tail.width,
+                            a.tail.page_bytes};
+        attend_tail(list, split + (warp - kPageWarps) * splits, TAIL_WARPS * splits, run);
+    } else
+#endif
     for (int n = 0, slot = 0, phase = 0; n < pages; ++n) {
         if (n / 32 != known) {
             u64 unused;

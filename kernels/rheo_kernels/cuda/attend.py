@@ -11,8 +11,9 @@ import torch
 from rheo_kernels.cuda import load
 from rheo_kernels.cuda.compile import Kernel, UnavailableError, compile_kernel
 from rheo_kernels.cuda.offload import TIMESTAMPS, CpuOffload
-from rheo_kernels.types import Partials, RunnersUp, Selected
+from rheo_kernels.types import Partials, RunnersUp, Selected, Tail
 from rheo_kernels.types.offload_words import LINE, TAG_SHIFT, TOKEN_BITS
+from rheo_kernels.types.subcentroids import CENTRE_GROUPS, GROUPS
 
 LOG2_E = 1.4426950408889634
 SHARED_BYTES = 230_400
@@ -27,7 +28,11 @@ LISTS_AT_ONCE = 8
 """Lists that a warp of an offloading block reads at once."""
 PAGES_TO_BEGIN = 6
 """What starting and ending a block costs, in pages that it could attend meanwhile."""
+TAIL_PAGE_BYTES = 36
+"""What is read of a page left out beside its mean V and its estimates: its number, and the rest of a sector."""
 MIN_CAPABILITY = (9, 0)
+TAIL_PAGES = 16
+"""Pages left out that a warp folds at once."""
 
 
 class Pipeline(NamedTuple):
@@ -51,6 +56,22 @@ class Pipeline(NamedTuple):
         return cls(1, 1, slots) if slots >= 2 else None
 
 
+class TailPipeline(NamedTuple):
+    """Pages left out that a block has in flight, in registers."""
+
+    warps: int
+    """Warps of a block that attend them."""
+    tiles: int
+    """Tiles of `TAIL_PAGES` that such a warp has in flight."""
+
+    @classmethod
+    def of(cls, dim: int, group: int, warps: int) -> TailPipeline:
+        """What the registers of two blocks allow next to ``warps`` that attend pages from frames."""
+        if dim * -(-group // 8) <= 128:
+            return cls(2, 4 if warps <= 2 else 2)
+        return cls(2, 1) if warps <= 2 else cls(1, 1)
+
+
 class Workspace(NamedTuple):
     """What the blocks of one launch leave for the one that merges them."""
 
@@ -61,16 +82,26 @@ class Workspace(NamedTuple):
 
     @classmethod
     def allocate(
-        cls, pairs: int, group: int, dim: int, page_size: int, width: int, device: torch.device
+        cls,
+        pairs: int,
+        group: int,
+        dim: int,
+        page_size: int,
+        width: int,
+        device: torch.device,
+        tail_width: int = 0,
     ) -> Workspace:
-        """Buffers for ``pairs = B * H`` lists of up to ``width`` pages.
+        """Buffers for ``pairs = B * H`` lists of up to ``width`` pages, left out of up to ``tail_width``.
 
         Lists are split over the blocks that run at once, less those that load and those that offload.
         """
         pipeline = _pipeline(dim, page_size)
         processors = torch.cuda.get_device_properties(device).multi_processor_count
         blocks = pipeline.blocks * (processors - load.BLOCKS) - offload_blocks(pairs, pipeline)
-        parts = Partials.allocate(pairs, group, dim, num_splits(pairs, width, blocks), device)
+        tail_page = (dim / 2 + TAIL_PAGE_BYTES + 4 * group) / (4 * dim * page_size)
+        tail_tile = TAIL_PAGES * TailPipeline.of(dim, group, pipeline.warps).warps
+        splits = num_splits(pairs, width, blocks, -(-tail_width // tail_tile), tail_tile * tail_page)
+        parts = Partials.allocate(pairs, group, dim, splits, device)
         return cls(parts, torch.zeros(pairs, dtype=torch.int32, device=device))
 
 
@@ -79,17 +110,19 @@ def offload_blocks(pairs: int, pipeline: Pipeline) -> int:
     return -(-pairs // (LISTS_AT_ONCE * (pipeline.warps + 1)))
 
 
-def num_splits(pairs: int, width: int, blocks: int) -> int:
+def num_splits(pairs: int, width: int, blocks: int, tail_tiles: int = 0, tail_tile: float = 0.0) -> int:
     """Into how many blocks to split each of ``pairs`` lists of up to ``width`` pages.
 
-    The fewest that end first, where ``blocks`` run at once, a page takes one unit of time and a block
-    `PAGES_TO_BEGIN` more.
+    The fewest that end first, where ``blocks`` run at once, a page takes one unit of time, each of ``tail_tiles`` tiles
+    of pages left out ``tail_tile``, and a block `PAGES_TO_BEGIN` more.
     """
 
-    def time(splits: int) -> int:
-        return -(-pairs * splits // blocks) * (-(-width // splits) + PAGES_TO_BEGIN)
+    def time(splits: int) -> float:
+        pages = -(-width // splits) + -(-tail_tiles // splits) * tail_tile
+        return -(-pairs * splits // blocks) * (pages + PAGES_TO_BEGIN)
 
-    return min(range(1, min(MOST_SPLITS, max(width, 1)) + 1), key=lambda splits: (time(splits), splits))
+    most = min(MOST_SPLITS, max(width, tail_tiles, 1))
+    return min(range(1, most + 1), key=lambda splits: (time(splits), splits))
 
 
 def _pipeline(dim: int, page_size: int) -> Pipeline:
@@ -109,7 +142,7 @@ def unsupported(dim: int, page_size: int, group: int, dtype: torch.dtype, device
     if Pipeline.of(4 * dim * page_size) is None:
         return f"pages of {4 * dim * page_size} bytes are too large"
     try:
-        _kernel(dim, page_size, group, dtype, dense=False, fetch=True, cpu=True)
+        _kernel(dim, page_size, group, dtype, Modes(dense=False, fetch=True, cpu=True))
     except UnavailableError as error:
         return str(error)
     return None
@@ -158,6 +191,42 @@ class _OffloadArguments(_Arguments):
     ]
 
 
+class _Tail(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("lse", "values", "scales", "pages")),
+        *((f"stride_{name}", ctypes.c_longlong) for name in ("h", "b")),
+        *((name, ctypes.c_int) for name in ("width", "page_bytes")),
+    ]
+
+
+class _TailArguments(_Arguments):
+    _fields_ = [("tail", _Tail)]
+
+
+class _OffloadTailArguments(_OffloadArguments):
+    _fields_ = [("tail", _Tail)]
+
+
+class Modes(NamedTuple):
+    """What a variant of the kernel does."""
+
+    dense: bool
+    """Attend whole page lists."""
+    fetch: bool
+    """Attend misses from host memory."""
+    cpu: bool
+    """Offload to the CPU."""
+    tail: bool = False
+    """Attend the pages left out."""
+
+    @property
+    def arguments(self) -> type[_Arguments]:
+        """The kernel's parameter."""
+        if self.tail:
+            return _OffloadTailArguments if self.cpu else _TailArguments
+        return _OffloadArguments if self.cpu else _Arguments
+
+
 _AnyArguments = TypeVar("_AnyArguments", bound=_Arguments)
 
 
@@ -167,11 +236,10 @@ def _defines(
     page_size: int,
     group: int,
     dtype: torch.dtype,
-    dense: bool,
-    fetch: bool,
-    cpu: bool,
+    modes: Modes,
 ) -> dict[str, int | str]:
     """The source's macros."""
+    tail = TailPipeline.of(dim, group, pipeline.warps) if modes.tail else TailPipeline(0, 0)
     return {
         "BF16": int(dtype == torch.bfloat16),
         "DIM": dim,
@@ -181,10 +249,13 @@ def _defines(
         "STAGES": pipeline.stages,
         "MISS_STAGES": 1,
         "FETCHERS": FETCHERS,
-        "DENSE": int(dense),
-        "FETCH": int(fetch),
-        "CPU": int(cpu),
-        "ARGUMENTS_BYTES": ctypes.sizeof(_OffloadArguments if cpu else _Arguments),
+        "DENSE": int(modes.dense),
+        "FETCH": int(modes.fetch),
+        "CPU": int(modes.cpu),
+        "BLOCKS": pipeline.blocks,
+        "TAIL_WARPS": tail.warps,
+        "TAIL_TILES": tail.tiles,
+        "ARGUMENTS_BYTES": ctypes.sizeof(modes.arguments),
         "LINE_WORDS": LINE,
         "TAG_SHIFT": TAG_SHIFT,
         "TOKEN_BITS": TOKEN_BITS,
@@ -195,13 +266,16 @@ def _defines(
 
 @functools.cache
 def _kernel(
-    dim: int, page_size: int, group: int, dtype: torch.dtype, dense: bool, fetch: bool, cpu: bool
-) -> tuple[Kernel, Pipeline, int]:
-    """Kernel, pipeline and shared memory of a launch."""
+    dim: int, page_size: int, group: int, dtype: torch.dtype, modes: Modes
+) -> tuple[Kernel, int, int]:
+    """Kernel, threads of a block and shared memory of a launch."""
     pipeline = _pipeline(dim, page_size)
-    shared = (pipeline.warps * pipeline.stages + (1 if fetch else 0)) * 4 * dim * page_size
-    defines = _defines(pipeline, dim, page_size, group, dtype, dense, fetch, cpu)
-    return compile_kernel("attend.cu", "attend", defines, shared), pipeline, shared
+    shared = (pipeline.warps * pipeline.stages + (1 if modes.fetch else 0)) * 4 * dim * page_size
+    defines = _defines(pipeline, dim, page_size, group, dtype, modes)
+    warps = pipeline.warps + int(modes.fetch)
+    if modes.tail:
+        warps += TailPipeline.of(dim, group, pipeline.warps).warps
+    return compile_kernel("attend.cu", "attend", defines, shared), 32 * warps, shared
 
 
 def attend_selected(
@@ -218,6 +292,7 @@ def attend_selected(
     cpu_begin: torch.Tensor | None = None,
     layer: int = 0,
     runners_up: RunnersUp | None = None,
+    tail: Tail | None = None,
 ) -> None:
     """Attend the selected pages of each KV head: hits from frames and, if ``host`` is given, misses from there.
 
@@ -251,6 +326,8 @@ def attend_selected(
         The doorbell's task.
     runners_up
         Pages that the selection left out and that may be loaded as far as the bus has time.
+    tail
+        If given, the pages left out are attended, too, each as if its tokens all had the page's mean V.
 
     Notes
     -----
@@ -260,11 +337,14 @@ def attend_selected(
     Reads a page, ``4 * D * P`` bytes, once for the whole GQA group, in one bulk copy; a multiprocessor has up to 224
     KB of them in flight. Bound by device memory for the hits and by PCIe for the misses, which one warp of every
     block attends meanwhile. Offloading takes posted writes over PCIe, 8 bytes a page in whole lines of 128, that
-    nothing waits for.
+    nothing waits for. Of a page left out, ``D / 2 + 1`` bytes are read and 4 for each query head, by warps of their
+    own that keep up to 64 such pages in flight; bound by their latency, mostly hidden behind the selected pages.
     """
     pairs, group, dim = _shape(q, frames)
-    kind = _Arguments if offload is None else _OffloadArguments
-    arguments = _arguments(kind, q, frames, frames if host is None else host, scale, workspace, out)
+    modes = Modes(False, host is not None, offload is not None, tail is not None)
+    arguments = _arguments(
+        modes.arguments, q, frames, frames if host is None else host, scale, workspace, out
+    )
     arguments.hits, arguments.misses = selected.hits.data_ptr(), selected.misses.data_ptr()
     arguments.valid = selected.valid.data_ptr()
     arguments.num_hits, arguments.num_selected = (
@@ -279,7 +359,8 @@ def attend_selected(
         arguments.cpu_out, arguments.cpu_lse = offload.out.data_ptr(), offload.lse.data_ptr()
         arguments.cpu_begin, arguments.offload = cpu_begin.data_ptr(), _offload(offload, layer, runners_up)
         arguments.offload.blocks = offload_blocks(pairs, _pipeline(dim, page_size))
-    modes = (False, host is not None, offload is not None)
+    if tail is not None:
+        arguments.tail = _tail(tail)
     blocks = pairs * workspace.parts.splits + (0 if offload is None else arguments.offload.blocks)
     _launch(dim, page_size, group, q.dtype, modes, blocks, arguments)
 
@@ -320,7 +401,9 @@ def attend_dense(
     arguments.width, arguments.stride_list = pages.shape[1], pages.stride(0)
     if missed_at is not None and step is not None:
         arguments.missed_at, arguments.step = missed_at.data_ptr(), step.data_ptr()
-    _launch(dim, page_size, group, q.dtype, (True, False, False), pairs * workspace.parts.splits, arguments)
+    _launch(
+        dim, page_size, group, q.dtype, Modes(True, False, False), pairs * workspace.parts.splits, arguments
+    )
 
 
 def _shape(q: torch.Tensor, frames: torch.Tensor) -> tuple[int, int, int]:
@@ -337,6 +420,26 @@ def _offload(cpu: CpuOffload, layer: int, runners_up: RunnersUp | None) -> _Offl
         width=cpu.entries.shape[2],
         layer=layer,
         layers=cpu.layers,
+    )
+
+
+def _tail(tail: Tail) -> _Tail:
+    summaries, layout = tail.summaries, tail.layout
+    if not tail.lse.is_contiguous() or summaries.stride()[1:] != (layout.width, 1):
+        raise ValueError(
+            f"the tail's estimates have strides {tail.lse.stride()} and its summaries {summaries.stride()}; "
+            f"allowed: contiguous, and pages of {layout.width} bytes one after the other"
+        )
+    first = summaries.data_ptr()
+    return _Tail(
+        lse=tail.lse.data_ptr(),
+        values=first + layout.value_offset,
+        scales=first + layout.scales_offset + GROUPS + CENTRE_GROUPS,
+        pages=tail.pages.data_ptr(),
+        stride_h=summaries.stride(0),
+        stride_b=tail.pages.stride(0),
+        width=tail.lse.shape[2],
+        page_bytes=layout.width,
     )
 
 
@@ -377,12 +480,10 @@ def _launch(
     page_size: int,
     group: int,
     dtype: torch.dtype,
-    modes: tuple[bool, bool, bool],
+    modes: Modes,
     blocks: int,
     arguments: _Arguments,
 ) -> None:
-    """Launch the kernel for a shape and modes: whole page lists, fetching, offloading to the CPU."""
-    kernel, pipeline, shared = _kernel(dim, page_size, group, dtype, *modes)
-    dense, fetch, _ = modes
-    threads = 32 * (pipeline.warps + (1 if fetch else 0))
-    kernel.launch((blocks, 1, 1), threads, shared, arguments, early=not dense)
+    """Launch the kernel for a shape and modes."""
+    kernel, threads, shared = _kernel(dim, page_size, group, dtype, modes)
+    kernel.launch((blocks, 1, 1), threads, shared, arguments, early=not modes.dense)

@@ -1,6 +1,6 @@
 // split_merge: store what a block attended of its list as a split, and merge all splits, and the CPU's part, into the output.
 //
-// Macros: those of page_softmax.cuh; WARPS, STAGES, FETCH and MISS_STAGES, see attend.cu.
+// Macros: those of page_softmax.cuh; WARPS, STAGES, FETCH, MISS_STAGES and TAIL_WARPS, see attend.cu.
 #pragma once
 
 #include "bulk_copy.cuh"
@@ -10,8 +10,8 @@ namespace {
 
 constexpr int kHitSlots = WARPS * STAGES;
 constexpr int kSlots = kHitSlots + (FETCH ? MISS_STAGES : 0);
-constexpr int kWarps = WARPS + (FETCH ? 1 : 0);
-constexpr float kLog2E = 1.4426950408889634f;
+constexpr int kPageWarps = WARPS + (FETCH ? 1 : 0);
+constexpr int kWarps = kPageWarps + TAIL_WARPS;
 constexpr int kOutBytes = 4 * GROUP * DIM;
 constexpr int kPipelineBytes = kSlots * kBlockBytes;
 constexpr int kLseBytes = 4096;

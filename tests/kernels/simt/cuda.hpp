@@ -120,6 +120,11 @@ inline unsigned __ballot_sync(unsigned mask, bool holds) {
     return simt::reduce("ballot", bit, [](unsigned a, unsigned b) { return a | b; });
 }
 
+inline unsigned __reduce_or_sync(unsigned mask, unsigned value) {
+    simt::check_mask(mask);
+    return simt::reduce("reduce_or", value, [](unsigned a, unsigned b) { return a | b; });
+}
+
 inline bool __any_sync(unsigned mask, bool holds) { return __ballot_sync(mask, holds) != 0; }
 
 template <typename Value>

@@ -106,6 +106,12 @@ inline void cvt_rn_f16x2_f32(unsigned& pair, float high, float low) {
     pair = static_cast<unsigned>(simt::to_f16(high)) << 16 | simt::to_f16(low);
 }
 
+inline void fma_rn_bf16x2(unsigned& pair, unsigned a, unsigned b, unsigned c) {
+    const auto half = [](unsigned word, int i) { return simt::from_bf16(static_cast<std::uint16_t>(word >> 16 * i)); };
+    const auto fused = [&](int i) { return simt::to_bf16(std::fma(half(a, i), half(b, i), half(c, i))); };
+    pair = static_cast<unsigned>(fused(1)) << 16 | fused(0);
+}
+
 inline void mma_sync_aligned_m16n8k16_row_col_f32_bf16_bf16_f32(float& c0, float& c1, float& c2, float& c3, unsigned a0,
                                                                 unsigned a1, unsigned a2, unsigned a3, unsigned b0,
                                                                 unsigned b1) {
