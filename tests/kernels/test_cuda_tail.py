@@ -192,9 +192,9 @@ def test_estimates_may_rise_and_fall_along_a_list(rng: torch.Generator) -> None:
     problem = Problem(shape, [[2, 2], [3, 0]], False, rng)
     left = LeftOut.draw(shape, [260, 260], rng)
     slope = torch.linspace(-60, 60, left.tail.lse.shape[2], device=rng.device)
-    left.tail.lse[0] += slope
-    left.tail.lse[1] -= slope
-    out = attend(problem, left.tail, False, 2)
+    left.tail.lse[:, ::2] += slope
+    left.tail.lse[:, 1::2] -= slope
+    out = attend(problem, left.tail, False, 1)
     assert relative_error(out, expected(problem, left)) < tolerance(shape)
 
 
@@ -220,7 +220,7 @@ def test_summaries_that_are_not_packed_are_refused(rng: torch.Generator) -> None
     shape = SHAPES[0]
     problem = Problem(shape, [[2, 1]], False, rng)
     tail = LeftOut.draw(shape, [20], rng).tail
-    with pytest.raises(ValueError, match="pages of 716 bytes one after the other"):
+    with pytest.raises(ValueError, match=r"pages of \d+ bytes one after the other"):
         attend(problem, tail._replace(summaries=tail.summaries[:, ::2]), False)
 
 

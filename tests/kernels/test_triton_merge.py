@@ -38,15 +38,17 @@ def expected(*sets) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dim", [64, 80, 256])
-@pytest.mark.parametrize(("splits", "more"), [(1, 0), (3, 1), (33, 16), (70, 5)])
-def test_merge_equals_reference(splits: int, more: int, dim: int, rng: torch.Generator) -> None:
+@pytest.mark.parametrize(
+    ("splits", "more", "tail"), [(1, 0, 0), (3, 1, 2), (33, 16, 0), (70, 5, 64), (2, 0, 3)]
+)
+def test_merge_equals_reference(splits: int, more: int, tail: int, dim: int, rng: torch.Generator) -> None:
     from rheo_kernels import triton as kernels
 
-    sets = [partials(count, dim, rng) for count in (splits, more) if count]
+    sets = [partials(count, dim, rng) if count else None for count in (splits, more, tail)]
     out = torch.full((BATCH, HEADS * GROUP, dim), torch.nan, device=rng.device)
     lse = torch.full((BATCH, HEADS * GROUP), torch.nan, device=rng.device)
-    kernels.merge(sets[0], sets[1] if more else None, out, lse)
-    theirs, theirs_lse = expected(*sets)
+    kernels.merge(sets[0], sets[1], out, lse, tail=sets[2])
+    theirs, theirs_lse = expected(*(parts for parts in sets if parts is not None))
     torch.testing.assert_close(out, theirs.view(out.shape), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(lse, theirs_lse.view(lse.shape), rtol=1e-5, atol=1e-4)
 

@@ -21,12 +21,13 @@ def merge(
     lse: torch.Tensor | None = None,
     host_out: torch.Tensor | None = None,
     host_lse: torch.Tensor | None = None,
+    tail: Partials | None = None,
 ) -> torch.Tensor:
-    """Combine all splits of one or two sets of partials, and a partial of the host's, if there is one.
+    """Combine all splits of up to three sets of partials, and a partial of the host's, if there is one.
 
     Parameters
     ----------
-    parts, more
+    parts, more, tail
         Partials of the same page lists over disjoint tokens; outputs of empty ones are not read.
     out
         Result buffer, ``[B, Hq, D]``, floating, contiguous.
@@ -52,17 +53,21 @@ def merge(
         parts.lse,
         None if more is None else more.out,
         None if more is None else more.lse,
+        None if tail is None else tail.out,
+        None if tail is None else tail.lse,
         host_out,
         host_lse,
         out,
         lse,
         splits,
         0 if more is None else more.splits,
+        0 if tail is None else tail.splits,
         GROUP=group,
         DIM=dim,
         BLOCK_D=block_d,
         BLOCK_S=max(BLOCK_ELEMENTS // block_d, 1),
         MORE=more is not None,
+        TAIL=tail is not None,
         HOST=host_out is not None,
         LSE=lse is not None,
         num_warps=4,
@@ -92,23 +97,27 @@ def _fold(outs, lses, pair, member, splits, top, total, mixed, GROUP, DIM, BLOCK
     return top, total, mixed
 
 
-@triton.jit(do_not_specialize=["splits", "more_splits"])
+@triton.jit(do_not_specialize=["splits", "more_splits", "tail_splits"])
 def _merge(
     outs,
     lses,
     more_outs,
     more_lses,
+    tail_outs,
+    tail_lses,
     host_out,
     host_lse,
     out,
     lse,
     splits,
     more_splits,
+    tail_splits,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
     MORE: tl.constexpr,
+    TAIL: tl.constexpr,
     HOST: tl.constexpr,
     LSE: tl.constexpr,
 ):
@@ -126,6 +135,10 @@ def _merge(
     if MORE:
         top, total, mixed = _fold(
             more_outs, more_lses, pair, member, more_splits, top, total, mixed, GROUP, DIM, BLOCK_D, BLOCK_S
+        )
+    if TAIL:
+        top, total, mixed = _fold(
+            tail_outs, tail_lses, pair, member, tail_splits, top, total, mixed, GROUP, DIM, BLOCK_D, BLOCK_S
         )
     if HOST:
         part_lse = tl.load(host_lse + row) * LOG2_E

@@ -20,8 +20,10 @@ SELECTED = "test_cuda_attend.py", "selected_pages"
 OFFLOADED = "test_cuda_attend.py", "cpu_s_part"
 SCALED = "test_cuda_attend.py", "cost_scale"
 PARTITIONED = "test_cuda_partition.py", "partition"
+EXCLUDED = "test_cuda_select_resolve.py", "excluded"
 CHOSEN = "test_cuda_select_resolve.py", "equals_references"
 LOADED = "test_cuda_load.py", "loaded"
+TAIL = "test_cuda_tail.py", "rise_and_fall"
 ACKNOWLEDGED = "if (threadIdx.x == 0)\n            wait_until_acknowledged("
 WAIT_FOR_STORE = "if (keep && lane == 0) wait_until_read();\n            __syncwarp();\n            blank"
 COUNTED = "depth >> shift], 1u);\n    }\n    __syncthreads();"
@@ -60,6 +62,11 @@ FAULTS = [
     Fault("select_resolve.cu", COUNTED, COUNTED.removesuffix("__syncthreads();"), CHOSEN),
     Fault("select_resolve.cu", RANKED, RANKED.removesuffix("__syncthreads();"), CHOSEN),
     Fault("select_resolve.cu", "if (start > 0) __syncthreads();", "", CHOSEN),
+    Fault("tail_softmax.cuh", "total[h] *= fade;", "", TAIL),
+    Fault("tail_softmax.cuh", "*= fades[i % 2];", "*= fades[0];", TAIL),
+    Fault("tail_softmax.cuh", "bytes >> 1", "bytes >> 2", TAIL),
+    Fault("tail_softmax.cuh", "n + (s + 2 * TAIL_TILES)", "n + (s + TAIL_TILES)", TAIL),
+    Fault("select_resolve.cu", "for (int g = 0; g < a.group;", "for (int g = 1; g < a.group;", EXCLUDED),
     Fault("load.cu", "            wait_until_read();\n", "", LOADED),
 ]  # fmt: skip
 
