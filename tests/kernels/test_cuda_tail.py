@@ -12,7 +12,7 @@ from test_triton_attend import TOLERANCE
 from triton_cases import GPU, Shape, integers, normal, page_lists, relative_error
 
 from rheo_kernels import reference
-from rheo_kernels.types import Tail
+from rheo_kernels.types import Coverage, Tail
 from rheo_kernels.types.subcentroids import CENTRE_GROUPS, GROUPS, subcentroid_layout
 
 pytestmark = pytest.mark.usefixtures("cuda_kernels")
@@ -67,7 +67,9 @@ class LeftOut:
         return reference.tail(lse, nothing[..., None], nothing, summaries, safe, layout)
 
 
-def attend(problem: Problem, tail: Tail | None, misses: bool, splits: int = 0) -> torch.Tensor:
+def attend(
+    problem: Problem, tail: Tail | None, misses: bool, splits: int = 0, coverage: Coverage | None = None
+) -> torch.Tensor:
     """The kernel's output, of lists split as for ``tail``, or ``splits`` times."""
     from rheo_kernels.cuda.attend import Workspace, attend_selected
     from rheo_kernels.types import Partials
@@ -77,12 +79,13 @@ def attend(problem: Problem, tail: Tail | None, misses: bool, splits: int = 0) -
     tail_width = 0 if tail is None else tail.lse.shape[2]
     workspace = Workspace.allocate(pairs, shape.group, shape.dim, shape.page_size, width, device, tail_width)
     if splits:
-        workspace = workspace._replace(parts=Partials.allocate(pairs, shape.group, shape.dim, splits, device))
+        parts = Partials.allocate(pairs, shape.group, shape.dim, splits, device)
+        workspace = workspace._replace(parts=parts, tail_lse=torch.empty_like(parts.lse))
     out = torch.full_like(problem.q, torch.nan)
     host = problem.pinned if misses else None
     operands = problem.q, problem.frames, host, problem.selected, problem.scale, shape.page_size, workspace
     for _ in range(2):
-        attend_selected(*operands, out, tail=tail)
+        attend_selected(*operands, out, tail=tail, coverage=coverage)
         assert workspace.arrived.eq(0).all()
     return out
 
@@ -206,6 +209,23 @@ def test_a_long_list_of_which_one_page_is_left_out(rng: torch.Generator) -> None
     left.tail.lse[0, shape.group :, 500] = 4.0
     out = attend(problem, left.tail, False)
     assert relative_error(out, expected(problem, left)) < tolerance(shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES[:5:2], ids=str)
+def test_the_share_of_attention_that_is_not_the_tail_s_is_counted(shape: Shape, rng: torch.Generator) -> None:
+    problem = Problem(shape, [[20, 0], [1, 60], [0, 0], [40, 3]], True, rng)
+    left = LeftOut.draw(shape, [203, 90, 0, 50], rng)
+    left.tail.lse[3].fill_(-torch.inf)
+    shares = torch.ones((6, 2, shape.heads), device=rng.device)
+    slots = torch.tensor([4, 1, 0, 2], device=rng.device)
+    out = attend(problem, left.tail, True, 3, Coverage(shares[:, 1], slots))
+    assert relative_error(out, expected(problem, left)) < tolerance(shape)
+    selected, tail = problem.exact()[1], left.exact()[1].double()
+    covered = (1 - (tail - torch.logaddexp(selected, tail)).exp()).nan_to_num(1.0)
+    mean = covered.unflatten(1, (shape.heads, -1)).mean(-1).float()
+    torch.testing.assert_close(shares[slots, 1], 1 + 2 * mean, rtol=1e-3, atol=1e-3)
+    assert mean[3].eq(1).all() and mean[0, 1] < 0.01 < mean[0, 0] < 0.99
+    assert shares[:, 0].eq(1).all() and shares[[3, 5]].eq(1).all()
 
 
 def test_a_narrow_selection_from_long_lists_is_split_as_the_pages_left_out_need() -> None:

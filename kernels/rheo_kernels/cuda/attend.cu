@@ -242,7 +242,11 @@ extern "C" __global__ void BOUNDS attend(const __grid_constant__ Arguments a) {
     __syncthreads();
 
     const long long list = static_cast<long long>(pair) * splits;
-    store_split(run, memory, a.split_out + (list + split) * GROUP * DIM, a.split_lse + (list + split) * GROUP);
+    float *tail_lses = nullptr, *tail_lse = nullptr;
+#if TAIL_WARPS
+    if (a.tail.split_lse) tail_lses = a.tail.split_lse + list * GROUP, tail_lse = tail_lses + split * GROUP;
+#endif
+    store_split(run, memory, a.split_out + (list + split) * GROUP * DIM, a.split_lse + (list + split) * GROUP, tail_lse);
     if (!a.out) return;
     __threadfence();
     __syncthreads();
@@ -266,8 +270,15 @@ extern "C" __global__ void BOUNDS attend(const __grid_constant__ Arguments a) {
     }
     if (threadIdx.x == 0) atomicMax(&timings.cpu_seen, nanoseconds());
 #endif
-    merge_splits(a.split_out + list * GROUP * DIM, a.split_lse + list * GROUP, splits, memory, barriers + kSlots,
-                 cpu_out, cpu_lse, a.out + request * a.stride_ob + head * GROUP * a.stride_oh, a.stride_oh);
+#if TAIL_WARPS
+    const int slot = a.tail.coverage ? a.tail.slots[2 * request] : 0;
+#endif
+    const float share =
+        merge_splits(a.split_out + list * GROUP * DIM, a.split_lse + list * GROUP, splits, memory, barriers + kSlots, cpu_out,
+                     cpu_lse, a.out + request * a.stride_ob + head * GROUP * a.stride_oh, a.stride_oh, tail_lses);
+#if TAIL_WARPS
+    if (a.tail.coverage && threadIdx.x == 0) atomicAdd(a.tail.coverage + slot * a.tail.stride_c + head, 1 - share);
+#endif
 #if CPU
     if (threadIdx.x == 0) atomicMax(&timings.merged, nanoseconds());
 #endif

@@ -11,7 +11,7 @@ import torch
 from rheo_kernels.cuda import load
 from rheo_kernels.cuda.compile import Kernel, UnavailableError, compile_kernel
 from rheo_kernels.cuda.offload import TIMESTAMPS, CpuOffload
-from rheo_kernels.types import Partials, RunnersUp, Selected, Tail
+from rheo_kernels.types import Coverage, Partials, RunnersUp, Selected, Tail
 from rheo_kernels.types.offload_words import LINE, TAG_SHIFT, TOKEN_BITS
 from rheo_kernels.types.subcentroids import CENTRE_GROUPS, GROUPS
 
@@ -79,6 +79,8 @@ class Workspace(NamedTuple):
     """Every split of every list."""
     arrived: torch.Tensor
     """Splits stored so far, ``[B * H]``, int32; 0 between launches."""
+    tail_lse: torch.Tensor
+    """Base-2 LSE of the pages left out alone, in every split; as that of ``parts``."""
 
     @classmethod
     def allocate(
@@ -102,7 +104,7 @@ class Workspace(NamedTuple):
         tail_tile = TAIL_PAGES * TailPipeline.of(dim, group, pipeline.warps).warps
         splits = num_splits(pairs, width, blocks, -(-tail_width // tail_tile), tail_tile * tail_page)
         parts = Partials.allocate(pairs, group, dim, splits, device)
-        return cls(parts, torch.zeros(pairs, dtype=torch.int32, device=device))
+        return cls(parts, torch.zeros(pairs, dtype=torch.int32, device=device), torch.empty_like(parts.lse))
 
 
 def offload_blocks(pairs: int, pipeline: Pipeline) -> int:
@@ -196,6 +198,8 @@ class _Tail(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("lse", "values", "scales", "pages")),
         *((f"stride_{name}", ctypes.c_longlong) for name in ("h", "b")),
         *((name, ctypes.c_int) for name in ("width", "page_bytes")),
+        *((name, ctypes.c_void_p) for name in ("split_lse", "coverage", "slots")),
+        ("stride_c", ctypes.c_longlong),
     ]
 
 
@@ -293,6 +297,7 @@ def attend_selected(
     layer: int = 0,
     runners_up: RunnersUp | None = None,
     tail: Tail | None = None,
+    coverage: Coverage | None = None,
 ) -> None:
     """Attend the selected pages of each KV head: hits from frames and, if ``host`` is given, misses from there.
 
@@ -328,6 +333,8 @@ def attend_selected(
         Pages that the selection left out and that may be loaded as far as the bus has time.
     tail
         If given, the pages left out are attended, too, each as if its tokens all had the page's mean V.
+    coverage
+        If given with a ``tail`` and ``out``, counts the share of attention that all other pages have.
 
     Notes
     -----
@@ -360,7 +367,7 @@ def attend_selected(
         arguments.cpu_begin, arguments.offload = cpu_begin.data_ptr(), _offload(offload, layer, runners_up)
         arguments.offload.blocks = offload_blocks(pairs, _pipeline(dim, page_size))
     if tail is not None:
-        arguments.tail = _tail(tail)
+        arguments.tail = _tail(tail, workspace.tail_lse, coverage)
     blocks = pairs * workspace.parts.splits + (0 if offload is None else arguments.offload.blocks)
     _launch(dim, page_size, group, q.dtype, modes, blocks, arguments)
 
@@ -423,7 +430,7 @@ def _offload(cpu: CpuOffload, layer: int, runners_up: RunnersUp | None) -> _Offl
     )
 
 
-def _tail(tail: Tail) -> _Tail:
+def _tail(tail: Tail, split_lse: torch.Tensor, coverage: Coverage | None) -> _Tail:
     summaries, layout = tail.summaries, tail.layout
     if not tail.lse.is_contiguous() or summaries.stride()[1:] != (layout.width, 1):
         raise ValueError(
@@ -431,6 +438,12 @@ def _tail(tail: Tail) -> _Tail:
             f"allowed: contiguous, and pages of {layout.width} bytes one after the other"
         )
     first = summaries.data_ptr()
+    counted = coverage and {
+        "split_lse": split_lse.data_ptr(),
+        "coverage": coverage.shares.data_ptr(),
+        "slots": coverage.slots.data_ptr(),
+        "stride_c": coverage.shares.stride(0),
+    }
     return _Tail(
         lse=tail.lse.data_ptr(),
         values=first + layout.value_offset,
@@ -440,6 +453,7 @@ def _tail(tail: Tail) -> _Tail:
         stride_b=tail.pages.stride(0),
         width=tail.lse.shape[2],
         page_bytes=layout.width,
+        **(counted or {}),
     )
 
 

@@ -14,12 +14,14 @@ constexpr int kPageWarps = WARPS + (FETCH ? 1 : 0);
 constexpr int kWarps = kPageWarps + TAIL_WARPS;
 constexpr int kOutBytes = 4 * GROUP * DIM;
 constexpr int kPipelineBytes = kSlots * kBlockBytes;
-constexpr int kLseBytes = 4096;
+constexpr int kLseBytes = TAIL_WARPS ? 8192 : 4096;
 constexpr int kMergedAtOnce = (kPipelineBytes - kLseBytes) / kOutBytes;
 constexpr int kQuads = (GROUP * DIM / 4 + 32 * kWarps - 1) / (32 * kWarps);  // of outputs per thread
 
-// Merge what the warps of the block found, and store it as a split's normalised output and base-2 LSE.
-__device__ __forceinline__ void store_split(Softmax& run, unsigned char* scratch, float* out, float* lse) {
+// Merge what the warps of the block found, and store it as a split's normalised output and base-2 LSE, and that of the pages
+// left out.
+__device__ __forceinline__ void store_split(Softmax& run, unsigned char* scratch, float* out, float* lse,
+                                            float* tail_lse) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = lane / 4, column = lane % 4;
     float* const tops = reinterpret_cast<float*>(scratch);  // [kWarps][8 kHeadTiles]
     float* const totals = tops + kWarps * 8 * kHeadTiles;
@@ -62,15 +64,25 @@ __device__ __forceinline__ void store_split(Softmax& run, unsigned char* scratch
         }
         __stcg(out + at, total > 0 ? mixed / total : 0.f);
         if (at % DIM == 0) __stcg(lse + head, total > 0 ? top + __log2f(total) : minus_infinity());
+        if (TAIL_WARPS && at % DIM == 0 && tail_lse) {
+            float tail = 0;
+#pragma unroll
+            for (int w = kPageWarps; w < kWarps; ++w)
+                if (tops[w * 8 * kHeadTiles + head] > minus_infinity())
+                    tail += power_of_2(tops[w * 8 * kHeadTiles + head] - top) * totals[w * 8 * kHeadTiles + head];
+            __stcg(tail_lse + head, tail > 0 ? top + __log2f(tail) : minus_infinity());
+        }
     }
 }
 
 // Merge all splits of a list, and the CPU's part if there is one, into the output. Runs in the block that stored the last
-// of them; its pipeline is free by then.
-__device__ __forceinline__ void merge_splits(const float* outs, const float* lses, int splits, unsigned char* memory,
-                                             u64* barrier, const float* cpu_out, const float* cpu_lse,
-                                             unsigned short* out, long long stride_oh) {
+// of them; its pipeline is free by then. With `tail_lses`, returns in the first warp the share of the pages left out, a mean
+// over heads.
+__device__ __forceinline__ float merge_splits(const float* outs, const float* lses, int splits, unsigned char* memory,
+                                              u64* barrier, const float* cpu_out, const float* cpu_lse,
+                                              unsigned short* out, long long stride_oh, const float* tail_lses) {
     float* const lse = reinterpret_cast<float*>(memory);  // [parts][GROUP], the CPU's first
+    float* const tail_lse = reinterpret_cast<float*>(memory + kLseBytes / 2);
     float* const parts = reinterpret_cast<float*>(memory + kLseBytes);
     const int host = cpu_out ? 1 : 0, count = host + splits;
     float top[kQuads], total[kQuads], mixed[kQuads][4];
@@ -90,6 +102,8 @@ __device__ __forceinline__ void merge_splits(const float* outs, const float* lse
         if (start == 0) {
             for (int i = threadIdx.x; i < count * GROUP; i += 32 * kWarps)
                 lse[i] = i < host * GROUP ? __ldcv(cpu_lse + i) * kLog2E : __ldcg(lses + i - host * GROUP);
+            if (TAIL_WARPS && tail_lses)
+                for (int i = threadIdx.x; i < splits * GROUP; i += 32 * kWarps) tail_lse[i] = __ldcg(tail_lses + i);
             __syncthreads();
 #pragma unroll
             for (int k = 0; k < kQuads; ++k) {
@@ -125,7 +139,16 @@ __device__ __forceinline__ void merge_splits(const float* outs, const float* lse
         const float whole = total[k] > 0 ? 1 / total[k] : 0.f;
         *reinterpret_cast<uint2*>(out + at / DIM * stride_oh + at % DIM) =
             make_uint2(pack(mixed[k][0] * whole, mixed[k][1] * whole), pack(mixed[k][2] * whole, mixed[k][3] * whole));
+        if (TAIL_WARPS && tail_lses && at % DIM == 0) lse[at / DIM] = total[k] > 0 ? top[k] + __log2f(total[k]) : 0.f;
     }
+    if (!TAIL_WARPS || !tail_lses) return 0;
+    __syncthreads();
+    if (threadIdx.x >= 32) return 0;
+    float share = 0;
+    for (int i = threadIdx.x; i < splits * GROUP; i += 32) share += power_of_2(tail_lse[i] - lse[i % GROUP]);
+#pragma unroll
+    for (int lanes = 1; lanes < 32; lanes *= 2) share += __shfl_xor_sync(kAll, share, lanes);
+    return share / GROUP;
 }
 
 }  // namespace

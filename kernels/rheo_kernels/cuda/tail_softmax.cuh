@@ -20,6 +20,10 @@ struct Tail {
     const int* pages;             // [B, M]
     long long stride_h, stride_b;  // of summaries in bytes, of `pages`
     int width, page_bytes;
+    float* split_lse;              // [B * H, splits, G], base 2, of the pages left out alone; null if `coverage` is
+    float* coverage;               // [R, H], grows by the share of attention that other pages have; null: not counted
+    const int* slots;              // [B], 64 bits, below 2^31: the low words are read
+    long long stride_c;
 };
 
 constexpr int kTailPages = 16;              // of a tile

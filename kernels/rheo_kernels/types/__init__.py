@@ -5,6 +5,16 @@ from rheo_kernels.types.batch import DecodeBatch
 from rheo_kernels.types.idle_decay import IdleDecay
 from rheo_kernels.types.partials import Partials
 from rheo_kernels.types.selection import HitCounters, RunnersUp, Selected
-from rheo_kernels.types.tail import Tail
+from rheo_kernels.types.tail import Coverage, Tail
 
-__all__ = ["Admitted", "DecodeBatch", "HitCounters", "IdleDecay", "Partials", "RunnersUp", "Selected", "Tail"]
+__all__ = [
+    "Admitted",
+    "Coverage",
+    "DecodeBatch",
+    "HitCounters",
+    "IdleDecay",
+    "Partials",
+    "RunnersUp",
+    "Selected",
+    "Tail",
+]

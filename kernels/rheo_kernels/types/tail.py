@@ -1,4 +1,4 @@
-"""Tail: what attention reads of the pages that a selection left out."""
+"""Tail: what attention reads of the pages that a selection left out; Coverage: how much attention they do not have."""
 
 from __future__ import annotations
 
@@ -20,3 +20,12 @@ class Tail(NamedTuple):
     """Page lists, ``[B, M]``, int32, contiguous in ``M``; any number where the estimates are ``-inf``."""
     layout: SubcentroidLayout
     """Of the summaries."""
+
+
+class Coverage(NamedTuple):
+    """The recorder's sums of the share of attention that the selected pages have, in one layer."""
+
+    shares: torch.Tensor
+    """``[R, H]``, float32, contiguous in ``H``: every step adds ``1 - exp(tail LSE - LSE)``, a mean over the group."""
+    slots: torch.Tensor
+    """Row of each request, ``[B]``, int64."""
