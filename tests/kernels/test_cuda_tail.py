@@ -62,7 +62,7 @@ class LeftOut:
         """Output and natural-log LSE of the pages left out."""
         heads, device = self.shape.heads, self.tail.lse.device
         nothing = torch.zeros((len(self.num_pages), heads), dtype=torch.int32, device=device)
-        lse, summaries, pages, layout = self.tail
+        lse, summaries, pages, layout, _ = self.tail
         safe = pages.clamp(max=summaries.shape[1] - 1)
         return reference.tail(lse, nothing[..., None], nothing, summaries, safe, layout)
 
@@ -165,6 +165,18 @@ def test_hits_misses_the_cpu_s_part_and_pages_left_out_make_one_output(
     service.doorbell.close()
     fetched = int((cpu_begin - problem.selected.num_hits).sum())
     assert 0 < fetched < int((problem.selected.num_selected - problem.selected.num_hits).sum())
+
+
+def test_nothing_is_read_past_the_end_of_a_list(rng: torch.Generator) -> None:
+    shape = SHAPES[0]
+    problem = Problem(shape, [[3, 0], [11, 60], [0, 0], [2, 2]], False, rng)
+    left = LeftOut.draw(shape, [300, 131, 0, 16], rng)
+    exact = expected(problem, left)
+    for row, pages in enumerate(left.num_pages):
+        left.tail.lse[row, :, pages:] = torch.nan
+    num_pages = torch.tensor(left.num_pages, dtype=torch.int32, device=rng.device)
+    out = attend(problem, left.tail._replace(num_pages=num_pages), False)
+    assert relative_error(out, exact) < tolerance(shape)
 
 
 @pytest.mark.parametrize("splits", [1, 2, 40])

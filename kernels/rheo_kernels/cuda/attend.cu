@@ -106,6 +106,9 @@ extern "C" __global__ void BOUNDS attend(const __grid_constant__ Arguments a) {
                     query[k][h][i] = member < GROUP ? at[0] | (static_cast<u32>(at[4]) << 16) : 0u;
                 }
     }
+#if TAIL_WARPS
+    const int listed = a.tail.num_pages ? min(a.tail.num_pages[request], a.tail.width) : a.tail.width;
+#endif
     // This may have been launched while the selection was still being made.
     asm volatile("griddepcontrol.wait;" ::: "memory");
 
@@ -198,6 +201,7 @@ extern "C" __global__ void BOUNDS attend(const __grid_constant__ Arguments a) {
                             a.tail.values + head * a.tail.stride_h,
                             a.tail.scales + head * a.tail.stride_h,
                             a.tail.pages + request * a.tail.stride_b,
+                            listed,
                             a.tail.width,
                             a.tail.page_bytes};
         attend_tail(list, split + (warp - kPageWarps) * splits, TAIL_WARPS * splits, run);

@@ -195,7 +195,7 @@ class _OffloadArguments(_Arguments):
 
 class _Tail(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("lse", "values", "scales", "pages")),
+        *((name, ctypes.c_void_p) for name in ("lse", "values", "scales", "pages", "num_pages")),
         *((f"stride_{name}", ctypes.c_longlong) for name in ("h", "b")),
         *((name, ctypes.c_int) for name in ("width", "page_bytes")),
         *((name, ctypes.c_void_p) for name in ("split_lse", "coverage", "slots")),
@@ -449,6 +449,7 @@ def _tail(tail: Tail, split_lse: torch.Tensor, coverage: Coverage | None) -> _Ta
         values=first + layout.value_offset,
         scales=first + layout.scales_offset + GROUPS + CENTRE_GROUPS,
         pages=tail.pages.data_ptr(),
+        num_pages=None if tail.num_pages is None else tail.num_pages.data_ptr(),
         stride_h=summaries.stride(0),
         stride_b=tail.pages.stride(0),
         width=tail.lse.shape[2],

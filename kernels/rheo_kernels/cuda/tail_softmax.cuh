@@ -18,6 +18,7 @@ struct Tail {
     const unsigned char* values;  // mean V of page 0, [D / 2]
     const unsigned char* scales;  // and its scale, an 8-bit float
     const int* pages;             // [B, M]
+    const int* num_pages;         // [B]; null: as many as M
     long long stride_h, stride_b;  // of summaries in bytes, of `pages`
     int width, page_bytes;
     float* split_lse;              // [B * H, splits, G], base 2, of the pages left out alone; null if `coverage` is
@@ -51,18 +52,18 @@ struct TailList {
     const unsigned char* values;
     const unsigned char* scales;
     const int* pages;
-    int width, page_bytes;
+    int length, width, page_bytes;
 
     __device__ __forceinline__ void find(FoundTile& found, int tile) const {
         const int lane = threadIdx.x % 32, row = lane / 4, column = lane % 4, begin = tile * kTailPages;
         const int position = begin + lane % kTailPages;
-        found.page = position < width ? pages[position] : 0;
+        found.page = position < length ? pages[position] : 0;
 #pragma unroll
         for (int h = 0; h < kHeadTiles; ++h)
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
                 const int member = 8 * h + row, at = begin + column + 4 * j;
-                found.logits[h][j] = member < GROUP && at < width ? lse[member * width + at] : minus_infinity();
+                found.logits[h][j] = member < GROUP && at < length ? lse[member * width + at] : minus_infinity();
             }
     }
 
@@ -191,7 +192,7 @@ __device__ __forceinline__ void attend_tail(const TailList& list, int first, int
         list.read(tiles[s], found[s]);
         list.find(found[s], first + (s + TAIL_TILES) * stride);
     }
-    for (int n = first; n * kTailPages < list.width; n += TAIL_TILES * stride)
+    for (int n = first; n * kTailPages < list.length; n += TAIL_TILES * stride)
 #pragma unroll
         for (int s = 0; s < TAIL_TILES; ++s) {
             fold(tiles[s], top, total, run);

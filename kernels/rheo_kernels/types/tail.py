@@ -20,6 +20,8 @@ class Tail(NamedTuple):
     """Page lists, ``[B, M]``, int32, contiguous in ``M``; any number where the estimates are ``-inf``."""
     layout: SubcentroidLayout
     """Of the summaries."""
+    num_pages: torch.Tensor | None = None
+    """Pages of each list, ``[B]``, int32, where known: nothing is read past them. Written before the step's kernels."""
 
 
 class Coverage(NamedTuple):
