@@ -241,7 +241,7 @@ def test_the_share_of_attention_that_is_not_the_tail_s_is_counted(shape: Shape, 
 
 
 def test_a_narrow_selection_from_long_lists_is_split_as_the_pages_left_out_need() -> None:
-    from rheo_kernels.cuda.attend import num_splits
+    from rheo_kernels.cuda.workspace import num_splits
 
     assert num_splits(8, 5, 240, 128, 0.2) == 26, "the fewest of up to five tiles"
     assert num_splits(8, 5, 240) == 5
