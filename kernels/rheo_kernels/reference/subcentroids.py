@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 
-from rheo_kernels.types.subcentroids import CENTRE_GROUPS, GROUPS, LEVELS, SubcentroidLayout
-
-MOST = 61440.0
-"""Largest scale that 8 bits hold; rows whose values need a larger one are clipped."""
-LEAST = 2.0**-14
-"""Smallest scale: that of float16 without subnormal numbers."""
+from rheo_kernels.types.subcentroids import (
+    CENTRE_GROUPS,
+    CENTRE_LEVEL,
+    GROUPS,
+    LARGEST_CENTRE_SCALE,
+    LARGEST_SCALE,
+    LEAST_SCALE,
+    LEVELS,
+    SubcentroidLayout,
+)
 
 
 class PageEstimate(NamedTuple):
@@ -34,7 +39,7 @@ def summarise_subcentroids(
     that its rounding does not add to theirs. Differences within a page are small even where a model's keys have
     dimensions with large constant parts, which neither a scale per row nor a rotation spreads well enough: estimates
     of what draws no attention came out too high by a factor of up to e^39 on Qwen2.5-Coder 0.5B. Dimensions that are
-    rotated together by a rotary embedding share a scale.
+    rotated together by a rotary embedding share a scale. Values beyond float16's range are clipped.
 
     Parameters
     ----------
@@ -61,26 +66,27 @@ def summarise_subcentroids(
     centre = means.sum(-2) / filled.sum(-1).clamp(min=1)[..., None]
     value = values.sum(-2) / counts.clamp(min=1)[..., None]
 
-    paired = _grouped(centre, CENTRE_GROUPS)
-    centre_scale = _scale(paired.abs().amax((-3, -1)) / (127 if layout.centre_bits == 8 else LEVELS / 2))
+    wide = layout.centre_bits == 8
+    paired = _grouped(centre, CENTRE_GROUPS).abs().amax((-3, -1))
+    centre_scale = _scale(paired, CENTRE_LEVEL, LARGEST_CENTRE_SCALE) if wide else _scale(paired)
     unit = _spread(decode_scale(centre_scale), layout.head_dim)
-    if layout.centre_bits == 8:
-        centre_code = (centre / unit + 0.5).floor().clamp(-127, 127)
-        packed_centre = centre_code.to(torch.int8).view(torch.uint8)
+    if wide:
+        centre_code = (centre / unit + 0.5).floor().clamp(-CENTRE_LEVEL, CENTRE_LEVEL)
+        packed_centre = _interleave(centre_code.to(torch.int8).view(torch.uint8).unflatten(-1, (2, -1)), layout)
     else:
         centre_code = _code(centre, unit)
-        packed_centre = _pack(centre_code)
+        packed_centre = _interleave(_pack(centre_code)[..., None, :], layout)
         centre_code = centre_code - LEVELS / 2
-    stored = (centre_code * unit).bfloat16().float()
+    stored = centre_code * unit
 
     differences = torch.where(filled[..., None], means - stored[..., None, :], 0.0)
-    row_scale = _scale(_grouped(differences, GROUPS).abs().amax((-4, -3, -1)) / (LEVELS / 2))
+    row_scale = _scale(_grouped(differences, GROUPS).abs().amax((-4, -3, -1)))
     codes = _code(differences, _spread(decode_scale(row_scale), layout.head_dim)[..., None, :])
-    value_scale = _scale(value.abs().amax(-1, keepdim=True) / (LEVELS / 2))
+    value_scale = _scale(value.abs().amax(-1, keepdim=True))
     value_code = _code(value, decode_scale(value_scale))
     unused = torch.zeros_like(value_scale)
     parts = (
-        _pack(codes).flatten(-2),
+        _interleave(_pack(codes), layout),
         packed_centre,
         row_scale,
         centre_scale,
@@ -100,9 +106,12 @@ def decode_subcentroids(summaries: torch.Tensor, layout: SubcentroidLayout) -> P
         (GROUPS, GROUPS + CENTRE_GROUPS, GROUPS + CENTRE_GROUPS + 1), -1
     )
     steps = _spread(row_scale, layout.head_dim)
-    code = centre.view(torch.int8).float() if layout.centre_bits == 8 else _unpack(centre)
-    middle = (code * _spread(centre_scale, layout.head_dim)).bfloat16().float()
-    offsets = _unpack(rows.unflatten(-1, (layout.rows, -1))) * steps[..., None, :]
+    if layout.centre_bits == 8:
+        code = _deinterleave(centre, 2, layout).flatten(-2).view(torch.int8).float()
+    else:
+        code = _unpack(_deinterleave(centre, 1, layout).squeeze(-2))
+    middle = code * _spread(centre_scale, layout.head_dim)
+    offsets = _unpack(_deinterleave(rows, layout.rows, layout)) * steps[..., None, :]
     return PageEstimate(middle[..., None, :] + offsets, steps, _unpack(value) * value_scale)
 
 
@@ -117,12 +126,11 @@ def decode_scale(code: torch.Tensor) -> torch.Tensor:
     return (code.to(torch.int16) << 7).view(torch.float16).float()
 
 
-def _scale(wanted: torch.Tensor) -> torch.Tensor:
-    """The smallest 8-bit scale of at least ``wanted``."""
-    bits = wanted.clamp(LEAST, MOST).view(torch.int32)
+def _scale(largest: torch.Tensor, level: float = LEVELS / 2, most: float = LARGEST_SCALE) -> torch.Tensor:
+    """The smallest 8-bit scale of which ``level`` reach ``largest``; at most ``most``."""
+    bits = (largest / level).clamp(LEAST_SCALE, most).view(torch.int32)
     # float32 to 8 bits: 20 bits of mantissa fewer, rounded up; its exponent is biased by 127, not 15
-    code = ((bits + 0xFFFFF) >> 20) - ((127 - 15) << 3)
-    return code.clamp(8, 0xF7).to(torch.uint8)
+    return (((bits + 0xFFFFF) >> 20) - ((127 - 15) << 3)).to(torch.uint8)
 
 
 def _code(values: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
@@ -136,6 +144,20 @@ def _pack(codes: torch.Tensor) -> torch.Tensor:
 
 def _unpack(packed: torch.Tensor) -> torch.Tensor:
     return torch.cat([packed & 15, packed >> 4], -1).float() - LEVELS / 2
+
+
+def _interleave(rows: torch.Tensor, layout: SubcentroidLayout) -> torch.Tensor:
+    """Bytes ``[..., R, D / 2]`` in their order in memory, ``[...]``."""
+    block = math.gcd(rows.shape[-2], layout.interleaved_rows)
+    words = rows.unflatten(-1, (layout.columns, -1, 4)).unflatten(-4, (-1, block))
+    return words.transpose(-3, -2).transpose(-4, -3).flatten(-5)
+
+
+def _deinterleave(stored: torch.Tensor, rows: int, layout: SubcentroidLayout) -> torch.Tensor:
+    """The inverse of `_interleave`: ``[..., R, D / 2]``."""
+    block = math.gcd(rows, layout.interleaved_rows)
+    words = stored.unflatten(-1, (rows // block, -1, block, layout.columns, 4))
+    return words.transpose(-4, -3).transpose(-3, -2).flatten(-3).flatten(-3, -2)
 
 
 def _grouped(values: torch.Tensor, groups: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ from rheo_kernels.triton.append import append
 from rheo_kernels.triton.attend import attend
 from rheo_kernels.triton.attend_dense import attend_dense
 from rheo_kernels.triton.describe import describe
-from rheo_kernels.triton.estimate import Estimates, estimate, page_shares
+from rheo_kernels.triton.estimate import estimate, page_shares
 from rheo_kernels.triton.fetch import attend_fetch, fetch_splits
 from rheo_kernels.triton.fill import fill
 from rheo_kernels.triton.importance import update_importance
@@ -31,7 +31,6 @@ from rheo_kernels.triton.values import gather_misses, value_frames
 from rheo_kernels.triton.write import write
 
 __all__ = [
-    "Estimates",
     "admit",
     "allow",
     "append",

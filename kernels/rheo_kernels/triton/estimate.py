@@ -2,51 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 
 from rheo_kernels.triton.dot import dot
-from rheo_kernels.triton.subcentroids import code_bits, decode_scale, operand, round_to_bfloat16
+from rheo_kernels.triton.subcentroids import code_bits, decode_scale, packed_byte
+from rheo_kernels.types.estimates import PAGES_PER_BLOCK, Estimates
 from rheo_kernels.types.subcentroids import CENTRE_GROUPS, GROUPS, LEVELS, SubcentroidLayout
 
-TILE_ROWS = 64
-"""Rows that a program of `estimate` reads at once; with 128, registers spill."""
-FEWEST_PAGES = 8
-"""Pages that tensor cores multiply at once."""
 ESTIMATE_WARPS = 4
 PAGES_PER_SHARE = 1024
 """Pages whose shares one program of `page_shares` writes."""
 SHARE_WARPS = 4
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-
-
-class Estimates(NamedTuple):
-    """Estimated attention of every listed page."""
-
-    lse: torch.Tensor
-    """Natural-log LSE of every page, ``[B, Hq, M]``, float32, contiguous; ``-inf`` past the last page."""
-    block_lse: torch.Tensor
-    """The same of every block of consecutive pages, ``[B, Hq, blocks]``, float32, contiguous."""
-
-    @classmethod
-    def allocate(
-        cls, batch: int, queries: int, width: int, layout: SubcentroidLayout, device: torch.device | str
-    ) -> Estimates:
-        """Buffers for ``batch`` requests with lists of up to ``width`` pages."""
-        blocks = triton.cdiv(width, pages_per_block(layout))
-        return cls(
-            torch.empty((batch, queries, width), dtype=torch.float32, device=device),
-            torch.empty((batch, queries, blocks), dtype=torch.float32, device=device),
-        )
-
-
-def pages_per_block(layout: SubcentroidLayout) -> int:
-    """Pages of one program of `estimate`."""
-    return max(TILE_ROWS // layout.rows, FEWEST_PAGES)
 
 
 def estimate(
@@ -63,7 +33,7 @@ def estimate(
     Parameters
     ----------
     q
-        Queries, ``[B, Hq, D]``, contiguous in ``D``; products are exact in their dtype up to the sum.
+        Queries, ``[B, Hq, D]``, contiguous in ``D``; products are exact up to the sum, of bfloat16 as of float16.
     summaries
         One layer's summaries, ``[H, N, W]``, uint8, contiguous.
     pages
@@ -85,18 +55,15 @@ def estimate(
     Notes
     -----
     Reads the first ``layout.value_offset`` bytes of every listed page once for the whole group, and writes 4 bytes
-    for each page and query head. Codes become operands of the query's dtype (a code times its scale is exact in
-    bfloat16), and two products, with the low and the high half of the bytes, make a row's logit. Compiled for sm_90
-    in bfloat16 with ``D = 128``: 168 registers (pages of 32) or 199 (pages of 16), 4 KB of shared memory, no spills,
-    so 2 or 3 programs of 4 warps share a multiprocessor. Memory bound only where dequantising is as fast.
+    for each page and query head. What codes stand for is exact in float16, and two products, with the low and the
+    high half of the bytes, make a row's logit. Bound by dequantising.
     """
     batch, queries, dim = q.shape
     heads, width = summaries.shape[0], pages.shape[1]
     if out is None:
-        out = Estimates.allocate(batch, queries, width, layout, q.device)
+        out = Estimates.allocate(batch, queries, width, q.device)
     group = queries // heads
-    block = pages_per_block(layout)
-    _estimate[(triton.cdiv(width, block), heads, batch)](
+    _estimate[(triton.cdiv(width, PAGES_PER_BLOCK), heads, batch)](
         q,
         summaries,
         pages,
@@ -114,9 +81,11 @@ def estimate(
         BLOCK_H=triton.next_power_of_2(dim // 2),
         GROUP=group,
         BLOCK_G=max(triton.next_power_of_2(group), 16),
-        BLOCK_M=block,
+        BLOCK_M=PAGES_PER_BLOCK,
         PAGE_SIZE=layout.page_size,
         ROWS=layout.rows,
+        BLOCK_ROWS=layout.interleaved_rows,
+        COLUMNS=layout.columns,
         CENTRE=layout.centre_offset,
         SCALES=layout.scales_offset,
         CENTRE_BITS=layout.centre_bits,
@@ -197,6 +166,8 @@ def _estimate(
     BLOCK_M: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     ROWS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     CENTRE: tl.constexpr,
     SCALES: tl.constexpr,
     CENTRE_BITS: tl.constexpr,
@@ -226,7 +197,7 @@ def _estimate(
         inside = h < HALF
         r = tl.arange(0, ROWS)
         codes = tl.load(
-            base[:, None, None] + (r * HALF)[None, :, None] + h[None, None, :],
+            base[:, None, None] + packed_byte(r[:, None], h[None, :], BLOCK_ROWS, HALF, COLUMNS)[None, :, :],
             mask=listed[:, None, None] & inside[None, None, :],
             other=0,
         )
@@ -235,34 +206,37 @@ def _estimate(
         step = decode_scale(tl.load(step_at, mask=paired, other=0))
         unit_at = base[:, None] + (SCALES + GROUPS + h // (HALF // CENTRE_GROUPS))[None, :]
         unit = decode_scale(tl.load(unit_at, mask=paired, other=0))
-        centre_at = base[:, None] + CENTRE + h[None, :]
+        centre_at = base[:, None] + CENTRE
         if CENTRE_BITS == 8:
-            centre_low = tl.load(centre_at, mask=paired, other=0).to(tl.int8, bitcast=True).to(tl.float32)
-            high = tl.load(centre_at + HALF, mask=paired, other=0)
-            centre_high = high.to(tl.int8, bitcast=True).to(tl.float32)
+            low_at = centre_at + packed_byte(0, h, 2, HALF, COLUMNS)[None, :]
+            high_at = centre_at + packed_byte(1, h, 2, HALF, COLUMNS)[None, :]
+            code = tl.load(low_at, mask=paired, other=0)
+            centre_low = code.to(tl.int8, bitcast=True).to(tl.float32) * unit
+            code = tl.load(high_at, mask=paired, other=0)
+            centre_high = code.to(tl.int8, bitcast=True).to(tl.float32) * unit
         else:
-            packed = tl.load(centre_at, mask=paired, other=0)
-            centre_low = code_bits(packed, False) - MIDDLE
-            centre_high = code_bits(packed, True) - MIDDLE
-        centre_low = round_to_bfloat16(centre_low * unit)
-        centre_high = round_to_bfloat16(centre_high * unit)
+            packed = tl.load(centre_at + packed_byte(0, h, 1, HALF, COLUMNS)[None, :], mask=paired, other=0)
+            centre_low = (code_bits(packed, False) - MIDDLE) * unit
+            centre_high = (code_bits(packed, True) - MIDDLE) * unit
 
         query = q + request * stride_qb + (head * GROUP + g[:, None]) * stride_qh + h[None, :]
         real = (g < GROUP)[:, None] & inside[None, :]
         query_low = tl.load(query, mask=real, other=0.0)
         query_high = tl.load(query + HALF, mask=real, other=0.0)
+        low, high = query_low.to(tl.float32), query_high.to(tl.float32)
+        if query_low.dtype == tl.bfloat16:
+            query_low, query_high = _to_float16(low), _to_float16(high)
         kind = query_low.dtype
         spread = step[:, None, :]
         rows_low = tl.reshape((code_bits(codes, False) - MIDDLE) * spread, [BLOCK_M * ROWS, BLOCK_H])
         rows_high = tl.reshape((code_bits(codes, True) - MIDDLE) * spread, [BLOCK_M * ROWS, BLOCK_H])
         logits = tl.zeros([BLOCK_G, BLOCK_M * ROWS], tl.float32)
-        logits = dot(query_low, tl.trans(operand(rows_low, kind)), logits)
-        logits = dot(query_high, tl.trans(operand(rows_high, kind)), logits)
+        logits = dot(query_low, tl.trans(rows_low.to(kind)), logits)
+        logits = dot(query_high, tl.trans(rows_high.to(kind)), logits)
         middle = tl.zeros([BLOCK_G, BLOCK_M], tl.float32)
-        middle = dot(query_low, tl.trans(operand(centre_low, kind)), middle)
-        middle = dot(query_high, tl.trans(operand(centre_high, kind)), middle)
+        middle = dot(query_low, tl.trans(centre_low.to(kind)), middle)
+        middle = dot(query_high, tl.trans(centre_high.to(kind)), middle)
 
-        low, high = query_low.to(tl.float32), query_high.to(tl.float32)
         energy = (low * low + high * high) * (scale * scale / 24)
         energy_head = energy.to(tl.bfloat16)
         energy_rest = (energy - energy_head.to(tl.float32)).to(tl.bfloat16)
@@ -285,6 +259,12 @@ def _estimate(
         total = tl.sum(tl.exp2(lse - shift[:, None]), 1)
         whole = tl.where(total > 0, shift + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf"))
         tl.store(block_out + row * blocks + block, whole * LN_2, mask=g < GROUP)
+
+
+@triton.jit
+def _to_float16(values):
+    """The nearest float16 that is finite."""
+    return tl.minimum(tl.maximum(values, -65504.0), 65504.0).to(tl.float16)
 
 
 @triton.jit

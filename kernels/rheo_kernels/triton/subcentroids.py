@@ -6,9 +6,14 @@ import torch
 import triton
 import triton.language as tl
 
+from rheo_kernels.types import subcentroids as types
 from rheo_kernels.types.subcentroids import CENTRE_GROUPS, GROUPS, LEVELS, SubcentroidLayout
 
 SUMMARISE_WARPS = 4
+CENTRE_LEVEL = tl.constexpr(types.CENTRE_LEVEL)
+LEAST_SCALE = tl.constexpr(types.LEAST_SCALE)
+LARGEST_SCALE = tl.constexpr(types.LARGEST_SCALE)
+LARGEST_CENTRE_SCALE = tl.constexpr(types.LARGEST_CENTRE_SCALE)
 
 
 def summarise_subcentroids(
@@ -59,6 +64,8 @@ def summarise_subcentroids(
         BLOCK_H=triton.next_power_of_2(dim // 2),
         PAGE_SIZE=layout.page_size,
         ROWS=layout.rows,
+        BLOCK_ROWS=layout.interleaved_rows,
+        COLUMNS=layout.columns,
         CENTRE=layout.centre_offset,
         SCALES=layout.scales_offset,
         VALUE=layout.value_offset,
@@ -88,6 +95,8 @@ def _summarise(
     BLOCK_H: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     ROWS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     CENTRE: tl.constexpr,
     SCALES: tl.constexpr,
     VALUE: tl.constexpr,
@@ -119,6 +128,8 @@ def _summarise(
             BLOCK_H,
             PAGE_SIZE,
             ROWS,
+            BLOCK_ROWS,
+            COLUMNS,
             CENTRE,
             SCALES,
             VALUE,
@@ -141,6 +152,8 @@ def store_subcentroids(
     BLOCK_H: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     ROWS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     CENTRE: tl.constexpr,
     SCALES: tl.constexpr,
     VALUE: tl.constexpr,
@@ -168,46 +181,52 @@ def store_subcentroids(
     centre_high = tl.sum(mean_high, 1) / rows
 
     largest = tl.maximum(tl.abs(centre_low), tl.abs(centre_high))
-    most: tl.constexpr = 127 if CENTRE_BITS == 8 else LEVELS / 2
-    unit = _store_scales(target + SCALES + GROUPS, largest, most, h, HALF // CENTRE_GROUPS, CENTRE_GROUPS)
+    scales = target + SCALES + GROUPS
     if CENTRE_BITS == 8:
-        code_low = tl.minimum(tl.maximum(tl.floor(centre_low / unit + 0.5), -127.0), 127.0)
-        code_high = tl.minimum(tl.maximum(tl.floor(centre_high / unit + 0.5), -127.0), 127.0)
-        tl.store(target + CENTRE + h, code_low.to(tl.int8).to(tl.uint8, bitcast=True), mask=inside)
-        tl.store(target + CENTRE + HALF + h, code_high.to(tl.int8).to(tl.uint8, bitcast=True), mask=inside)
+        largest /= CENTRE_LEVEL
+        unit = _store_scales(scales, largest, LARGEST_CENTRE_SCALE, h, HALF // CENTRE_GROUPS, CENTRE_GROUPS)
+        code_low = tl.minimum(tl.maximum(tl.floor(centre_low / unit + 0.5), -CENTRE_LEVEL), CENTRE_LEVEL)
+        code_high = tl.minimum(tl.maximum(tl.floor(centre_high / unit + 0.5), -CENTRE_LEVEL), CENTRE_LEVEL)
+        low_at = target + CENTRE + packed_byte(0, h, 2, HALF, COLUMNS)
+        high_at = target + CENTRE + packed_byte(1, h, 2, HALF, COLUMNS)
+        tl.store(low_at, code_low.to(tl.int8).to(tl.uint8, bitcast=True), mask=inside)
+        tl.store(high_at, code_high.to(tl.int8).to(tl.uint8, bitcast=True), mask=inside)
     else:
+        largest /= LEVELS / 2
+        unit = _store_scales(scales, largest, LARGEST_SCALE, h, HALF // CENTRE_GROUPS, CENTRE_GROUPS)
         code_low = _code(centre_low / unit, LEVELS)
         code_high = _code(centre_high / unit, LEVELS)
-        tl.store(target + CENTRE + h, _pack(code_low, code_high), mask=inside)
+        at = target + CENTRE + packed_byte(0, h, 1, HALF, COLUMNS)
+        tl.store(at, _pack(code_low, code_high), mask=inside)
         code_low -= LEVELS / 2
         code_high -= LEVELS / 2
-    low = tl.where(filled, mean_low - round_to_bfloat16(code_low * unit)[:, None], 0.0)
-    high = tl.where(filled, mean_high - round_to_bfloat16(code_high * unit)[:, None], 0.0)
+    low = tl.where(filled, mean_low - (code_low * unit)[:, None], 0.0)
+    high = tl.where(filled, mean_high - (code_high * unit)[:, None], 0.0)
 
-    largest = tl.max(tl.maximum(tl.abs(low), tl.abs(high)), 1)
-    step = _store_scales(target + SCALES, largest, LEVELS / 2, h, HALF // GROUPS, GROUPS)[:, None]
+    largest = tl.max(tl.maximum(tl.abs(low), tl.abs(high)), 1) / (LEVELS / 2)
+    step = _store_scales(target + SCALES, largest, LARGEST_SCALE, h, HALF // GROUPS, GROUPS)[:, None]
     packed = _pack(_code(low / step, LEVELS), _code(high / step, LEVELS))
-    tl.store(target + (r * HALF)[None, :] + h[:, None], packed, mask=inside[:, None])
+    at = packed_byte(r[None, :], h[:, None], BLOCK_ROWS, HALF, COLUMNS)
+    tl.store(target + at, packed, mask=inside[:, None])
 
     low = tl.sum(value_low, 1) / count
     high = tl.sum(value_high, 1) / count
-    largest = tl.maximum(tl.abs(low), tl.abs(high))
+    largest = tl.maximum(tl.abs(low), tl.abs(high)) / (LEVELS / 2)
     scales = target + SCALES + GROUPS + CENTRE_GROUPS
-    unit = _store_scales(scales, largest, LEVELS / 2, h, HALF, 1)
+    unit = _store_scales(scales, largest, LARGEST_SCALE, h, HALF, 1)
     tl.store(target + VALUE + h, _pack(_code(low / unit, LEVELS), _code(high / unit, LEVELS)), mask=inside)
     tl.store(scales + 1, tl.zeros([], tl.uint8))
 
 
 @triton.jit
-def _store_scales(target, largest, most, h, SIZE: tl.constexpr, COUNT: tl.constexpr):
-    """Store the scale of every group of ``SIZE`` places; those of all places, float32."""
+def _store_scales(target, wanted_at, most, h, SIZE: tl.constexpr, COUNT: tl.constexpr):
+    """Store the scale of every group of ``SIZE`` places, up to ``most``; those of all places, float32."""
     scales = tl.full(h.shape, 1.0, tl.float32)
     for group in tl.static_range(COUNT):
         mine = h // SIZE == group
-        wanted = tl.max(tl.where(mine, largest, 0.0), 0) / most
-        wanted = tl.minimum(tl.maximum(wanted, 6.103515625e-05), 61440.0)
-        code = ((wanted.to(tl.int32, bitcast=True) + 0xFFFFF) >> 20) - 896
-        code = tl.minimum(tl.maximum(code, 8), 0xF7).to(tl.uint8)
+        wanted = tl.max(tl.where(mine, wanted_at, 0.0), 0)
+        wanted = tl.minimum(tl.maximum(wanted, LEAST_SCALE), most)
+        code = (((wanted.to(tl.int32, bitcast=True) + 0xFFFFF) >> 20) - 896).to(tl.uint8)
         tl.store(target + group, code)
         scales = tl.where(mine, decode_scale(code), scales)
     return scales
@@ -225,6 +244,15 @@ def _pack(low, high):
 
 
 @triton.jit
+def packed_byte(row, h, BLOCK_ROWS: tl.constexpr, HALF: tl.constexpr, COLUMNS: tl.constexpr):
+    """Where byte ``h`` of a packed row lies, see `SubcentroidLayout`."""
+    run: tl.constexpr = HALF // (4 * COLUMNS)
+    word = h // 4
+    place = (word % run * BLOCK_ROWS + row % BLOCK_ROWS) * COLUMNS + word // run
+    return row // BLOCK_ROWS * (BLOCK_ROWS * HALF) + 4 * place + h % 4
+
+
+@triton.jit
 def decode_scale(code):
     """The float32 that an 8-bit scale, the upper half of a positive float16, stands for."""
     return (code.to(tl.int16) << 7).to(tl.float16, bitcast=True).to(tl.float32)
@@ -236,19 +264,3 @@ def code_bits(packed, HIGH: tl.constexpr):
     if HIGH:
         return (packed >> 4).to(tl.float32)
     return (packed & 15).to(tl.float32)
-
-
-@triton.jit
-def operand(values, KIND: tl.constexpr):
-    """Decoded keys in a query's dtype; float16 holds no more than 65504."""
-    if tl.float16 == KIND:
-        values = tl.minimum(tl.maximum(values, -65504.0), 65504.0)
-    return values.to(KIND)
-
-
-@triton.jit
-def round_to_bfloat16(values):
-    """The nearest bfloat16, ties to even, as float32; Triton's interpreter would cut the bits off."""
-    bits = values.to(tl.int32, bitcast=True)
-    bits += 0x7FFF + ((bits >> 16) & 1)
-    return ((bits >> 16) << 16).to(tl.float32, bitcast=True)

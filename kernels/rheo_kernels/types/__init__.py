@@ -2,6 +2,7 @@
 
 from rheo_kernels.types.admission import Admitted
 from rheo_kernels.types.batch import DecodeBatch
+from rheo_kernels.types.estimates import Estimates
 from rheo_kernels.types.idle_decay import IdleDecay
 from rheo_kernels.types.partials import Partials
 from rheo_kernels.types.selection import HitCounters, RunnersUp, Selected
@@ -11,6 +12,7 @@ __all__ = [
     "Admitted",
     "Coverage",
     "DecodeBatch",
+    "Estimates",
     "HitCounters",
     "IdleDecay",
     "Partials",

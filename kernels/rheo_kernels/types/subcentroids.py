@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 GROUPS = 8
@@ -10,6 +11,18 @@ CENTRE_GROUPS = 2
 """The same for the centre."""
 LEVELS = 15
 """Steps between the lowest and the highest 4-bit code; code ``c`` stands for ``c - LEVELS / 2`` scales."""
+CENTRE_LEVEL = 127
+"""Highest magnitude of an 8-bit code of the centre."""
+LEAST_SCALE = 2.0**-14
+"""Smallest scale: that of float16 without subnormal numbers."""
+LARGEST_SCALE = 8192.0
+"""Largest scale of a 4-bit code: what it stands for fits float16."""
+LARGEST_CENTRE_SCALE = 512.0
+"""The same of an 8-bit code."""
+TILE_ROWS = 8
+"""Rows that tensor cores multiply at once: as many are interleaved."""
+COLUMNS = 4
+"""Lanes that share a row in such a product, each with a run of its dimensions of its own."""
 
 
 class SubcentroidLayout(NamedTuple):
@@ -21,16 +34,24 @@ class SubcentroidLayout(NamedTuple):
     ========= ============== ================================================================
     part      bytes          content
     ========= ============== ================================================================
-    rows      ``R * D / 2``  row ``r``, dimension ``d < D / 2`` in the low half of byte
-                             ``r * D / 2 + d``, ``d + D / 2`` in the high half
-    centre    ``D`` or       signed bytes in the order of dimensions (`centre_bits` 8), or
-              ``D / 2``      packed as a row is (4)
+    rows      ``R * D / 2``  packed codes, interleaved
+    centre    ``D`` or       signed bytes, interleaved (`centre_bits` 8), or packed as one
+              ``D / 2``      row (4)
     scales    12             `GROUPS` of the rows, `CENTRE_GROUPS` of the centre, one of V, one unused
-    values    ``D / 2``      mean V, packed as a row is
+    values    ``D / 2``      mean V: byte ``d < D / 2`` has dimension ``d`` in its low half and
+                             ``d + D / 2`` in its high half
     ========= ============== ================================================================
 
-    A scale is the upper half of a positive float16 (5 bits of exponent, 3 of mantissa). Scores read all but the last
-    part, the tail only the last two.
+    A row's codes are packed as those of V, and its ``D / 8`` words of 4 bytes are dealt to `columns` runs of
+    consecutive words. Blocks of ``interleaved_rows`` rows follow each other; in a block, the first words of all runs
+    come first, row by row, then the second words: word ``i`` of run ``c`` of the block's row ``r`` is its word
+    ``(i * interleaved_rows + r) * columns + c``. So the lanes of a warp that need a row each and a run of it, as the
+    operands of tensor cores are laid out, read consecutive words, and each of them needs the scales of its own run
+    alone. An 8-bit centre is interleaved likewise, its two halves of the dimensions as two rows.
+
+    A scale is the upper half of a positive float16 (5 bits of exponent, 3 of mantissa). What a code stands for, code
+    times scale, is exact in float16, for rows, centre and values. Scores read all but the last part, the tail only the
+    last two.
     """
 
     head_dim: int
@@ -42,6 +63,16 @@ class SubcentroidLayout(NamedTuple):
     def rows(self) -> int:
         """``R``: rows of a page."""
         return self.page_size // self.row_tokens
+
+    @property
+    def interleaved_rows(self) -> int:
+        """Rows of a block."""
+        return math.gcd(self.rows, TILE_ROWS)
+
+    @property
+    def columns(self) -> int:
+        """Runs of a row: `COLUMNS` where its words are a multiple of them."""
+        return math.gcd(self.head_dim // 8, COLUMNS)
 
     @property
     def centre_offset(self) -> int:
