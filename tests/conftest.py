@@ -93,7 +93,7 @@ def cuda_kernels(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import simt
 
     simt.Kernel.launches = int(os.environ.get("SIMT_SEED", "0"))
-    for name in ("attend", "load", "select_resolve", "send_queries"):
+    for name in ("attend", "estimate", "load", "select_resolve", "send_queries"):
         module = importlib.import_module(f"rheo_kernels.cuda.{name}")
         monkeypatch.setattr(module, "compile_kernel", simt.compile_kernel)
     properties = SimpleNamespace(multi_processor_count=PROCESSORS)

@@ -167,6 +167,7 @@ inline int __popc(unsigned bits) { return std::popcount(bits); }
 inline int __clz(unsigned bits) { return std::countl_zero(bits); }
 inline int __ffs(unsigned bits) { return bits == 0 ? 0 : std::countr_zero(bits) + 1; }
 inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
+inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 inline float __log2f(float x) { return std::log2(x); }
 
 inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {

@@ -51,6 +51,33 @@ inline void multiply(float& c0, float& c1, float& c2, float& c3, const Operands&
     c0 = sums[0], c1 = sums[1], c2 = sums[2], c3 = sums[3];
 }
 
+// C += A B, [16, 8] by [8, 8]. Lane (row, column) holds of A rows row and row + 8 at column `column` and then at column + 4;
+// of B rows `column` and column + 4, column row; of C as above.
+inline void multiply_tf32(float& c0, float& c1, float& c2, float& c3, const float (&a)[4], const float (&b)[2]) {
+    struct Numbers {
+        float a[4], b[2];
+    };
+    const Numbers* const all = meet_warp("mma", Numbers{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}});
+    const int row = current->lane() / 4, column = current->lane() % 4;
+    float sums[4] = {c0, c1, c2, c3};
+    for (int later = 0; later < 2; ++later)
+        for (int within = 0; within < 4; ++within)
+            for (int i = 0; i < 4; ++i)
+                sums[i] += all[row * 4 + within].a[i / 2 + 2 * later] * all[(2 * column + i % 2) * 4 + within].b[later];
+    c0 = sums[0], c1 = sums[1], c2 = sums[2], c3 = sums[3];
+}
+
+// What the tensor cores read of a word.
+inline float from_tf32(std::uint32_t bits) { return std::bit_cast<float>(bits & 0xffffe000u); }
+
+template <typename Compute>
+std::uint32_t each_half(Compute compute) {
+    return compute(0) | static_cast<std::uint32_t>(compute(16)) << 16;
+}
+
+inline double half(std::uint32_t pair, int shift) { return from_f16(static_cast<std::uint16_t>(pair >> shift)); }
+inline std::uint16_t rounded_half(double value) { return std::bit_cast<std::uint16_t>(static_cast<_Float16>(value)); }
+
 }  // namespace simt
 
 namespace ptx {
@@ -112,6 +139,42 @@ inline void fma_rn_bf16x2(unsigned& pair, unsigned a, unsigned b, unsigned c) {
     pair = static_cast<unsigned>(fused(1)) << 16 | fused(0);
 }
 
+inline void cvt_f32_f16(float& x, unsigned short bits) { x = simt::from_f16(bits); }
+inline void cvt_rna_tf32_f32(unsigned& y, float x) {
+    const unsigned bits = std::bit_cast<unsigned>(x);
+    y = std::isfinite(x) ? (bits + 0x1000) & 0xffffe000u : bits;
+}
+
+inline void sub_rn_f16x2(unsigned& c, unsigned a, unsigned b) {
+    c = simt::each_half([=](int i) { return simt::rounded_half(simt::half(a, i) - simt::half(b, i)); });
+}
+inline void mul_rn_f16x2(unsigned& c, unsigned a, unsigned b) {
+    c = simt::each_half([=](int i) { return simt::rounded_half(simt::half(a, i) * simt::half(b, i)); });
+}
+inline void fma_rn_f16x2(unsigned& d, unsigned a, unsigned b, unsigned c) {
+    d = simt::each_half(
+        [=](int i) { return simt::rounded_half(simt::half(a, i) * simt::half(b, i) + simt::half(c, i)); });
+}
+inline void max_bf16x2(unsigned& c, unsigned a, unsigned b) {
+    c = simt::each_half([=](int i) {
+        const auto x = static_cast<std::uint16_t>(a >> i), y = static_cast<std::uint16_t>(b >> i);
+        return simt::to_bf16(std::fmax(simt::from_bf16(x), simt::from_bf16(y)));
+    });
+}
+
+inline void lop3_b32(unsigned& d, unsigned a, unsigned b, unsigned c, unsigned table) {
+    d = 0;
+    for (unsigned i = 0; i < 8; ++i)
+        if (table >> i & 1) d |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
+}
+
+inline void mma_sync_aligned_m16n8k8_row_col_f32_tf32_tf32_f32(float& c0, float& c1, float& c2, float& c3, unsigned a0,
+                                                               unsigned a1, unsigned a2, unsigned a3, unsigned b0,
+                                                               unsigned b1) {
+    using simt::from_tf32;
+    simt::multiply_tf32(c0, c1, c2, c3, {from_tf32(a0), from_tf32(a1), from_tf32(a2), from_tf32(a3)},
+                        {from_tf32(b0), from_tf32(b1)});
+}
 inline void mma_sync_aligned_m16n8k16_row_col_f32_bf16_bf16_f32(float& c0, float& c1, float& c2, float& c3, unsigned a0,
                                                                 unsigned a1, unsigned a2, unsigned a3, unsigned b0,
                                                                 unsigned b1) {

@@ -1,0 +1,444 @@
+// estimate: the attention that each page draws, as a log-sum-exp for every query head, from its summary alone.
+//
+// A warp takes eight consecutive pages of one request and KV head at a time. Logits are computed as S = K q on tensor
+// cores, m16n8k16 in float16: rows of summaries are the rows, query heads, few, the columns, which stay in registers. The
+// order of dimensions within a product is free: it is chosen such that a word of the summary, as it is read, holds what
+// one lane needs for two products. Codes become float16 by inserting them into the mantissa of a constant. Noise is one
+// more product, in tf32, of the groups' squared steps with the energy of each head's query in them.
+//
+// Reads a page's summary up to its mean V once for all query heads of the group; bound by HBM, and by latency where
+// pages are few.
+//
+// Macros: BF16 (queries; else fp16), DIM (64, 128 or 256), PAGE (tokens), ROWS (of a page: 2, 4, 8 or 16), GROUP (query heads
+// per KV head, up to 16), CENTRE_BITS (8 or 4), CENTRE, SCALES, WIDTH (offsets and bytes of a summary), PAGES_PER_BLOCK (8),
+// WARPS (of a block), BLOCKS (of a multiprocessor), PDL (see launch_order.cuh).
+
+#include "exponentials.cuh"
+#include "launch_order.cuh"
+#include "words.cuh"
+
+namespace {
+
+constexpr int kUnit = PAGES_PER_BLOCK;         // pages at a time
+constexpr int kWords = DIM / 32;               // of a row, in one lane
+constexpr int kProducts = DIM / 16;            // to make a logit
+constexpr int kHeadTiles = (GROUP + 7) / 8;    // eight query heads each
+constexpr int kRowTokens = PAGE / ROWS;
+constexpr float kRowWeight = kRowTokens == 2 ? 1 : kRowTokens == 4 ? 2 : 3;  // its logarithm
+constexpr int kTogether = ROWS < 8 ? ROWS : 8; // rows of a page that are interleaved
+constexpr int kTiles = kUnit * ROWS / 8;       // of eight rows, in a unit; two make a product
+constexpr int kPageTiles = ROWS / kTogether;   // of a page
+constexpr int kTilePages = 8 / kTogether;      // pages of a tile
+constexpr int kItems = kTiles / kPageTiles;    // pages, or tiles of several: what lanes reduce to one each
+constexpr int kWordsInFlight = 32;
+constexpr int kTilesInFlight = kTiles * kWords > kWordsInFlight ? kWordsInFlight / kWords : kTiles;
+static_assert(kUnit == 8 && (DIM == 64 || DIM == 128 || DIM == 256) && GROUP <= 16);
+static_assert(ROWS == 2 || ROWS == 4 || ROWS == 8 || ROWS == 16);
+
+struct Arguments {
+    const unsigned char* q;  // [B, Hq, D], 16-bit floating
+    const unsigned char* summaries;  // [H, N, W]
+    const int* pages;        // [B, M]
+    const int* seq_lens;     // [B], 32 or 64 bits, below 2^31
+    float* lse;              // [B, Hq, M]
+    float* block_lse;        // [B, Hq, units]
+    long long stride_qb, stride_qh, stride_sh, stride_pb;  // of summaries in bytes, else in elements
+    float scale;
+    int heads, width;
+    int words_per_length;    // 2 where seq_lens are 64 bits wide
+};
+
+// The page of a unit that lane (row, column) = (lane / 4, lane % 4) reduces, by its row; rows and tiles of pages that are
+// smaller than a tile bring this order about.
+__device__ __forceinline__ int page_of(int row) {
+    if constexpr (ROWS == 2) return row << 2 & 4 | row >> 1;
+    if constexpr (ROWS == 4) return row << 1 & 6 | row >> 2;
+    return row;
+}
+
+// The inverse of `page_of`.
+__device__ __forceinline__ int row_of(int page) {
+    if constexpr (ROWS == 2) return page << 1 & 6 | page >> 2;
+    if constexpr (ROWS == 4) return page << 2 & 4 | page >> 1;
+    return page;
+}
+
+// Two float16 numbers a word.
+constexpr u32 k1024 = 0x64006400u, k1152 = 0x64806480u, kSixteenth = 0x2c002c00u, kMinus64 = 0xd400d400u, kMinusMiddle = 0xc780c780u;
+
+// The bits of `mask`, inserted into the mantissas of 1024.
+__device__ __forceinline__ u32 insert_bits(u32 bits, u32 mask) {
+    u32 c;
+    constexpr int and_or = (0xf0 & 0xcc) | 0xaa;
+    asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(c) : "r"(bits), "r"(mask), "r"(k1024), "n"(and_or));
+    return c;
+}
+
+__device__ __forceinline__ u32 subtract_halves(u32 a, u32 b) {
+    u32 c;
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
+    return c;
+}
+
+__device__ __forceinline__ u32 multiply_halves(u32 a, u32 b) {
+    u32 c;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
+    return c;
+}
+
+__device__ __forceinline__ u32 fma_halves(u32 a, u32 b, u32 c) {
+    u32 d;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+
+__device__ __forceinline__ u32 pack_halves(float low, float high) {
+    u32 pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+__device__ __forceinline__ float from_half(u32 bits) {
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(static_cast<unsigned short>(bits)));
+    return x;
+}
+
+// The nearest number that tf32 holds.
+__device__ __forceinline__ float to_tf32(float x) {
+    u32 y;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+    return __uint_as_float(y);
+}
+
+// Products with eight query heads each: lane (row, column) has those of rows `row` and then `row + 8` with heads 2 column
+// and 2 column + 1.
+using Products = float[kHeadTiles][4];
+// The query heads `row` of such eights, two parts each.
+using Fragment = u32[kHeadTiles][2];
+
+__device__ __forceinline__ void multiply(Products& products, const Fragment& queries, u32 low, u32 next_low, u32 high, u32 next_high) {
+#pragma unroll
+    for (int h = 0; h < kHeadTiles; ++h)
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+            "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+            : "+f"(products[h][0]), "+f"(products[h][1]), "+f"(products[h][2]), "+f"(products[h][3])
+            : "r"(low), "r"(next_low), "r"(high), "r"(next_high), "r"(queries[h][0]), "r"(queries[h][1]));
+}
+
+__device__ __forceinline__ void multiply_tf32(Products& products, const Fragment& queries, float low, float high) {
+#pragma unroll
+    for (int h = 0; h < kHeadTiles; ++h)
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+            "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+            : "+f"(products[h][0]), "+f"(products[h][1]), "+f"(products[h][2]), "+f"(products[h][3])
+            : "r"(__float_as_uint(low)), "r"(0u), "r"(__float_as_uint(high)), "r"(0u), "r"(queries[h][0]), "r"(queries[h][1]));
+}
+
+// A lane's part of the query heads of a group: in run `column` of the dimensions, word i of the summaries' rows has
+// dimensions 4 j + 0 .. 3 and, in its high half, those DIM / 2 further on, j = column kWords + i. Of them product 2 i + s takes
+// s and s + 2, first the low ones.
+struct Queries {
+    Fragment parts[kProducts];
+    Fragment energy, energy_rest;  // of the scale groups 2 column and 2 column + 1, in two terms
+};
+
+__device__ __forceinline__ void load_numbers(float (&numbers)[4], const unsigned char* from) {
+    const uint2 words = *reinterpret_cast<const uint2*>(from);
+    const u32 both[2] = {words.x, words.y};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#if BF16
+        numbers[2 * i] = __uint_as_float(both[i] << 16);
+        numbers[2 * i + 1] = __uint_as_float(both[i] & 0xffff0000u);
+#else
+        numbers[2 * i] = from_half(both[i]);
+        numbers[2 * i + 1] = from_half(both[i] >> 16);
+#endif
+    }
+}
+
+__device__ __forceinline__ float limited(float x) { return fminf(fmaxf(x, -65504.f), 65504.f); }
+
+__device__ __forceinline__ void load_queries(Queries& queries, const unsigned char* q, long long stride, float noise_scale) {
+    const int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4;
+#pragma unroll
+    for (int h = 0; h < kHeadTiles; ++h) {
+        const int head = row + 8 * h;
+        float energy[2] = {};
+#pragma unroll
+        for (int i = 0; i < kWords; ++i) {
+            float numbers[2][4] = {};
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const unsigned char* const from = q + 2 * (head * stride + half * DIM / 2 + 4 * (column * kWords + i));
+                if (head < GROUP) load_numbers(numbers[half], from);
+#pragma unroll
+                for (int d = 0; d < 4; ++d) energy[2 * i / kWords] += numbers[half][d] * numbers[half][d];
+#pragma unroll
+                for (int s = 0; s < 2; ++s)
+                    queries.parts[2 * i + s][h][half] = pack_halves(limited(numbers[half][s]), limited(numbers[half][s + 2]));
+            }
+        }
+#pragma unroll
+        for (int group = 0; group < 2; ++group) {
+            const float scaled = energy[group] * noise_scale, first = to_tf32(scaled);
+            queries.energy[h][group] = __float_as_uint(first);
+            queries.energy_rest[h][group] = __float_as_uint(to_tf32(scaled - first));
+        }
+    }
+}
+
+// Both halves of a word: the scale that byte `which` of a word of scales stands for.
+__device__ __forceinline__ u32 scale_halves(u32 codes, int which) { return __byte_perm(codes, 0, which == 0 ? 0x0404 : 0x1414) >> 1; }
+
+__device__ __forceinline__ float scale_number(u32 code) { return __uint_as_float((code << 20) + (112u << 23)); }
+
+// The codes of bytes s and s + 2 of a word, in scales: `low` of their low halves.
+__device__ __forceinline__ void decode(u32 word, int s, u32 step, u32 bias, u32& low, u32& high) {
+    const u32 bytes = word >> 8 * s;
+    low = fma_halves(subtract_halves(insert_bits(bytes, 0x000f000fu), k1024), step, bias);
+    high = fma_halves(fma_halves(insert_bits(bytes, 0x00f000f0u), kSixteenth, kMinus64), step, bias);
+}
+
+// What a lane reads of the page that it reduces.
+struct Centre {
+    u32 words[kWords * CENTRE_BITS / 4];
+    u32 steps;  // codes of the scale groups 2 column and 2 column + 1
+    u32 unit;   // of the centre's scale in this run
+};
+
+__device__ __forceinline__ void load_centre(Centre& centre, const unsigned char* summary) {
+    const int column = threadIdx.x % 4;
+#pragma unroll
+    for (int i = 0; i < kWords * CENTRE_BITS / 4; ++i)
+        centre.words[i] = reinterpret_cast<const u32*>(summary + CENTRE)[4 * i + column];
+    centre.steps = reinterpret_cast<const unsigned short*>(summary + SCALES)[column];
+    centre.unit = (summary + SCALES + 8)[column / 2];
+}
+
+// Dot products with the centres, and noise.
+__device__ __forceinline__ void multiply_centre(Products& products, Products& noise, const Queries& queries, const Centre& centre) {
+    const u32 unit = scale_halves(centre.unit, 0);
+#if CENTRE_BITS == 4
+    const u32 bias = multiply_halves(unit, kMinusMiddle);
+#endif
+#pragma unroll
+    for (int i = 0; i < kWords; ++i)
+#pragma unroll
+        for (int s = 0; s < 2; ++s) {
+            u32 low, high;
+#if CENTRE_BITS == 4
+            decode(centre.words[i], s, unit, bias, low, high);
+#else
+            const int bytes = s == 0 ? 0x4240 : 0x4341;
+            low = __byte_perm(centre.words[2 * i] ^ 0x80808080u, k1024 >> 8, bytes);
+            high = __byte_perm(centre.words[2 * i + 1] ^ 0x80808080u, k1024 >> 8, bytes);
+            low = multiply_halves(subtract_halves(low, k1152), unit);
+            high = multiply_halves(subtract_halves(high, k1152), unit);
+#endif
+            multiply(products, queries.parts[2 * i + s], low, 0, high, 0);
+        }
+    const float first = scale_number(centre.steps & 0xff), second = scale_number(centre.steps >> 8);
+    multiply_tf32(noise, queries.energy, first * first, second * second);
+    multiply_tf32(noise, queries.energy_rest, first * first, second * second);
+}
+
+// A lane's words of a tile: row `row` of block `block` of a page's rows.
+__device__ __forceinline__ void load_tile(u32 (&words)[kWords], const unsigned char* summary, int block) {
+    const int row = threadIdx.x % 32 / 4 % kTogether, column = threadIdx.x % 4;
+    const u32* const from = reinterpret_cast<const u32*>(summary) + block * (kTogether * DIM / 8) + row * 4 + column;
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) words[i] = from[i * 4 * kTogether];
+}
+
+struct Steps {
+    u32 step[2], bias[2];
+
+    __device__ __forceinline__ explicit Steps(u32 codes) {
+#pragma unroll
+        for (int group = 0; group < 2; ++group) {
+            step[group] = scale_halves(codes, group);
+            bias[group] = multiply_halves(step[group], kMinusMiddle);
+        }
+    }
+};
+
+// Dot products of two tiles' rows, less what the centres add.
+__device__ __forceinline__ void multiply_tiles(Products& products, const Queries& queries, const u32 (&words)[kWords],
+                                               const u32 (&next_words)[kWords], const Steps& steps, const Steps& next_steps) {
+#pragma unroll
+    for (int i = 0; i < kWords; ++i)
+#pragma unroll
+        for (int s = 0; s < 2; ++s) {
+            const int group = 2 * i / kWords;
+            u32 low, high, next_low, next_high;
+            decode(words[i], s, steps.step[group], steps.bias[group], low, high);
+            decode(next_words[i], s, next_steps.step[group], next_steps.bias[group], next_low, next_high);
+            multiply(products, queries.parts[2 * i + s], low, next_low, high, next_high);
+        }
+}
+
+// The larger ones of two pairs of bfloat16.
+__device__ __forceinline__ u32 larger(u32 a, u32 b) {
+    u32 c;
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
+    return c;
+}
+
+__device__ __forceinline__ u32 pack_bfloat16(float low, float high) {
+    u32 pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+// About the greatest of two heads' numbers, in lanes whose rows differ in the lowest BITS bits.
+template <int BITS>
+__device__ __forceinline__ void greatest(float (&top)[2], float first, float second) {
+    u32 pair = pack_bfloat16(first, second);
+#pragma unroll
+    for (int bit = 0; bit < BITS; ++bit) pair = larger(pair, __shfl_xor_sync(kAll, pair, 4 << bit));
+    top[0] = __uint_as_float(pair << 16);
+    top[1] = __uint_as_float(pair & 0xffff0000u);
+}
+
+// Of SIZE values the one of this lane's row, added up over lanes whose rows differ in as many bits as SIZE has places.
+template <int SIZE>
+__device__ __forceinline__ float scattered_sum(const float* values) {
+    if constexpr (SIZE == 1) {
+        return values[0];
+    } else {
+        const bool upper = threadIdx.x % 32 / 4 & SIZE / 2;
+        float halves[SIZE / 2];
+#pragma unroll
+        for (int i = 0; i < SIZE / 2; ++i) {
+            const float kept = upper ? values[i + SIZE / 2] : values[i], sent = upper ? values[i] : values[i + SIZE / 2];
+            halves[i] = kept + __shfl_xor_sync(kAll, sent, 2 * SIZE);
+        }
+        return scattered_sum<SIZE / 2>(halves);
+    }
+}
+
+__device__ constexpr int log2_of(int power) { return power == 1 ? 0 : 1 + log2_of(power / 2); }
+
+// Logarithm of a sum of powers of 2 over `shift`, which is about the greatest. Where they are so large that the rounding of
+// `shift` leaves float32's range, as good as `shift` is.
+__device__ __forceinline__ float log_sum(float shift, float total) {
+    return shift + __log2f(fminf(fmaxf(total, 0x1p-126f), 0x1p127f));
+}
+
+// Each lane's page's log-sum-exp, of heads 2 column and 2 column + 1. `logits` become powers of 2.
+__device__ __forceinline__ void reduce(float (&result)[2], float (&logits)[kTiles][2]) {
+    float totals[2][kItems], tops[kItems][2], top[2] = {};
+#pragma unroll
+    for (int item = 0; item < kItems; ++item) {
+        float (&first)[2] = logits[item * kPageTiles], (&last)[2] = logits[(item + 1) * kPageTiles - 1];
+        greatest<log2_of(kItems)>(tops[item], fmaxf(first[0], last[0]), fmaxf(first[1], last[1]));
+        const bool mine = threadIdx.x % 32 / 4 % kItems == item;
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+            totals[k][item] = power_of_2(first[k] - tops[item][k]);
+            if constexpr (kPageTiles == 2) totals[k][item] += power_of_2(last[k] - tops[item][k]);
+            top[k] = mine ? tops[item][k] : top[k];
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < 2; ++k) result[k] = log_sum(top[k], scattered_sum<kItems>(totals[k]));
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) estimate(const __grid_constant__ Arguments a) {
+    const int lane = threadIdx.x % 32, row = lane / 4, column = lane % 4, warp = threadIdx.x / 32;
+    const int pair = blockIdx.y, request = pair / a.heads, head = pair % a.heads;
+    const int units = (a.width + kUnit - 1) / kUnit, step = gridDim.x * WARPS;
+    const unsigned char* const summaries = a.summaries + head * a.stride_sh;
+    const int* const pages = a.pages + request * a.stride_pb;
+    const float scale = a.scale * kLog2E;
+    int unit = blockIdx.x * WARPS + warp;
+    release_next_kernel();
+    wait_for_last_kernel();
+
+    const int tokens = a.seq_lens[request * a.words_per_length];
+    const int listed = min((tokens + PAGE - 1) / PAGE, a.width);
+    const auto number = [&](int unit) {
+        const int position = unit * kUnit + lane % kUnit;
+        return position < listed ? pages[position] : 0;
+    };
+    int next = number(unit);
+    Queries queries;
+    if (unit * kUnit < listed)
+        load_queries(queries, a.q + 2 * (request * a.stride_qb + head * GROUP * a.stride_qh), a.stride_qh, a.scale * scale / 24);
+
+    for (; unit < units; unit += step) {
+        const int first = unit * kUnit, left = tokens - first * PAGE, position = first + page_of(row);
+        float values[kHeadTiles][2];
+#pragma unroll
+        for (int h = 0; h < kHeadTiles; ++h) values[h][0] = values[h][1] = minus_infinity();
+        if (first < listed) {
+            const int numbers = next;
+            const auto summary = [&](int page) {
+                return summaries + static_cast<long long>(__shfl_sync(kAll, numbers, page)) * WIDTH;
+            };
+            const auto page_of_tile = [&](int tile) { return tile / kPageTiles * kTilePages + row / kTogether; };
+            Centre centre;
+            u32 words[kTilesInFlight][kWords];
+            const auto load_tiles = [&](int from) {
+#pragma unroll
+                for (int t = 0; t < kTilesInFlight; ++t)
+                    load_tile(words[t], summary(page_of_tile(from + t)), (from + t) % kPageTiles);
+            };
+            load_centre(centre, summary(page_of(row)));
+            load_tiles(0);
+            next = number(unit + step);
+            Products middle = {}, noise = {};
+            multiply_centre(middle, noise, queries, centre);
+            float logits[kHeadTiles][kTiles][2];
+#pragma unroll
+            for (int tile = 0; tile < kTiles; tile += 2) {
+                const int t = tile % kTilesInFlight;
+                if (tile > 0 && t == 0) load_tiles(tile);
+                const Steps steps(__shfl_sync(kAll, centre.steps, 4 * row_of(page_of_tile(tile)) + column));
+                const Steps next_steps(__shfl_sync(kAll, centre.steps, 4 * row_of(page_of_tile(tile + 1)) + column));
+                Products products = {};
+                multiply_tiles(products, queries, words[t], words[t + 1], steps, next_steps);
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    float weight = kRowWeight;
+                    if (left < kUnit * PAGE) {
+                        const int before = (8 * (tile + i) + row) * kRowTokens;
+                        weight = __log2f(static_cast<float>(min(max(left - before, 0), kRowTokens)));
+                    }
+#pragma unroll
+                    for (int h = 0; h < kHeadTiles; ++h)
+#pragma unroll
+                        for (int k = 0; k < 2; ++k) logits[h][tile + i][k] = products[h][2 * i + k] * scale + weight;
+                }
+            }
+#pragma unroll
+            for (int h = 0; h < kHeadTiles; ++h) {
+                float rows[2];
+                reduce(rows, logits[h]);
+#pragma unroll
+                for (int k = 0; k < 2; ++k)
+                    if (position < listed) values[h][k] = rows[k] + middle[h][k] * scale - noise[h][k];
+            }
+        }
+#pragma unroll
+        for (int h = 0; h < kHeadTiles; ++h) {
+            float top[2];
+            greatest<3>(top, values[h][0], values[h][1]);
+#pragma unroll
+            for (int k = 0; k < 2; ++k) {
+                const int member = 8 * h + 2 * column + k;
+                const long long line = static_cast<long long>(pair) * GROUP + member;
+                const bool real = member < GROUP;
+                if (real && position < a.width) a.lse[line * a.width + position] = values[h][k] * kLn2;
+                float total = first < listed ? power_of_2(values[h][k] - top[k]) : 0.f;
+#pragma unroll
+                for (int lanes = 4; lanes < 32; lanes *= 2) total += __shfl_xor_sync(kAll, total, lanes);
+                if (real && row == 0) a.block_lse[line * units + unit] = log_sum(top[k], total) * kLn2;
+            }
+        }
+    }
+}

@@ -1,0 +1,272 @@
+"""estimate: the attention that each page draws, for every query head, and every page's share of it, in CUDA C++."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+import torch
+
+from rheo_kernels.cuda.compile import Kernel, UnavailableError, compile_kernel
+from rheo_kernels.types.estimates import PAGES_PER_BLOCK, Estimates
+from rheo_kernels.types.subcentroids import SubcentroidLayout
+
+SOURCE = "estimate.cu"
+SHARES_SOURCE = "page_shares.cu"
+WARPS = 4
+BLOCKS = 4
+"""Blocks of a multiprocessor: 128 registers a thread."""
+MOST_UNITS = 4
+"""Units of pages that a warp takes at most: beyond that, its queries cost little, and requests of different lengths are
+spread unevenly."""
+SHARE_THREADS = 256
+PAGES_PER_THREAD = 2
+MIN_CAPABILITY = (9, 0)
+DIMS = (64, 128, 256)
+ROWS = (2, 4, 8, 16)
+MOST_GROUP = 16
+
+
+class _Arguments(ctypes.Structure):
+    """The parameter of `estimate`; the source says what each field is."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("q", "summaries", "pages", "seq_lens", "lse", "block_lse")
+        ),
+        *((f"stride_{name}", ctypes.c_longlong) for name in ("qb", "qh", "sh", "pb")),
+        ("scale", ctypes.c_float),
+        *((name, ctypes.c_int) for name in ("heads", "width", "words_per_length")),
+    )
+
+
+class _ShareArguments(ctypes.Structure):
+    """The parameter of `page_shares`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("lse", "block_lse", "seq_lens", "out")),
+        *((f"stride_{name}", ctypes.c_longlong) for name in ("ob", "oh")),
+        *((name, ctypes.c_int) for name in ("heads", "width", "blocks", "page_size", "words_per_length")),
+    )
+
+
+def unsupported(layout: SubcentroidLayout, group: int, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why the kernels cannot serve a shape, with queries of ``dtype``, here; None where they can."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
+        return "it needs an NVIDIA GPU of compute capability 9.0 or later"
+    if (reason := unsupported_shape(layout, group, dtype)) is not None:
+        return reason
+    try:
+        _kernel(layout, group, dtype)
+        _share_kernel(group)
+    except UnavailableError as error:
+        return str(error)
+    return None
+
+
+def unsupported_shape(layout: SubcentroidLayout, group: int, dtype: torch.dtype) -> str | None:
+    """Why the kernels cannot serve a shape on any GPU; None where they can."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"queries are {dtype}; allowed: bfloat16, float16"
+    if layout.head_dim not in DIMS:
+        return f"head size {layout.head_dim}; allowed: {', '.join(map(str, DIMS))}"
+    if layout.rows not in ROWS:
+        return f"{layout.rows} rows a page; allowed: {', '.join(map(str, ROWS))}"
+    if not 1 <= group <= MOST_GROUP:
+        return f"{group} query heads per KV head; allowed: 1 to {MOST_GROUP}"
+    return None
+
+
+def estimate(
+    q: torch.Tensor,
+    summaries: torch.Tensor,
+    pages: torch.Tensor,
+    seq_lens: torch.Tensor,
+    scale: float,
+    layout: SubcentroidLayout,
+    out: Estimates | None = None,
+) -> Estimates:
+    """Estimate the log-sum-exp of every page's logits; see `rheo_kernels.reference.estimate`.
+
+    Parameters
+    ----------
+    q
+        Queries, ``[B, Hq, D]``, bfloat16 or float16, contiguous in ``D``, other strides a multiple of 4. They are
+        multiplied as float16: those beyond its range are clipped.
+    summaries
+        One layer's summaries, ``[H, N, W]``, uint8, contiguous in ``N`` and ``W``.
+    pages
+        Page lists, ``[B, M]``, int32 logical pages, contiguous in ``M``; entries past a request's last page are
+        ignored.
+    seq_lens
+        Tokens of each request, ``[B]``, int32 or int64, below ``2**31``; 0 in a padding row.
+    scale
+        Softmax scale.
+    layout
+        Of the summaries.
+    out
+        Result buffers.
+
+    Returns
+    -------
+    Estimates
+        ``out``.
+
+    Raises
+    ------
+    ValueError
+        If a tensor has another dtype or layout, or the shape is one of `unsupported_shape`.
+    UnavailableError
+        If the kernel cannot be compiled here.
+
+    Notes
+    -----
+    Reads the first ``layout.value_offset`` bytes of every listed page once for the whole group, and writes 4 bytes
+    for each page and query head, and for each `PAGES_PER_BLOCK` of them. The launch overlaps the end of the kernel in
+    front of it, and lets the one behind it begin.
+    """
+    batch, queries, _ = q.shape
+    heads, width = summaries.shape[0], pages.shape[1]
+    group = queries // heads
+    if (reason := unsupported_shape(layout, group, q.dtype)) is not None:
+        raise ValueError(f"estimate does not run in CUDA C++: {reason}")
+    if out is None:
+        out = Estimates.allocate(batch, queries, width, q.device)
+    if summaries.stride(1) != layout.width or any(stride % 4 for stride in (*q.stride()[:2], summaries.stride(0))):
+        raise ValueError(
+            f"summaries have strides {summaries.stride()} and q has {q.stride()}; allowed: pages of {layout.width} "
+            "bytes next to each other, other strides a multiple of 4"
+        )
+    arguments = _Arguments(
+        _address("q", q, torch.bfloat16, torch.float16),
+        _address("summaries", summaries, torch.uint8),
+        _address("pages", pages, torch.int32),
+        _address("seq_lens", seq_lens, torch.int32, torch.int64),
+        _address("out.lse", out.lse, torch.float32, whole=True),
+        _address("out.block_lse", out.block_lse, torch.float32, whole=True),
+        q.stride(0),
+        q.stride(1),
+        summaries.stride(0),
+        pages.stride(0),
+        scale,
+        heads,
+        width,
+        seq_lens.element_size() // 4,
+    )
+    grid = (launch_blocks(batch * heads, width, q.device), batch * heads, 1)
+    _kernel(layout, group, q.dtype).launch(grid, 32 * WARPS, 0, arguments, early=True)
+    return out
+
+
+def launch_blocks(pairs: int, width: int, device: torch.device) -> int:
+    """Blocks for each of ``pairs`` page lists of up to ``width`` pages.
+
+    As many as run at once, but each warp takes `MOST_UNITS` at most.
+    """
+    units = -(-width // PAGES_PER_BLOCK)
+    at_once = torch.cuda.get_device_properties(device).multi_processor_count * BLOCKS * WARPS
+    each = min(max(-(-units * pairs // at_once), 1), MOST_UNITS)
+    return max(-(-units // (WARPS * each)), 1)
+
+
+def page_shares(
+    estimates: Estimates, seq_lens: torch.Tensor, page_size: int, out: torch.Tensor
+) -> torch.Tensor:
+    """Every page's share of the estimated attention, averaged over the query heads of a group.
+
+    Parameters
+    ----------
+    estimates
+        From `estimate`.
+    seq_lens
+        Tokens of each request, ``[B]``, int32 or int64, below ``2**31``.
+    page_size
+        Tokens per page.
+    out
+        Result buffer, ``[B, H, M]``, float32, contiguous in ``M``.
+
+    Returns
+    -------
+    torch.Tensor
+        ``out``: shares that add up to 1 for every request and KV head; ``-inf`` past the last page.
+
+    Raises
+    ------
+    ValueError
+        If a tensor has another dtype or layout, or there are more than `MOST_GROUP` query heads per KV head.
+    UnavailableError
+        If the kernel cannot be compiled here.
+
+    Notes
+    -----
+    Reads 4 bytes for each page and query head, and every block of threads all blocks' LSE; bound by latency. The
+    launch overlaps the end of the kernel in front of it, which must be the one that wrote the estimates, and lets the
+    one behind it begin.
+    """
+    batch, heads, width = out.shape
+    queries, blocks = estimates.block_lse.shape[1:]
+    group = queries // heads
+    if not 1 <= group <= MOST_GROUP:
+        raise ValueError(f"{group} query heads per KV head; allowed: 1 to {MOST_GROUP}")
+    arguments = _ShareArguments(
+        _address("estimates.lse", estimates.lse, torch.float32, whole=True),
+        _address("estimates.block_lse", estimates.block_lse, torch.float32, whole=True),
+        _address("seq_lens", seq_lens, torch.int32, torch.int64),
+        _address("out", out, torch.float32),
+        out.stride(0),
+        out.stride(1),
+        heads,
+        width,
+        blocks,
+        page_size,
+        seq_lens.element_size() // 4,
+    )
+    grid = (-(-width // (SHARE_THREADS * PAGES_PER_THREAD)), batch * heads, 1)
+    _share_kernel(group).launch(grid, SHARE_THREADS, 0, arguments, early=True)
+    return out
+
+
+def defines(layout: SubcentroidLayout, group: int, dtype: torch.dtype) -> dict[str, int | str]:
+    """Macros of `estimate` for a shape."""
+    return {
+        "BF16": int(dtype == torch.bfloat16),
+        "DIM": layout.head_dim,
+        "PAGE": layout.page_size,
+        "ROWS": layout.rows,
+        "GROUP": group,
+        "CENTRE_BITS": layout.centre_bits,
+        "CENTRE": layout.centre_offset,
+        "SCALES": layout.scales_offset,
+        "WIDTH": layout.width,
+        "PAGES_PER_BLOCK": PAGES_PER_BLOCK,
+        "WARPS": WARPS,
+        "BLOCKS": BLOCKS,
+        "PDL": 1,
+    }
+
+
+def share_defines(group: int) -> dict[str, int | str]:
+    """Macros of `page_shares` for a group."""
+    return {"GROUP": group, "WARPS": SHARE_THREADS // 32, "ITEMS": PAGES_PER_THREAD, "PDL": 1}
+
+
+@functools.cache
+def _kernel(layout: SubcentroidLayout, group: int, dtype: torch.dtype) -> Kernel:
+    return compile_kernel(SOURCE, "estimate", defines(layout, group, dtype))
+
+
+@functools.cache
+def _share_kernel(group: int) -> Kernel:
+    return compile_kernel(SHARES_SOURCE, "page_shares", share_defines(group))
+
+
+def _address(name: str, tensor: torch.Tensor, *dtypes: torch.dtype, whole: bool = False) -> int:
+    """Address of a tensor whose last dimension, or ``whole``, is contiguous."""
+    contiguous = tensor.is_contiguous() if whole else tensor.stride(-1) == 1 or tensor.shape[-1] <= 1
+    if tensor.dtype not in dtypes or not contiguous:
+        raise ValueError(
+            f"{name} has dtype {tensor.dtype} and strides {tensor.stride()}; "
+            f"allowed: {' or '.join(map(str, dtypes))}, {'' if whole else 'last dimension '}contiguous"
+        )
+    return tensor.data_ptr()
