@@ -24,6 +24,7 @@ constexpr int kWords = DIM / 32;               // of a row, in one lane
 constexpr int kProducts = DIM / 16;            // to make a logit
 constexpr int kHeadTiles = (GROUP + 7) / 8;    // eight query heads each
 constexpr int kRowTokens = PAGE / ROWS;
+constexpr float kMiddle = -7.5f;               // what a code of 0 stands for
 constexpr float kRowWeight = kRowTokens == 2 ? 1 : kRowTokens == 4 ? 2 : 3;  // its logarithm
 constexpr int kTogether = ROWS < 8 ? ROWS : 8; // rows of a page that are interleaved
 constexpr int kTiles = kUnit * ROWS / 8;       // of eight rows, in a unit; two make a product
@@ -43,7 +44,9 @@ struct Arguments {
     float* lse;              // [B, Hq, M]
     float* block_lse;        // [B, Hq, units]
     long long stride_qb, stride_qh, stride_sh, stride_pb;  // of summaries in bytes, else in elements
-    float scale;
+    float scale;             // of logits to the base of 2
+    float inverse_scale;
+    float noise_scale;       // of a query's energy
     int heads, width;
     int words_per_length;    // 2 where seq_lens are 64 bits wide
 };
@@ -63,14 +66,18 @@ __device__ __forceinline__ int row_of(int page) {
     return page;
 }
 
-// Two float16 numbers a word.
-constexpr u32 k1024 = 0x64006400u, k1152 = 0x64806480u, kSixteenth = 0x2c002c00u, kMinus64 = 0xd400d400u, kMinusMiddle = 0xc780c780u;
+// Two float16 numbers a word. Scales are multiplied by 1 / kStepScale, so that products with kLowMagic, and of queries'
+// sums, are finite; what the least scale, 2^-14, makes is still exact.
+constexpr float kStepScale = 128;
+constexpr u32 kLowMagic = 0x64006400u, kHighMagic = 0x54005400u, k1152 = 0x64806480u;  // 1024, 64: bits 0 and 4 of a mantissa are 1
+constexpr u32 kStepFactor = 0x20002000u, kLowBias = 0xc800c800u, kHighBias = 0xb800b800u;  // 1 / kStepScale, times -1024, times -64
+constexpr u32 kSixteenth = 0x2c002c00u, kMinus64 = 0xd400d400u, kMinusMiddle = 0xc780c780u;
 
-// The bits of `mask`, inserted into the mantissas of 1024.
-__device__ __forceinline__ u32 insert_bits(u32 bits, u32 mask) {
+// The bits of `mask`, inserted into the mantissas of `magic`.
+__device__ __forceinline__ u32 insert_bits(u32 bits, u32 mask, u32 magic) {
     u32 c;
     constexpr int and_or = (0xf0 & 0xcc) | 0xaa;
-    asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(c) : "r"(bits), "r"(mask), "r"(k1024), "n"(and_or));
+    asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(c) : "r"(bits), "r"(mask), "r"(magic), "n"(and_or));
     return c;
 }
 
@@ -92,9 +99,10 @@ __device__ __forceinline__ u32 fma_halves(u32 a, u32 b, u32 c) {
     return d;
 }
 
+// What is beyond float16's range becomes its greatest number.
 __device__ __forceinline__ u32 pack_halves(float low, float high) {
     u32 pair;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
     return pair;
 }
 
@@ -109,6 +117,12 @@ __device__ __forceinline__ float to_tf32(float x) {
     u32 y;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
     return __uint_as_float(y);
+}
+
+// A number as the sum of two that tf32 holds.
+__device__ __forceinline__ void split(u32& first, u32& rest, float x) {
+    first = __float_as_uint(to_tf32(x));
+    rest = __float_as_uint(to_tf32(x - __uint_as_float(first)));
 }
 
 // Products with eight query heads each: lane (row, column) has those of rows `row` and then `row + 8` with heads 2 column
@@ -140,7 +154,9 @@ __device__ __forceinline__ void multiply_tf32(Products& products, const Fragment
 // s and s + 2, first the low ones.
 struct Queries {
     Fragment parts[kProducts];
-    Fragment energy, energy_rest;  // of the scale groups 2 column and 2 column + 1, in two terms
+    // Of the scale groups 2 column and 2 column + 1, in two terms: what is multiplied with their squared steps, and with their
+    // steps, for a code of 0.
+    Fragment energy, energy_rest, offset;
 };
 
 __device__ __forceinline__ void load_numbers(float (&numbers)[4], const unsigned char* from) {
@@ -158,14 +174,12 @@ __device__ __forceinline__ void load_numbers(float (&numbers)[4], const unsigned
     }
 }
 
-__device__ __forceinline__ float limited(float x) { return fminf(fmaxf(x, -65504.f), 65504.f); }
-
 __device__ __forceinline__ void load_queries(Queries& queries, const unsigned char* q, long long stride, float noise_scale) {
     const int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4;
 #pragma unroll
     for (int h = 0; h < kHeadTiles; ++h) {
         const int head = row + 8 * h;
-        float energy[2] = {};
+        float energy[2] = {}, total[2] = {};
 #pragma unroll
         for (int i = 0; i < kWords; ++i) {
             float numbers[2][4] = {};
@@ -174,18 +188,22 @@ __device__ __forceinline__ void load_queries(Queries& queries, const unsigned ch
                 const unsigned char* const from = q + 2 * (head * stride + half * DIM / 2 + 4 * (column * kWords + i));
                 if (head < GROUP) load_numbers(numbers[half], from);
 #pragma unroll
-                for (int d = 0; d < 4; ++d) energy[2 * i / kWords] += numbers[half][d] * numbers[half][d];
+                for (int d = 0; d < 4; ++d) {
+                    energy[2 * i / kWords] += numbers[half][d] * numbers[half][d];
+                    total[2 * i / kWords] += numbers[half][d];
+                }
 #pragma unroll
                 for (int s = 0; s < 2; ++s)
-                    queries.parts[2 * i + s][h][half] = pack_halves(limited(numbers[half][s]), limited(numbers[half][s + 2]));
+                    queries.parts[2 * i + s][h][half] = pack_halves(numbers[half][s], numbers[half][s + 2]);
             }
         }
 #pragma unroll
         for (int group = 0; group < 2; ++group) {
-            const float scaled = energy[group] * noise_scale, first = to_tf32(scaled);
-            queries.energy[h][group] = __float_as_uint(first);
-            queries.energy_rest[h][group] = __float_as_uint(to_tf32(scaled - first));
+            split(queries.energy[h][group], queries.energy_rest[h][group], energy[group] * noise_scale);
+            total[group] *= kMiddle / kStepScale;
         }
+        const u32 first = queries.offset[h][0] = pack_halves(total[0], total[1]);
+        queries.offset[h][1] = pack_halves(total[0] - from_half(first), total[1] - from_half(first >> 16));
     }
 }
 
@@ -197,8 +215,8 @@ __device__ __forceinline__ float scale_number(u32 code) { return __uint_as_float
 // The codes of bytes s and s + 2 of a word, in scales: `low` of their low halves.
 __device__ __forceinline__ void decode(u32 word, int s, u32 step, u32 bias, u32& low, u32& high) {
     const u32 bytes = word >> 8 * s;
-    low = fma_halves(subtract_halves(insert_bits(bytes, 0x000f000fu), k1024), step, bias);
-    high = fma_halves(fma_halves(insert_bits(bytes, 0x00f000f0u), kSixteenth, kMinus64), step, bias);
+    low = fma_halves(subtract_halves(insert_bits(bytes, 0x000f000fu, kLowMagic), kLowMagic), step, bias);
+    high = fma_halves(fma_halves(insert_bits(bytes, 0x00f000f0u, kLowMagic), kSixteenth, kMinus64), step, bias);
 }
 
 // What a lane reads of the page that it reduces.
@@ -217,9 +235,9 @@ __device__ __forceinline__ void load_centre(Centre& centre, const unsigned char*
     centre.unit = (summary + SCALES + 8)[column / 2];
 }
 
-// Dot products with the centres, and noise.
+// Dot products with the centres plus what a code of 0 makes, divided by kStepScale, and noise.
 __device__ __forceinline__ void multiply_centre(Products& products, Products& noise, const Queries& queries, const Centre& centre) {
-    const u32 unit = scale_halves(centre.unit, 0);
+    const u32 unit = multiply_halves(scale_halves(centre.unit, 0), kStepFactor);
 #if CENTRE_BITS == 4
     const u32 bias = multiply_halves(unit, kMinusMiddle);
 #endif
@@ -232,8 +250,8 @@ __device__ __forceinline__ void multiply_centre(Products& products, Products& no
             decode(centre.words[i], s, unit, bias, low, high);
 #else
             const int bytes = s == 0 ? 0x4240 : 0x4341;
-            low = __byte_perm(centre.words[2 * i] ^ 0x80808080u, k1024 >> 8, bytes);
-            high = __byte_perm(centre.words[2 * i + 1] ^ 0x80808080u, k1024 >> 8, bytes);
+            low = __byte_perm(centre.words[2 * i] ^ 0x80808080u, kLowMagic >> 8, bytes);
+            high = __byte_perm(centre.words[2 * i + 1] ^ 0x80808080u, kLowMagic >> 8, bytes);
             low = multiply_halves(subtract_halves(low, k1152), unit);
             high = multiply_halves(subtract_halves(high, k1152), unit);
 #endif
@@ -242,39 +260,46 @@ __device__ __forceinline__ void multiply_centre(Products& products, Products& no
     const float first = scale_number(centre.steps & 0xff), second = scale_number(centre.steps >> 8);
     multiply_tf32(noise, queries.energy, first * first, second * second);
     multiply_tf32(noise, queries.energy_rest, first * first, second * second);
+    const u32 steps = __byte_perm(centre.steps, 0, 0x1404) >> 1;
+    multiply(products, queries.offset, steps, 0, steps, 0);
 }
 
-// A lane's words of a tile: row `row` of block `block` of a page's rows.
-__device__ __forceinline__ void load_tile(u32 (&words)[kWords], const unsigned char* summary, int block) {
-    const int row = threadIdx.x % 32 / 4 % kTogether, column = threadIdx.x % 4;
-    const u32* const from = reinterpret_cast<const u32*>(summary) + block * (kTogether * DIM / 8) + row * 4 + column;
+// A lane's words of a tile, whose first one is given.
+__device__ __forceinline__ void load_tile(u32 (&words)[kWords], const u32* from) {
 #pragma unroll
     for (int i = 0; i < kWords; ++i) words[i] = from[i * 4 * kTogether];
 }
 
 struct Steps {
-    u32 step[2], bias[2];
+    u32 step[2], low_bias[2], high_bias[2];
 
     __device__ __forceinline__ explicit Steps(u32 codes) {
 #pragma unroll
         for (int group = 0; group < 2; ++group) {
-            step[group] = scale_halves(codes, group);
-            bias[group] = multiply_halves(step[group], kMinusMiddle);
+            const u32 scale = scale_halves(codes, group);
+            step[group] = multiply_halves(scale, kStepFactor);
+            low_bias[group] = multiply_halves(scale, kLowBias);
+            high_bias[group] = multiply_halves(scale, kHighBias);
         }
+    }
+    // The codes of bytes s and s + 2 of a word, 0 to 15, in steps: `low` of their low halves.
+    __device__ __forceinline__ void decode(u32 word, int s, int group, u32& low, u32& high) const {
+        const u32 bytes = word >> 8 * s;
+        low = fma_halves(insert_bits(bytes, 0x000f000fu, kLowMagic), step[group], low_bias[group]);
+        high = fma_halves(insert_bits(bytes, 0x00f000f0u, kHighMagic), step[group], high_bias[group]);
     }
 };
 
-// Dot products of two tiles' rows, less what the centres add.
+// Dot products of two tiles' rows, divided by kStepScale, less what a code of 0 makes.
 __device__ __forceinline__ void multiply_tiles(Products& products, const Queries& queries, const u32 (&words)[kWords],
                                                const u32 (&next_words)[kWords], const Steps& steps, const Steps& next_steps) {
 #pragma unroll
     for (int i = 0; i < kWords; ++i)
 #pragma unroll
         for (int s = 0; s < 2; ++s) {
-            const int group = 2 * i / kWords;
             u32 low, high, next_low, next_high;
-            decode(words[i], s, steps.step[group], steps.bias[group], low, high);
-            decode(next_words[i], s, next_steps.step[group], next_steps.bias[group], next_low, next_high);
+            steps.decode(words[i], s, 2 * i / kWords, low, high);
+            next_steps.decode(next_words[i], s, 2 * i / kWords, next_low, next_high);
             multiply(products, queries.parts[2 * i + s], low, next_low, high, next_high);
         }
 }
@@ -292,15 +317,21 @@ __device__ __forceinline__ u32 pack_bfloat16(float low, float high) {
     return pair;
 }
 
-// About the greatest of two heads' numbers, in lanes whose rows differ in the lowest BITS bits.
+// About the greatest ones of two heads' numbers, in lanes whose rows differ in the lowest BITS bits.
 template <int BITS>
-__device__ __forceinline__ void greatest(float (&top)[2], float first, float second) {
+__device__ __forceinline__ u32 greatest(float first, float second) {
     u32 pair = pack_bfloat16(first, second);
 #pragma unroll
     for (int bit = 0; bit < BITS; ++bit) pair = larger(pair, __shfl_xor_sync(kAll, pair, 4 << bit));
-    top[0] = __uint_as_float(pair << 16);
-    top[1] = __uint_as_float(pair & 0xffff0000u);
+    return pair;
 }
+
+__device__ __forceinline__ float first_of(u32 pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float second_of(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
+
+// Whether this lane's row is in the upper half of SIZE.
+template <int SIZE>
+__device__ __forceinline__ bool in_upper() { return threadIdx.x % 32 / 4 & SIZE / 2; }
 
 // Of SIZE values the one of this lane's row, added up over lanes whose rows differ in as many bits as SIZE has places.
 template <int SIZE>
@@ -308,14 +339,27 @@ __device__ __forceinline__ float scattered_sum(const float* values) {
     if constexpr (SIZE == 1) {
         return values[0];
     } else {
-        const bool upper = threadIdx.x % 32 / 4 & SIZE / 2;
         float halves[SIZE / 2];
 #pragma unroll
         for (int i = 0; i < SIZE / 2; ++i) {
-            const float kept = upper ? values[i + SIZE / 2] : values[i], sent = upper ? values[i] : values[i + SIZE / 2];
+            const float kept = in_upper<SIZE>() ? values[i + SIZE / 2] : values[i];
+            const float sent = in_upper<SIZE>() ? values[i] : values[i + SIZE / 2];
             halves[i] = kept + __shfl_xor_sync(kAll, sent, 2 * SIZE);
         }
         return scattered_sum<SIZE / 2>(halves);
+    }
+}
+
+// Of SIZE values the one of this lane's row.
+template <int SIZE>
+__device__ __forceinline__ u32 own(const u32* values) {
+    if constexpr (SIZE == 1) {
+        return values[0];
+    } else {
+        u32 halves[SIZE / 2];
+#pragma unroll
+        for (int i = 0; i < SIZE / 2; ++i) halves[i] = in_upper<SIZE>() ? values[i + SIZE / 2] : values[i];
+        return own<SIZE / 2>(halves);
     }
 }
 
@@ -324,26 +368,41 @@ __device__ constexpr int log2_of(int power) { return power == 1 ? 0 : 1 + log2_o
 // Logarithm of a sum of powers of 2 over `shift`, which is about the greatest. Where they are so large that the rounding of
 // `shift` leaves float32's range, as good as `shift` is.
 __device__ __forceinline__ float log_sum(float shift, float total) {
-    return shift + __log2f(fminf(fmaxf(total, 0x1p-126f), 0x1p127f));
+    return shift + logarithm(fminf(fmaxf(total, 0x1p-126f), 0x1p127f));
 }
 
-// Each lane's page's log-sum-exp, of heads 2 column and 2 column + 1. `logits` become powers of 2.
-__device__ __forceinline__ void reduce(float (&result)[2], float (&logits)[kTiles][2]) {
-    float totals[2][kItems], tops[kItems][2], top[2] = {};
+// Logarithms of the sums of 2 to the power of `scale` times logits, each lane's page's, of heads 2 column and 2 column + 1.
+__device__ __forceinline__ void reduce(float (&result)[2], const float (&logits)[kTiles][2], float scale) {
+    float totals[2][kItems];
+    u32 tops[kItems];
 #pragma unroll
     for (int item = 0; item < kItems; ++item) {
-        float (&first)[2] = logits[item * kPageTiles], (&last)[2] = logits[(item + 1) * kPageTiles - 1];
-        greatest<log2_of(kItems)>(tops[item], fmaxf(first[0], last[0]), fmaxf(first[1], last[1]));
-        const bool mine = threadIdx.x % 32 / 4 % kItems == item;
+        const float (&first)[2] = logits[item * kPageTiles], (&last)[2] = logits[(item + 1) * kPageTiles - 1];
+        tops[item] = kPageTiles == 1 ? greatest<log2_of(kItems)>(first[0], first[1])
+                                     : greatest<log2_of(kItems)>(fmaxf(first[0], last[0]), fmaxf(first[1], last[1]));
+        const float shifts[2] = {-scale * first_of(tops[item]), -scale * second_of(tops[item])};
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
-            totals[k][item] = power_of_2(first[k] - tops[item][k]);
-            if constexpr (kPageTiles == 2) totals[k][item] += power_of_2(last[k] - tops[item][k]);
-            top[k] = mine ? tops[item][k] : top[k];
+            totals[k][item] = power_of_2(first[k] * scale + shifts[k]);
+            if constexpr (kPageTiles == 2) totals[k][item] += power_of_2(last[k] * scale + shifts[k]);
         }
     }
+    const u32 top = own<kItems>(tops);
+    result[0] = log_sum(scale * first_of(top), scattered_sum<kItems>(totals[0]));
+    result[1] = log_sum(scale * second_of(top), scattered_sum<kItems>(totals[1]));
+}
+
+// The logits of rows that hold fewer tokens than others, where only `left` tokens are left from the unit's first page on.
+__device__ __forceinline__ void weigh_rows(float (&logits)[kHeadTiles][kTiles][2], int left, float inverse_scale) {
 #pragma unroll
-    for (int k = 0; k < 2; ++k) result[k] = log_sum(top[k], scattered_sum<kItems>(totals[k]));
+    for (int tile = 0; tile < kTiles; ++tile) {
+        const int held = min(max(left - (8 * tile + static_cast<int>(threadIdx.x % 32 / 4)) * kRowTokens, 0), kRowTokens);
+        const float weight = (logarithm(held) - kRowWeight) * inverse_scale;
+#pragma unroll
+        for (int h = 0; h < kHeadTiles; ++h)
+#pragma unroll
+            for (int k = 0; k < 2; ++k) logits[h][tile][k] += weight;
+    }
 }
 
 }  // namespace
@@ -353,8 +412,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) estimate(const 
     const int pair = blockIdx.y, request = pair / a.heads, head = pair % a.heads;
     const int units = (a.width + kUnit - 1) / kUnit, step = gridDim.x * WARPS;
     const unsigned char* const summaries = a.summaries + head * a.stride_sh;
+    // of a tile, from where a page is
+    const unsigned char* const tiles = summaries + 16 * (row % kTogether) + 4 * column;
     const int* const pages = a.pages + request * a.stride_pb;
-    const float scale = a.scale * kLog2E;
+    const float scale = a.scale * kStepScale;
     int unit = blockIdx.x * WARPS + warp;
     release_next_kernel();
     wait_for_last_kernel();
@@ -368,7 +429,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) estimate(const 
     int next = number(unit);
     Queries queries;
     if (unit * kUnit < listed)
-        load_queries(queries, a.q + 2 * (request * a.stride_qb + head * GROUP * a.stride_qh), a.stride_qh, a.scale * scale / 24);
+        load_queries(queries, a.q + 2 * (request * a.stride_qb + head * GROUP * a.stride_qh), a.stride_qh, a.noise_scale);
 
     for (; unit < units; unit += step) {
         const int first = unit * kUnit, left = tokens - first * PAGE, position = first + page_of(row);
@@ -377,18 +438,19 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) estimate(const 
         for (int h = 0; h < kHeadTiles; ++h) values[h][0] = values[h][1] = minus_infinity();
         if (first < listed) {
             const int numbers = next;
-            const auto summary = [&](int page) {
-                return summaries + static_cast<long long>(__shfl_sync(kAll, numbers, page)) * WIDTH;
-            };
+            const auto offset = [&](int page) { return static_cast<u64>(static_cast<u32>(__shfl_sync(kAll, numbers, page))) * WIDTH; };
             const auto page_of_tile = [&](int tile) { return tile / kPageTiles * kTilePages + row / kTogether; };
             Centre centre;
             u32 words[kTilesInFlight][kWords];
             const auto load_tiles = [&](int from) {
 #pragma unroll
-                for (int t = 0; t < kTilesInFlight; ++t)
-                    load_tile(words[t], summary(page_of_tile(from + t)), (from + t) % kPageTiles);
+                for (int t = 0; t < kTilesInFlight; t += kPageTiles) {
+                    const u32* const page = reinterpret_cast<const u32*>(tiles + offset(page_of_tile(from + t)));
+#pragma unroll
+                    for (int u = 0; u < kPageTiles; ++u) load_tile(words[t + u], page + u * DIM);
+                }
             };
-            load_centre(centre, summary(page_of(row)));
+            load_centre(centre, summaries + offset(page_of(row)));
             load_tiles(0);
             next = number(unit + step);
             Products middle = {}, noise = {};
@@ -403,31 +465,24 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) estimate(const 
                 Products products = {};
                 multiply_tiles(products, queries, words[t], words[t + 1], steps, next_steps);
 #pragma unroll
-                for (int i = 0; i < 2; ++i) {
-                    float weight = kRowWeight;
-                    if (left < kUnit * PAGE) {
-                        const int before = (8 * (tile + i) + row) * kRowTokens;
-                        weight = __log2f(static_cast<float>(min(max(left - before, 0), kRowTokens)));
-                    }
+                for (int h = 0; h < kHeadTiles; ++h)
 #pragma unroll
-                    for (int h = 0; h < kHeadTiles; ++h)
-#pragma unroll
-                        for (int k = 0; k < 2; ++k) logits[h][tile + i][k] = products[h][2 * i + k] * scale + weight;
-                }
+                    for (int i = 0; i < 4; ++i) logits[h][tile + i / 2][i % 2] = products[h][i];
             }
+            if (left < kUnit * PAGE) weigh_rows(logits, left, a.inverse_scale / kStepScale);
 #pragma unroll
             for (int h = 0; h < kHeadTiles; ++h) {
                 float rows[2];
-                reduce(rows, logits[h]);
+                reduce(rows, logits[h], scale);
 #pragma unroll
                 for (int k = 0; k < 2; ++k)
-                    if (position < listed) values[h][k] = rows[k] + middle[h][k] * scale - noise[h][k];
+                    if (position < listed) values[h][k] = rows[k] + kRowWeight + middle[h][k] * scale - noise[h][k];
             }
         }
 #pragma unroll
         for (int h = 0; h < kHeadTiles; ++h) {
-            float top[2];
-            greatest<3>(top, values[h][0], values[h][1]);
+            const u32 tops = greatest<3>(values[h][0], values[h][1]);
+            const float top[2] = {first_of(tops), second_of(tops)};
 #pragma unroll
             for (int k = 0; k < 2; ++k) {
                 const int member = 8 * h + 2 * column + k;

@@ -11,6 +11,7 @@ from rheo_kernels.cuda.compile import Kernel, UnavailableError, compile_kernel
 from rheo_kernels.types.estimates import PAGES_PER_BLOCK, Estimates
 from rheo_kernels.types.subcentroids import SubcentroidLayout
 
+LOG2_E = 1.4426950408889634
 SOURCE = "estimate.cu"
 SHARES_SOURCE = "page_shares.cu"
 WARPS = 4
@@ -36,7 +37,7 @@ class _Arguments(ctypes.Structure):
             for name in ("q", "summaries", "pages", "seq_lens", "lse", "block_lse")
         ),
         *((f"stride_{name}", ctypes.c_longlong) for name in ("qb", "qh", "sh", "pb")),
-        ("scale", ctypes.c_float),
+        *((name, ctypes.c_float) for name in ("scale", "inverse_scale", "noise_scale")),
         *((name, ctypes.c_int) for name in ("heads", "width", "words_per_length")),
     )
 
@@ -149,7 +150,9 @@ def estimate(
         q.stride(1),
         summaries.stride(0),
         pages.stride(0),
-        scale,
+        scale * LOG2_E,
+        1 / (scale * LOG2_E),
+        scale * scale * LOG2_E / 24,
         heads,
         width,
         seq_lens.element_size() // 4,

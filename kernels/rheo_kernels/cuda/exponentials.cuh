@@ -13,4 +13,11 @@ __device__ __forceinline__ float power_of_2(float x) {
     return y;
 }
 
+// To the base of 2; that of 0, and of what is less than 2^-126, is minus infinity.
+__device__ __forceinline__ float logarithm(float x) {
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 }  // namespace

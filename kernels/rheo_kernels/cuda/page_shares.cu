@@ -101,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) page_shares(const __grid_
             const Sum sum = sums[g * kParts + part];
             total += sum.total * power_of_2(sum.top - top);
         }
-        const float all = top + __log2f(total);
+        const float all = top + logarithm(total);
 #pragma unroll
         for (int i = 0; i < ITEMS; ++i) shares[i] += power_of_2(x[g][i] * kLog2E - all);
     }

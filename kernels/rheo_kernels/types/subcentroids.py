@@ -15,8 +15,8 @@ CENTRE_LEVEL = 127
 """Highest magnitude of an 8-bit code of the centre."""
 LEAST_SCALE = 2.0**-14
 """Smallest scale: that of float16 without subnormal numbers."""
-LARGEST_SCALE = 8192.0
-"""Largest scale of a 4-bit code: what it stands for fits float16."""
+LARGEST_SCALE = 7680.0
+"""Largest scale of a 4-bit code, the last one below 8192: what a code stands for fits float16."""
 LARGEST_CENTRE_SCALE = 512.0
 """The same of an 8-bit code."""
 TILE_ROWS = 8

@@ -126,6 +126,8 @@ inline void st_relaxed_sys_global_v2_u64(unsigned long long* to, unsigned long l
 
 inline void ex2_approx_ftz_f32(float& y, float x) { y = std::exp2(x); }
 
+inline void lg2_approx_ftz_f32(float& y, float x) { y = std::log2(std::abs(x) < 0x1p-126f ? 0.f : x); }
+
 inline void cvt_rn_bf16x2_f32(unsigned& pair, float high, float low) {
     pair = static_cast<unsigned>(simt::to_bf16(high)) << 16 | simt::to_bf16(low);
 }
@@ -139,6 +141,10 @@ inline void fma_rn_bf16x2(unsigned& pair, unsigned a, unsigned b, unsigned c) {
     pair = static_cast<unsigned>(fused(1)) << 16 | fused(0);
 }
 
+inline void cvt_rn_satfinite_f16x2_f32(unsigned& pair, float high, float low) {
+    const auto limited = [](float x) { return std::fmin(std::fmax(x, -65504.f), 65504.f); };
+    cvt_rn_f16x2_f32(pair, limited(high), limited(low));
+}
 inline void cvt_f32_f16(float& x, unsigned short bits) { x = simt::from_f16(bits); }
 inline void cvt_rna_tf32_f32(unsigned& y, float x) {
     const unsigned bits = std::bit_cast<unsigned>(x);
