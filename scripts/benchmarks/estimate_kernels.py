@@ -16,8 +16,9 @@ import torch
 
 from benchmarks.kernels import time_us
 from common.measurement import gpu_in_words, keep_result, result_document
-from rheo_kernels.triton import Estimates, estimate, exclude, page_shares, tail, tail_splits
-from rheo_kernels.types import Partials
+from rheo_kernels.cuda.estimate import estimate, page_shares
+from rheo_kernels.triton import exclude, tail, tail_splits
+from rheo_kernels.types import Estimates, Partials
 from rheo_kernels.types.subcentroids import SubcentroidLayout, subcentroid_layout
 
 HEADS, GROUP, DIM = 8, 4, 128
@@ -48,7 +49,7 @@ def measure(layout: SubcentroidLayout, batch: int, context: int, rate: float) ->
     order = torch.rand((batch, HEADS, width), device=device).argsort(-1)
     indices = order[..., :selected].to(torch.int32).contiguous()
     counts = torch.full((batch, HEADS), selected, dtype=torch.int32, device=device)
-    found = Estimates.allocate(batch, queries, width, layout, device)
+    found = Estimates.allocate(batch, queries, width, device)
     scores = torch.empty((batch, HEADS, width), device=device)
     splits = tail_splits(batch * HEADS, width)
     partials = Partials.allocate(batch * HEADS, GROUP, DIM, splits, device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from subcentroid_cases import CASES, Geometry, make_case
+from subcentroid_cases import CASES, GEOMETRIES, Geometry, make_case
 
 from rheo_kernels import reference
 from rheo_kernels.reference.subcentroids import row_counts
@@ -22,6 +22,44 @@ def test_a_summary_is_a_small_part_of_its_page(page_size: int, row_tokens: int, 
 def test_an_impossible_layout_is_refused(dim: int, page_size: int, row_tokens: int) -> None:
     with pytest.raises(ValueError, match="allowed"):
         subcentroid_layout(dim, page_size, row_tokens)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_codes_lie_where_the_layout_says(geometry: Geometry, rng: torch.Generator) -> None:
+    """A row differs from the others in dimensions d and d + D / 2: its code alone is 15 in one, 0 in the other."""
+    layout, half = geometry.layout, geometry.dim // 2
+    words = half // 4 // layout.columns
+    for row, dim in ((0, 0), (1, 5), (layout.rows - 1, half - 1), (layout.rows // 2, half // 2 + 3)):
+        keys = torch.zeros((geometry.page_size, geometry.dim), device=rng.device)
+        first = row * layout.row_tokens
+        keys[first : first + layout.row_tokens, dim] = 1.0
+        keys[first : first + layout.row_tokens, dim + half] = -1.0
+        counts = torch.tensor(geometry.page_size, device=rng.device)
+        summary = reference.summarise_subcentroids(keys, keys, counts, layout).tolist()
+        run, word = divmod(dim // 4, words)
+        block, place = divmod(row, layout.interleaved_rows)
+        at = block * layout.interleaved_rows * words + word * layout.interleaved_rows + place
+        at = (at * layout.columns + run) * 4 + dim % 4
+        assert summary[at] == 0x0F
+        assert [byte for byte in summary[: layout.centre_offset] if byte == 0x0F] == [0x0F]
+        if layout.centre_bits == 8:
+            centre = summary[layout.centre_offset : layout.scales_offset]
+            low, high = (((2 * word + part) * layout.columns + run) * 4 + dim % 4 for part in (0, 1))
+            assert 64 <= centre[low] <= 127 and 129 <= centre[high] <= 192
+
+
+def test_what_codes_stand_for_is_exact_in_float16(rng: torch.Generator) -> None:
+    for size, row_tokens in ((32, 4), (16, 2)):
+        layout = subcentroid_layout(64, size, row_tokens)
+        for magnitude in (1e-9, 1.0, 1e9):
+            keys = magnitude * torch.randn((7, size, 64), generator=rng, device=rng.device)
+            counts = torch.full((7,), size, device=rng.device)
+            summaries = reference.summarise_subcentroids(keys, keys, counts, layout)
+            found = reference.decode_subcentroids(summaries, layout)
+            summaries[:, layout.scales_offset : layout.scales_offset + 8] = 0
+            centre = reference.decode_subcentroids(summaries, layout).rows
+            for exact in (found.steps * 7.5, found.steps * 0.5, found.value, centre):
+                assert torch.equal(exact.half().float(), exact)
 
 
 @pytest.mark.parametrize(("geometry", "kind"), CASES)

@@ -15,8 +15,6 @@ LOG2_E = 1.4426950408889634
 SOURCE = "estimate.cu"
 SHARES_SOURCE = "page_shares.cu"
 WARPS = 4
-BLOCKS = 4
-"""Blocks of a multiprocessor: 128 registers a thread."""
 MOST_UNITS = 4
 """Units of pages that a warp takes at most: beyond that, its queries cost little, and requests of different lengths are
 spread unevenly."""
@@ -32,10 +30,7 @@ class _Arguments(ctypes.Structure):
     """The parameter of `estimate`; the source says what each field is."""
 
     _fields_ = (
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("q", "summaries", "pages", "seq_lens", "lse", "block_lse")
-        ),
+        *((name, ctypes.c_void_p) for name in ("q", "summaries", "pages", "seq_lens", "lse", "block_lse")),
         *((f"stride_{name}", ctypes.c_longlong) for name in ("qb", "qh", "sh", "pb")),
         *((name, ctypes.c_float) for name in ("scale", "inverse_scale", "noise_scale")),
         *((name, ctypes.c_int) for name in ("heads", "width", "words_per_length")),
@@ -52,7 +47,9 @@ class _ShareArguments(ctypes.Structure):
     )
 
 
-def unsupported(layout: SubcentroidLayout, group: int, dtype: torch.dtype, device: torch.device) -> str | None:
+def unsupported(
+    layout: SubcentroidLayout, group: int, dtype: torch.dtype, device: torch.device
+) -> str | None:
     """Why the kernels cannot serve a shape, with queries of ``dtype``, here; None where they can."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
         return "it needs an NVIDIA GPU of compute capability 9.0 or later"
@@ -124,8 +121,9 @@ def estimate(
     Notes
     -----
     Reads the first ``layout.value_offset`` bytes of every listed page once for the whole group, and writes 4 bytes
-    for each page and query head, and for each `PAGES_PER_BLOCK` of them. The launch overlaps the end of the kernel in
-    front of it, and lets the one behind it begin.
+    for each page and query head, and for each `PAGES_PER_BLOCK` of them. Bound by HBM where there are many pages, by
+    latency where there are few: about 1000 instructions of a warp for 8 pages of 8 rows (``D = 128``, groups of up to
+    8). The launch overlaps the end of the kernel in front of it, and lets the one behind it begin.
     """
     batch, queries, _ = q.shape
     heads, width = summaries.shape[0], pages.shape[1]
@@ -134,7 +132,9 @@ def estimate(
         raise ValueError(f"estimate does not run in CUDA C++: {reason}")
     if out is None:
         out = Estimates.allocate(batch, queries, width, q.device)
-    if summaries.stride(1) != layout.width or any(stride % 4 for stride in (*q.stride()[:2], summaries.stride(0))):
+    if summaries.stride(1) != layout.width or any(
+        stride % 4 for stride in (*q.stride()[:2], summaries.stride(0))
+    ):
         raise ValueError(
             f"summaries have strides {summaries.stride()} and q has {q.stride()}; allowed: pages of {layout.width} "
             "bytes next to each other, other strides a multiple of 4"
@@ -157,19 +157,25 @@ def estimate(
         width,
         seq_lens.element_size() // 4,
     )
-    grid = (launch_blocks(batch * heads, width, q.device), batch * heads, 1)
+    processors = torch.cuda.get_device_properties(q.device).multi_processor_count
+    at_once = processors * resident_blocks(layout, group)
+    grid = (launch_blocks(batch * heads, width, at_once), batch * heads, 1)
     _kernel(layout, group, q.dtype).launch(grid, 32 * WARPS, 0, arguments, early=True)
     return out
 
 
-def launch_blocks(pairs: int, width: int, device: torch.device) -> int:
+def resident_blocks(layout: SubcentroidLayout, group: int) -> int:
+    """Blocks of a multiprocessor at once; what more of them would need, spills."""
+    return 4 - (layout.head_dim > 128) - (group > 8)
+
+
+def launch_blocks(pairs: int, width: int, at_once: int) -> int:
     """Blocks for each of ``pairs`` page lists of up to ``width`` pages.
 
-    As many as run at once, but each warp takes `MOST_UNITS` at most.
+    As many as run ``at_once``, but each warp takes `MOST_UNITS` at most.
     """
     units = -(-width // PAGES_PER_BLOCK)
-    at_once = torch.cuda.get_device_properties(device).multi_processor_count * BLOCKS * WARPS
-    each = min(max(-(-units * pairs // at_once), 1), MOST_UNITS)
+    each = min(max(-(-units * pairs // (at_once * WARPS)), 1), MOST_UNITS)
     return max(-(-units // (WARPS * each)), 1)
 
 
@@ -244,7 +250,7 @@ def defines(layout: SubcentroidLayout, group: int, dtype: torch.dtype) -> dict[s
         "WIDTH": layout.width,
         "PAGES_PER_BLOCK": PAGES_PER_BLOCK,
         "WARPS": WARPS,
-        "BLOCKS": BLOCKS,
+        "BLOCKS": resident_blocks(layout, group),
         "PDL": 1,
     }
 

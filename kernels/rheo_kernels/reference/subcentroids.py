@@ -72,7 +72,9 @@ def summarise_subcentroids(
     unit = _spread(decode_scale(centre_scale), layout.head_dim)
     if wide:
         centre_code = (centre / unit + 0.5).floor().clamp(-CENTRE_LEVEL, CENTRE_LEVEL)
-        packed_centre = _interleave(centre_code.to(torch.int8).view(torch.uint8).unflatten(-1, (2, -1)), layout)
+        packed_centre = _interleave(
+            centre_code.to(torch.int8).view(torch.uint8).unflatten(-1, (2, -1)), layout
+        )
     else:
         centre_code = _code(centre, unit)
         packed_centre = _interleave(_pack(centre_code)[..., None, :], layout)

@@ -21,6 +21,7 @@ OFFLOADED = "test_cuda_attend.py", "cpu_s_part"
 SCALED = "test_cuda_attend.py", "cost_scale"
 PARTITIONED = "test_cuda_partition.py", "partition"
 EXCLUDED = "test_cuda_select_resolve.py", "excluded"
+ESTIMATED = "test_cuda_estimate.py", "equals_reference"
 CHOSEN = "test_cuda_select_resolve.py", "equals_references"
 LOADED = "test_cuda_load.py", "loaded"
 TAIL = "test_cuda_tail.py", "rise_and_fall"
@@ -67,6 +68,11 @@ FAULTS = [
     Fault("tail_softmax.cuh", "bytes >> 1", "bytes >> 2", TAIL),
     Fault("tail_softmax.cuh", "n + (s + 2 * TAIL_TILES)", "n + (s + TAIL_TILES)", TAIL),
     Fault("select_resolve.cu", "for (int g = 0; g < a.group;", "for (int g = 1; g < a.group;", EXCLUDED),
+    Fault("estimate.cu", "weigh_rows(logits, left, a.inverse_scale / kStepScale);", ";", ESTIMATED),
+    Fault("estimate.cu", "    multiply(products, queries.offset, steps, 0, steps, 0);\n", "", ESTIMATED),
+    Fault("estimate.cu", "noise, queries.energy_rest,", "products, queries.energy_rest,", ESTIMATED),
+    Fault("estimate.cu", "next = number(unit + step);", "", ("test_cuda_estimate.py", "several_units")),
+    Fault("page_shares.cu", "    __syncthreads();\n", "", ESTIMATED),
     Fault("load.cu", "            wait_until_read();\n", "", LOADED),
 ]  # fmt: skip
 

@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../../.."
 python=${1:-python3}
 shift || true
-[ $# -gt 0 ] || set -- tests/kernels/test_cuda_{attend,tail,partition,load,select_resolve}.py -k "not triton_kernel"
+[ $# -gt 0 ] || set -- tests/kernels/test_cuda_{attend,estimate,tail,partition,load,select_resolve}.py -k "not triton_kernel"
 LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)" \
     ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
     SIMT_SANITIZE=1 OMP_NUM_THREADS=1 \
