@@ -4,7 +4,8 @@
 // cores, m16n8k16 in float16: rows of summaries are the rows, query heads, few, the columns, which stay in registers. The
 // order of dimensions within a product is free: it is chosen such that a word of the summary, as it is read, holds what
 // one lane needs for two products. Codes become float16 by inserting them into the mantissa of a constant. Noise is one
-// more product, in tf32, of the groups' squared steps with the energy of each head's query in them.
+// more product, in tf32, of the groups' squared steps with the energy of each head's query in them. All reads of a unit are on
+// their way before the first of them is needed.
 //
 // Reads a page's summary up to its mean V once for all query heads of the group; bound by HBM, and by latency where
 // pages are few.
@@ -14,6 +15,7 @@
 // WARPS (of a block), BLOCKS (of a multiprocessor), PDL (see launch_order.cuh).
 
 #include "exponentials.cuh"
+#include "halves.cuh"
 #include "launch_order.cuh"
 #include "words.cuh"
 
@@ -73,58 +75,6 @@ constexpr u32 kLowMagic = 0x64006400u, kHighMagic = 0x54005400u, k1152 = 0x64806
 constexpr u32 kStepFactor = 0x20002000u, kLowBias = 0xc800c800u, kHighBias = 0xb800b800u;  // 1 / kStepScale, times -1024, times -64
 constexpr u32 kSixteenth = 0x2c002c00u, kMinus64 = 0xd400d400u, kMinusMiddle = 0xc780c780u;
 
-// The bits of `mask`, inserted into the mantissas of `magic`.
-__device__ __forceinline__ u32 insert_bits(u32 bits, u32 mask, u32 magic) {
-    u32 c;
-    constexpr int and_or = (0xf0 & 0xcc) | 0xaa;
-    asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(c) : "r"(bits), "r"(mask), "r"(magic), "n"(and_or));
-    return c;
-}
-
-__device__ __forceinline__ u32 subtract_halves(u32 a, u32 b) {
-    u32 c;
-    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
-    return c;
-}
-
-__device__ __forceinline__ u32 multiply_halves(u32 a, u32 b) {
-    u32 c;
-    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
-    return c;
-}
-
-__device__ __forceinline__ u32 fma_halves(u32 a, u32 b, u32 c) {
-    u32 d;
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-    return d;
-}
-
-// What is beyond float16's range becomes its greatest number.
-__device__ __forceinline__ u32 pack_halves(float low, float high) {
-    u32 pair;
-    asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
-}
-
-__device__ __forceinline__ float from_half(u32 bits) {
-    float x;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(static_cast<unsigned short>(bits)));
-    return x;
-}
-
-// The nearest number that tf32 holds.
-__device__ __forceinline__ float to_tf32(float x) {
-    u32 y;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
-    return __uint_as_float(y);
-}
-
-// A number as the sum of two that tf32 holds.
-__device__ __forceinline__ void split(u32& first, u32& rest, float x) {
-    first = __float_as_uint(to_tf32(x));
-    rest = __float_as_uint(to_tf32(x - __uint_as_float(first)));
-}
-
 // Products with eight query heads each: lane (row, column) has those of rows `row` and then `row + 8` with heads 2 column
 // and 2 column + 1.
 using Products = float[kHeadTiles][4];
@@ -154,10 +104,15 @@ __device__ __forceinline__ void multiply_tf32(Products& products, const Fragment
 // s and s + 2, first the low ones.
 struct Queries {
     Fragment parts[kProducts];
-    // Of the scale groups 2 column and 2 column + 1, in two terms: what is multiplied with their squared steps, and with their
-    // steps, for a code of 0.
+};
+
+// What a lane keeps of them for each unit once, in shared memory, since registers are full: of the scale groups 2 column and
+// 2 column + 1, in two terms, what is multiplied with their squared steps, and with their steps, for a code of 0.
+struct QuerySums {
     Fragment energy, energy_rest, offset;
 };
+
+__shared__ QuerySums query_sums[32 * WARPS];
 
 __device__ __forceinline__ void load_numbers(float (&numbers)[4], const unsigned char* from) {
     const uint2 words = *reinterpret_cast<const uint2*>(from);
@@ -176,6 +131,7 @@ __device__ __forceinline__ void load_numbers(float (&numbers)[4], const unsigned
 
 __device__ __forceinline__ void load_queries(Queries& queries, const unsigned char* q, long long stride, float noise_scale) {
     const int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4;
+    QuerySums& sums = query_sums[threadIdx.x];
 #pragma unroll
     for (int h = 0; h < kHeadTiles; ++h) {
         const int head = row + 8 * h;
@@ -199,11 +155,11 @@ __device__ __forceinline__ void load_queries(Queries& queries, const unsigned ch
         }
 #pragma unroll
         for (int group = 0; group < 2; ++group) {
-            split(queries.energy[h][group], queries.energy_rest[h][group], energy[group] * noise_scale);
+            split(sums.energy[h][group], sums.energy_rest[h][group], energy[group] * noise_scale);
             total[group] *= kMiddle / kStepScale;
         }
-        const u32 first = queries.offset[h][0] = pack_halves(total[0], total[1]);
-        queries.offset[h][1] = pack_halves(total[0] - from_half(first), total[1] - from_half(first >> 16));
+        const u32 first = sums.offset[h][0] = pack_halves(total[0], total[1]);
+        sums.offset[h][1] = pack_halves(total[0] - from_half(first), total[1] - from_half(first >> 16));
     }
 }
 
@@ -258,10 +214,11 @@ __device__ __forceinline__ void multiply_centre(Products& products, Products& no
             multiply(products, queries.parts[2 * i + s], low, 0, high, 0);
         }
     const float first = scale_number(centre.steps & 0xff), second = scale_number(centre.steps >> 8);
-    multiply_tf32(noise, queries.energy, first * first, second * second);
-    multiply_tf32(noise, queries.energy_rest, first * first, second * second);
+    const QuerySums& sums = query_sums[threadIdx.x];
+    multiply_tf32(noise, sums.energy, first * first, second * second);
+    multiply_tf32(noise, sums.energy_rest, first * first, second * second);
     const u32 steps = __byte_perm(centre.steps, 0, 0x1404) >> 1;
-    multiply(products, queries.offset, steps, 0, steps, 0);
+    multiply(products, sums.offset, steps, 0, steps, 0);
 }
 
 // A lane's words of a tile, whose first one is given.
@@ -302,19 +259,6 @@ __device__ __forceinline__ void multiply_tiles(Products& products, const Queries
             next_steps.decode(next_words[i], s, 2 * i / kWords, next_low, next_high);
             multiply(products, queries.parts[2 * i + s], low, next_low, high, next_high);
         }
-}
-
-// The larger ones of two pairs of bfloat16.
-__device__ __forceinline__ u32 larger(u32 a, u32 b) {
-    u32 c;
-    asm("max.bf16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
-    return c;
-}
-
-__device__ __forceinline__ u32 pack_bfloat16(float low, float high) {
-    u32 pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
 }
 
 // About the greatest ones of two heads' numbers, in lanes whose rows differ in the lowest BITS bits.
@@ -415,6 +359,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) estimate(const 
     // of a tile, from where a page is
     const unsigned char* const tiles = summaries + 16 * (row % kTogether) + 4 * column;
     const int* const pages = a.pages + request * a.stride_pb;
+    const long long line = static_cast<long long>(pair) * GROUP + 2 * column;
+    float* const lse = a.lse + line * a.width;
+    float* const block_lse = a.block_lse + line * units;
     const float scale = a.scale * kStepScale;
     int unit = blockIdx.x * WARPS + warp;
     release_next_kernel();
@@ -422,14 +369,14 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) estimate(const 
 
     const int tokens = a.seq_lens[request * a.words_per_length];
     const int listed = min((tokens + PAGE - 1) / PAGE, a.width);
+    // On their way together with the list's length.
     const auto number = [&](int unit) {
         const int position = unit * kUnit + lane % kUnit;
-        return position < listed ? pages[position] : 0;
+        return position < a.width ? pages[position] : 0;
     };
     int next = number(unit);
     Queries queries;
-    if (unit * kUnit < listed)
-        load_queries(queries, a.q + 2 * (request * a.stride_qb + head * GROUP * a.stride_qh), a.stride_qh, a.noise_scale);
+    bool queries_loaded = false;
 
     for (; unit < units; unit += step) {
         const int first = unit * kUnit, left = tokens - first * PAGE, position = first + page_of(row);
@@ -437,7 +384,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) estimate(const 
 #pragma unroll
         for (int h = 0; h < kHeadTiles; ++h) values[h][0] = values[h][1] = minus_infinity();
         if (first < listed) {
-            const int numbers = next;
+            const int numbers = first + lane % kUnit < listed ? next : 0;
             const auto offset = [&](int page) { return static_cast<u64>(static_cast<u32>(__shfl_sync(kAll, numbers, page))) * WIDTH; };
             const auto page_of_tile = [&](int tile) { return tile / kPageTiles * kTilePages + row / kTogether; };
             Centre centre;
@@ -453,6 +400,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) estimate(const 
             load_centre(centre, summaries + offset(page_of(row)));
             load_tiles(0);
             next = number(unit + step);
+            __syncwarp();  // reads stay in front of this
+            if (!queries_loaded) {  // while the pages are on their way
+                load_queries(queries, a.q + 2 * (request * a.stride_qb + head * GROUP * a.stride_qh), a.stride_qh, a.noise_scale);
+                queries_loaded = true;
+            }
             Products middle = {}, noise = {};
             multiply_centre(middle, noise, queries, centre);
             float logits[kHeadTiles][kTiles][2];
@@ -485,14 +437,12 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) estimate(const 
             const float top[2] = {first_of(tops), second_of(tops)};
 #pragma unroll
             for (int k = 0; k < 2; ++k) {
-                const int member = 8 * h + 2 * column + k;
-                const long long line = static_cast<long long>(pair) * GROUP + member;
-                const bool real = member < GROUP;
-                if (real && position < a.width) a.lse[line * a.width + position] = values[h][k] * kLn2;
+                const bool real = 8 * h + k + 2 * column < GROUP;
+                if (real && position < a.width) lse[(8 * h + k) * a.width + position] = values[h][k] * kLn2;
                 float total = first < listed ? power_of_2(values[h][k] - top[k]) : 0.f;
 #pragma unroll
                 for (int lanes = 4; lanes < 32; lanes *= 2) total += __shfl_xor_sync(kAll, total, lanes);
-                if (real && row == 0) a.block_lse[line * units + unit] = log_sum(top[k], total) * kLn2;
+                if (real && row == 0) block_lse[(8 * h + k) * units + unit] = log_sum(top[k], total) * kLn2;
             }
         }
     }

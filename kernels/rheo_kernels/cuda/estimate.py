@@ -91,7 +91,7 @@ def estimate(
     ----------
     q
         Queries, ``[B, Hq, D]``, bfloat16 or float16, contiguous in ``D``, other strides a multiple of 4. They are
-        multiplied as float16: those beyond its range are clipped.
+        multiplied as float16: beyond its range, estimates are finite, but wrong.
     summaries
         One layer's summaries, ``[H, N, W]``, uint8, contiguous in ``N`` and ``W``.
     pages
