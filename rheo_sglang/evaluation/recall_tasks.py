@@ -18,9 +18,11 @@ RECALL_TASKS: dict[str, tuple[Callable[[random.Random, NamePool], Exercise], str
     "buried": (partial(multikey, keys=HIDDEN_KEYS, task="buried"), "table"),
 }
 """Exercises and where their facts are hidden: `embedded` mid-sentence, `buried` where pages are of no importance."""
-INSTRUCTION = "Answer in one short line, without an explanation."
+INSTRUCTION = "Answer in one full sentence."
+"""So that a reply begins with other words: its very first token comes from the prefill, whose attention is dense."""
+PREFACE = "Read this text. Questions about it follow.\n\n"
 CHAT_ROOM = 96
-"""Tokens kept free for a chat format around a conversation."""
+"""Tokens kept free for a chat format around a conversation, and the preface."""
 FREE_WORDS = 32
 """Tokens that a chat reply may take beyond the answer and its first words."""
 
@@ -65,7 +67,9 @@ def make_conversation(
     sample = haystack.hide(exercise, length - room, rng, placement)
     make_question = chat_question if chat else plain_question
     questions = tuple(make_question(turn, count_tokens) for turn in sample.turns)
-    return Conversation(task, length, seed, sample.document, questions, () if chat else ("\n",))
+    if chat:
+        return Conversation(task, length, seed, f"{PREFACE}{sample.document}\n", questions)
+    return Conversation(task, length, seed, sample.document, questions, ("\n",))
 
 
 def plain_question(turn: Turn, count_tokens: Callable[[Sequence[str]], list[int]]) -> Question:

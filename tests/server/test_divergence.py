@@ -1,4 +1,4 @@
-"""Forced decoding through a real server: its own greedy text comes back with its own log-probabilities."""
+"""Evaluation of a real server: forced text has its own log-probabilities, given words are continued."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 import requests
 
-from rheo_sglang.evaluation import divergence_command
+from rheo_sglang.evaluation import compare_command, divergence_command
+from rheo_sglang.evaluation.conversations import Question
 from rheo_sglang.evaluation.divergence import ForcedDecoder, Prompt
+from rheo_sglang.evaluation.measured import Prompts
+from rheo_sglang.evaluation.server import ConversationServer
+from rheo_sglang.evaluation.suites import Request, make_set
 
 STEPS = 12
 FORCING = ("--enable-custom-logit-processor",)
@@ -44,6 +48,26 @@ def assert_forcing_changes_nothing(server) -> None:
             assert step[token] == pytest.approx(value, abs=1e-3)
 
 
+def assert_given_words_are_continued(server) -> None:
+    """In chat, a model that is given the first words of its own answer says the others."""
+    asked = ConversationServer(server.base_url)
+    whole = asked.reply([], Question("Name three colours of the rainbow.", "", 16, ()), (), chat=True)
+    first, rest = whole.text[: whole.text.index(" ")], whole.text[whole.text.index(" ") :]
+    given = asked.reply([], Question("Name three colours of the rainbow.", first, 16, ()), (), chat=True)
+    assert given.text.startswith(rest)
+    assert given.prompt_tokens > whole.prompt_tokens
+
+
+def save_few_prompts(server, folder: Path) -> None:
+    """Two texts and two conversations, one command's work."""
+    decoder = ForcedDecoder(server.base_url)
+    texts = [decoder.prompt(kind, 300, STEPS, seed=5) for kind in ("code", "documentation")]
+    tokenizer = ConversationServer(server.base_url).tokenizer()
+    recall = make_set("recall", Request(["embedded", "buried"], [600], 1, 0, tokenizer))
+    assert recall.chat
+    Prompts(texts, {"recall": recall}).save(folder)
+
+
 def test_a_small_budget_diverges_and_the_dense_one_does_not(serve, smollm2, tmp_path):
     kept = tmp_path / "dense.jsonl.gz"
     server = serve(smollm2, rheo_config=DENSE, max_running_requests=2, arguments=FORCING)
@@ -51,17 +75,28 @@ def test_a_small_budget_diverges_and_the_dense_one_does_not(serve, smollm2, tmp_
     dense_url = ["--dense-url", server.base_url, "--save-dense", str(kept)]
     assert divergence_command.main([*dense_url, *COMMON]) == 0
     dense = measure(server, kept, tmp_path / "dense.json")
+    assert_given_words_are_continued(server)
+    save_few_prompts(server, tmp_path / "prompts")
+    few = ["--prompts", str(tmp_path / "prompts")]
+    answers = tmp_path / "answers"
+    assert compare_command.main([*few, "--dense-url", server.base_url, "--save-dense", str(answers)]) == 0
     server.stop()
 
     server = serve(smollm2, rheo_config=SPARSE, page_size=16, max_running_requests=2, arguments=FORCING)
     assert_forcing_changes_nothing(server)
     sparse = measure(server, kept, tmp_path / "sparse.json")
+    out = tmp_path / "compare.json"
+    against = ["--dense", str(answers), "--url", server.base_url, "--out", str(out)]
+    assert compare_command.main([*few, *against]) == 0
+    compared = json.loads(out.read_text())["metrics"]
     server.stop()
 
     assert dense["kl_300"] < 1e-4
     assert dense["same_top_300"] == 1.0
     assert sparse["kl_300"] > 0.01
     assert math.isclose(sparse["dense_loss_300"], dense["loss_300"], abs_tol=1e-3)
+    assert compared["kl_300"] > 0.01 and 0 < compared["kl_300_ci"] < 10
+    assert compared["recall"] - compared["dense_recall"] == pytest.approx(compared["recall_difference"])
 
 
 @pytest.mark.newest
