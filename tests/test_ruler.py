@@ -50,3 +50,8 @@ def test_scores_are_those_of_lm_eval() -> None:
 def test_a_length_at_which_generators_would_not_end_is_refused(generators: RulerGenerators) -> None:
     with pytest.raises(ValueError, match="needs at least 1024 tokens, not 512"):
         generators.conversations("vt", 512, 1, 0)
+
+
+def test_a_tokenizer_with_which_generators_would_not_end_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"takes 67 tokens .* at most 48"):
+        RulerGenerators(lambda texts: [len(text) for text in texts], "essay")

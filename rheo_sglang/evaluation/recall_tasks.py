@@ -20,6 +20,7 @@ RECALL_TASKS: dict[str, tuple[Callable[[random.Random, NamePool], Exercise], str
 """Exercises and where their facts are hidden: `embedded` mid-sentence, `buried` where pages are of no importance."""
 INSTRUCTION = "Answer in one full sentence."
 """So that a reply begins with other words: its very first token comes from the prefill, whose attention is dense."""
+INSTRUCTION_FOR_ALL = f"There are several: name them all. {INSTRUCTION}"
 PREFACE = "Read this text. Questions about it follow.\n\n"
 CHAT_ROOM = 96
 """Tokens kept free for a chat format around a conversation, and the preface."""
@@ -62,7 +63,7 @@ def make_conversation(
     rng = random.Random(f"{task} {length} {seed}")
     exercise = make(rng, NamePool(rng))
     turns = len(exercise.turns)
-    extra = sum(count_tokens([INSTRUCTION])) + FREE_WORDS + CHAT_ROOM // 4
+    extra = sum(count_tokens([INSTRUCTION_FOR_ALL])) + FREE_WORDS + CHAT_ROOM // 4
     room = CHAT_ROOM + turns * extra if chat else 0
     sample = haystack.hide(exercise, length - room, rng, placement)
     make_question = chat_question if chat else plain_question
@@ -83,4 +84,5 @@ def chat_question(turn: Turn, count_tokens: Callable[[Sequence[str]], list[int]]
     """A turn for a model that answers questions."""
     asked, begun = turn.question.split("\n", 1)
     (size,) = count_tokens([begun + turn.answer])
-    return Question(f"{asked} {INSTRUCTION}", "", size + FREE_WORDS, turn.expected)
+    instruction = INSTRUCTION_FOR_ALL if len(turn.expected) > 1 else INSTRUCTION
+    return Question(f"{asked} {instruction}", "", size + FREE_WORDS, turn.expected)

@@ -35,7 +35,8 @@ REPLY_TOKENS = {**dict.fromkeys(NEEDLES, 128), "vt": 30, "cwe": 120, "fwe": 50}
 ROOM = 128
 """Tokens kept free for a chat format, and for the reply where the generator forgets it (fwe)."""
 LEAST_LENGTH = 1024
-"""Below it, generators loop for ever."""
+UNIT, MOST_UNIT_TOKENS = "The grass is green. The sky is blue. The sun is yellow. Here we go.", 48
+"""With shorter prompts, or a tokenizer that takes more tokens for this text, lm_eval's generators never end."""
 NUMPY_SEEDS = 1 << 32
 
 
@@ -53,9 +54,15 @@ class RulerGenerators:
     ------
     ImportError
         Where a package that they need is missing.
+    ValueError
+        Where the tokenizer takes too many tokens for English text.
     """
 
     def __init__(self, count_tokens: Callable[[Sequence[str]], list[int]], text: str) -> None:
+        if (size := count_tokens([UNIT])[0]) > MOST_UNIT_TOKENS:
+            raise ValueError(
+                f"the tokenizer takes {size} tokens for {UNIT!r}; RULER's generators need at most {MOST_UNIT_TOKENS}"
+            )
         import nltk
 
         with mock.patch.object(nltk.data, "find"):

@@ -18,6 +18,7 @@ and ``recall_NAME_difference`` from dense, prompt by prompt.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shlex
 import time
@@ -49,11 +50,17 @@ def parse_arguments() -> argparse.Namespace:
         "--work", type=Path, default=Path(".selection_coder"), help="folder for what servers say"
     )
     parser.add_argument("--suites", default=",".join(SUITES), help="comma-separated")
-    parser.add_argument("--samples", type=int, default=1000, help="most conversations a task and length")
+    parser.add_argument(
+        "--samples", nargs="+", default=[], metavar="SUITE=N", help="fewer conversations a task and length"
+    )
     parser.add_argument("--longest", type=int, default=1 << 20, help="longest prompts to send, tokens")
     parser.add_argument("--concurrency", type=int, default=32, help="requests under way at a time")
-    parser.add_argument("--port", type=int, help="TCP port; default: a free one")
     parser.add_argument("--common", default="", help="further arguments of every server")
+    parser.add_argument(
+        "--ahead",
+        action="store_true",
+        help="start the next server during a measurement; there is room for two",
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "selection_coder.json", help="result file")
     return parser.parse_args()
 
@@ -62,47 +69,47 @@ def load_prompts(options: argparse.Namespace) -> Prompts:
     """The prompts, or the part of them that was asked for."""
     prompts = Prompts.load(options.prompts, options.suites.split(","))
     prompts.texts = [one for one in prompts.texts if len(one.tokens) <= options.longest]
+    samples = dict(text.split("=") for text in options.samples)
     for suite, asked in prompts.conversations.items():
-        prompts.conversations[suite] = asked.first(options.samples).up_to(options.longest)
+        chosen = asked.first(int(samples[suite])) if suite in samples else asked
+        prompts.conversations[suite] = chosen.up_to(options.longest)
     return prompts
 
 
-def serve_and_measure(
-    name: str, arguments: str, prompts: Prompts, options: argparse.Namespace, suite_done: Callable[..., None]
-) -> None:
-    """Start one server and run the suites that it has not run.
+def missing_suites(name: str, prompts: Prompts, options: argparse.Namespace) -> list[str]:
+    """Suites that a server has not run."""
+    done = Measured.load(options.work / name, prompts).suites
+    return [suite for suite in prompts.suites if suite not in done]
 
-    Parameters
-    ----------
-    name, arguments
-        Of the server.
-    prompts, options
-        What to send, and the command line.
-    suite_done
-        Told what is measured so far and about the server, after every suite.
-    """
+
+def start(name: str, arguments: str, options: argparse.Namespace) -> SGLangServer:
+    """A server that is starting, on a free port."""
+    line = [*COMMON, *(COMMON_GPU if GPU else []), *shlex.split(options.common), *shlex.split(arguments)]
+    server = SGLangServer(options.model, line, options.work / f"{name}.log", gpu=GPU)
+    server.start()
+    return server
+
+
+def measure(
+    name: str,
+    server: SGLangServer,
+    prompts: Prompts,
+    options: argparse.Namespace,
+    suite_done: Callable[[str, Measured, dict[str, float]], None],
+) -> None:
+    """Run the suites that a server has not run; tell what is known of it after each."""
     folder = options.work / name
     measured = Measured.load(folder, prompts)
-    missing = [suite for suite in prompts.suites if suite not in measured.suites]
-    if not missing:
-        suite_done(name, measured, {})
-        return
-    line = [*COMMON, *(COMMON_GPU if GPU else []), *shlex.split(options.common), *shlex.split(arguments)]
-    begin = time.monotonic()
     about: dict[str, float] = {}
-    with SGLangServer(options.model, line, options.work / f"{name}.log", options.port, gpu=GPU) as server:
-        about[f"seconds_{name}_start"] = round(time.monotonic() - begin, 1)
-        for suite in missing:
-            begin = time.monotonic()
-            measured.run(suite, prompts, server.base_url, options.concurrency)
-            about[f"seconds_{name}_{suite}"] = round(time.monotonic() - begin, 1)
-            measured.save(folder, prompts)
-            (state,) = server.server_info()["internal_states"]
-            recorder = state.get("rheo", {}).get("recorder", {}).get("overall", {})
-            about |= {
-                f"{key}_{name}": value for key, value in recorder.items() if isinstance(value, int | float)
-            }
-            suite_done(name, measured, about)
+    for suite in missing_suites(name, prompts, options):
+        begin = time.monotonic()
+        measured.run(suite, prompts, server.base_url, options.concurrency)
+        about[f"seconds_{name}_{suite}"] = round(time.monotonic() - begin, 1)
+        measured.save(folder, prompts)
+        (state,) = server.server_info()["internal_states"]
+        recorder = state.get("rheo", {}).get("recorder", {}).get("overall", {})
+        about |= {f"{key}_{name}": value for key, value in recorder.items() if isinstance(value, int | float)}
+        suite_done(name, measured, about)
 
 
 def named(figures: dict[str, float], name: str) -> dict[str, float]:
@@ -138,17 +145,34 @@ def main() -> None:
         keep_result(options.out, document)
 
     failed = []
-    for name, arguments in servers.items():
-        print(f"== {name}", flush=True)
-        try:
-            serve_and_measure(name, arguments, prompts, options, suite_done)
-        except (OSError, RuntimeError, ValueError) as error:
-            if name == DENSE:
-                raise
-            print(f"{name} failed: {error}", flush=True)
-            failed.append(name)
-        shown = {key: value for key, value in metrics.items() if f"_{name}" in key}
-        print(json.dumps(shown, indent=1), flush=True)
+    names = [name for name in servers if missing_suites(name, prompts, options)]
+    for name in servers:
+        if name not in names:
+            suite_done(name, Measured.load(options.work / name, prompts), {})
+    started: dict[str, SGLangServer] = {}
+    try:
+        for i, name in enumerate(names):
+            print(f"== {name}", flush=True)
+            server = started.pop(name, None) or start(name, servers[name], options)
+            with contextlib.ExitStack() as stack:
+                stack.callback(server.stop)
+                try:
+                    begin = time.monotonic()
+                    server.wait_ready()
+                    metrics[f"seconds_{name}_start"] = round(time.monotonic() - begin, 1)
+                    if options.ahead and i + 1 < len(names):
+                        started[names[i + 1]] = start(names[i + 1], servers[names[i + 1]], options)
+                    measure(name, server, prompts, options, suite_done)
+                except (OSError, RuntimeError, ValueError) as error:
+                    if name == DENSE:
+                        raise
+                    print(f"{name} failed: {error}", flush=True)
+                    failed.append(name)
+            shown = {key: value for key, value in metrics.items() if f"_{name}" in key}
+            print(json.dumps(shown, indent=1), flush=True)
+    finally:
+        for server in started.values():
+            server.stop()
     raise SystemExit(f"failed: {', '.join(failed)}" if failed else 0)
 
 
