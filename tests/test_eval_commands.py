@@ -197,6 +197,8 @@ def test_what_a_server_said_survives_its_folder_and_other_prompts_are_refused(tm
     other = Measured(scores={"ruler": {one.key: float(one.seed % 2) for one in conversations}})
     other.save(tmp_path / "other", prompts)
     assert Measured.load(tmp_path / "other", prompts) == other
+    Measured().save(tmp_path / "other", prompts)
+    assert Measured.load(tmp_path / "other", prompts) == other
     figures = score_figures(prompts, other, dense)
     assert figures["ruler"] == figures["ruler_8k"] == 0.5 and figures["ruler_difference"] == -0.5
     fewer = Prompts(conversations={"ruler": prompts.conversations["ruler"].first(2)})

@@ -122,7 +122,7 @@ class Measured:
         self.scores[suite] = {key: score.recall for key, score in scores.items()}
 
     def save(self, folder: Path, prompts: Prompts) -> None:
-        """Write what is there."""
+        """Write what is there; suites that ran before and are not there stay."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.steps:
             save_steps(folder / STEPS_FILE, self.steps)
@@ -130,7 +130,9 @@ class Measured:
             suite: {"prompts": conversations_digest(prompts, suite), "scores": scores}
             for suite, scores in self.scores.items()
         }
-        (folder / SCORES_FILE).write_text(json.dumps(about) + "\n", encoding="utf-8")
+        file = folder / SCORES_FILE
+        kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        file.write_text(json.dumps(kept | about) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, prompts: Prompts) -> Measured:

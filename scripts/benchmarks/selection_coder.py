@@ -34,6 +34,7 @@ from rheo_sglang.evaluation.measured import SUITES, Measured, Prompts, divergenc
 
 GPU = torch.cuda.is_available()
 DENSE = "dense"
+ABOUT_FILE = "about.json"
 COMMON = ["--enable-custom-logit-processor", "--grammar-backend", "none"]
 COMMON_GPU = ["--dtype", "bfloat16", "--mem-fraction-static", "0.6", "--disable-prefill-cuda-graph"]
 
@@ -100,7 +101,7 @@ def measure(
     """Run the suites that a server has not run; tell what is known of it after each."""
     folder = options.work / name
     measured = Measured.load(folder, prompts)
-    about: dict[str, float] = {}
+    about = told_about(name, options)
     for suite in missing_suites(name, prompts, options):
         begin = time.monotonic()
         measured.run(suite, prompts, server.base_url, options.concurrency)
@@ -109,7 +110,14 @@ def measure(
         (state,) = server.server_info()["internal_states"]
         recorder = state.get("rheo", {}).get("recorder", {}).get("overall", {})
         about |= {f"{key}_{name}": value for key, value in recorder.items() if isinstance(value, int | float)}
+        (folder / ABOUT_FILE).write_text(json.dumps(about) + "\n")
         suite_done(name, measured, about)
+
+
+def told_about(name: str, options: argparse.Namespace) -> dict[str, float]:
+    """Times and counters of what a server has run."""
+    file = options.work / name / ABOUT_FILE
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def named(figures: dict[str, float], name: str) -> dict[str, float]:
@@ -148,7 +156,7 @@ def main() -> None:
     names = [name for name in servers if missing_suites(name, prompts, options)]
     for name in servers:
         if name not in names:
-            suite_done(name, Measured.load(options.work / name, prompts), {})
+            suite_done(name, Measured.load(options.work / name, prompts), told_about(name, options))
     started: dict[str, SGLangServer] = {}
     try:
         for i, name in enumerate(names):
