@@ -19,7 +19,7 @@ import torch
 from rheo_sglang.budget import BUDGETS, BudgetRule, BudgetTable
 from rheo_sglang.errors import FLAG, ConfigError, reject
 from rheo_sglang.registry import Registry
-from rheo_sglang.selection import SUMMARIES
+from rheo_sglang.selection import SUMMARIES, EstimatingSummary
 from rheo_sglang.tiering import POLICIES
 
 logger = logging.getLogger(__name__)
@@ -64,9 +64,14 @@ class RheoConfig:
     extensions: tuple[str, ...] = ()
     """Importable modules that register more page summaries, budget rules or policies."""
     summary: str = "bound"
-    """What summarises a page's keys: their bounding box (``bound``), or their average (``mean``)."""
+    """What summarises a page: the mean keys of every 2, 4 or 8 of its tokens in 4 bits, which estimate the attention
+    that the page draws (``subcentroids2``, ``subcentroids4``, ``subcentroids8``), the bounding box of its keys
+    (``bound``), or their average (``mean``)."""
+    tail: bool = True
+    """Whether the pages that a step leaves out are attended by what their summaries estimate, where they do."""
     grouping: Literal["mean", "max"] = "mean"
-    """How the query heads of a GQA group agree on one score: their mean, or their maximum."""
+    """How the query heads of a GQA group agree on one score: their mean, or, with summary ``bound`` or ``mean``, their
+    maximum."""
     importance_alpha: float = 0.3
     """Weight of the newest step in a page's importance."""
     policy: str = "importance"
@@ -107,6 +112,10 @@ class RheoConfig:
         for name in ("host_pool_gib", "host_pool_ratio", "frame_pool_gib", "frame_pool_tokens"):
             if getattr(self, name) is not None:
                 _in_range(name, getattr(self, name), low=0, open_low=True)
+        if self.grouping != "mean" and issubclass(SUMMARIES[self.summary], EstimatingSummary):
+            reject(
+                "grouping", self.grouping, f"mean (summary={self.summary!r} estimates shares of attention)"
+            )
         if self.cpu_threads is not None:
             _in_range("cpu_threads", self.cpu_threads, low=1, high=256)
         if self.budget_max_pages is not None and self.budget_max_pages < self.budget_min_pages:
@@ -255,6 +264,8 @@ def _typed(name: str, value: object, hint: Any) -> object:
             reject(name, value, ", ".join(choices))
         return value
     kinds = typing.get_args(hint) or (hint,)
+    if hint is bool:
+        return value if isinstance(value, bool) else reject(name, value, "true, false")
     if value is None and type(None) in kinds:
         return None
     if float in kinds and _is_finite_number(value):

@@ -17,6 +17,8 @@ class PageTable:
     ----------
     layers, kv_heads, head_dim
         Of this rank's part of the model.
+    page_size
+        Tokens per page.
     pages
         ``N``: logical pages, SGLang's padding page 0 included.
     frames
@@ -65,6 +67,7 @@ class PageTable:
         layers: int,
         kv_heads: int,
         head_dim: int,
+        page_size: int,
         pages: int,
         frames: int,
         summary: str,
@@ -78,7 +81,7 @@ class PageTable:
         self.page_of = torch.full((layers, kv_heads, frames), -1, dtype=torch.int32, device=device)
         self.unsaved = torch.zeros((layers, pages), dtype=torch.bool, device=device)
         self.summary = kind = SUMMARIES[summary]()
-        shape = (layers, kv_heads, pages, kind.rows, kind.row_width(head_dim))
+        shape = (layers, kv_heads, pages, kind.rows, kind.row_width(head_dim, page_size))
         self.summaries = torch.zeros(shape, dtype=kind.dtype(dtype), device=device)
         self.summarised = torch.zeros(pages, dtype=torch.bool, device=device)
         self.total_summarised_tokens = 0

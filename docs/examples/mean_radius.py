@@ -5,11 +5,13 @@ import triton
 import triton.language as tl
 
 from rheo_kernels.triton.dot import dot
-from rheo_sglang.selection import SUMMARIES, PageSummary, SummaryKernels
+from rheo_sglang.selection import SUMMARIES, ScoringSummary, SummaryKernels
 
 
 @triton.jit
-def _fold_chunk(rows, keys, held, count, DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr):
+def _fold_chunk(
+    rows, keys, values, held, count, DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr
+):
     d = tl.arange(0, BLOCK_D)
     inside = d < DIM
     known = held[None, :] & inside[:, None]
@@ -32,20 +34,20 @@ def _score(rows, queries, listed, heads, DIM: tl.constexpr, BLOCK_D: tl.constexp
 
 
 @SUMMARIES.register
-class MeanRadiusSummary(PageSummary):
+class MeanRadiusSummary(ScoringSummary):
     """One float32 row: the mean ``c`` and the radius ``r``; a query's score is ``q . c + |q| r`` (Cauchy-Schwarz)."""
 
     name = "mean_radius"
     rows = 1
     kernels = SummaryKernels(_fold_chunk, _score)
 
-    def row_width(self, head_dim: int) -> int:
+    def row_width(self, head_dim: int, page_size: int) -> int:
         return head_dim + 1
 
     def dtype(self, kv_dtype: torch.dtype) -> torch.dtype:
         return torch.float32
 
-    def fold_chunk(self, keys: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    def fold_chunk(self, keys: torch.Tensor, values: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         past = torch.arange(keys.shape[3], device=keys.device) >= counts[:, None, None]
         wide = keys.to(torch.promote_types(keys.dtype, torch.float32)).masked_fill(past, 0)
         mean = wide.sum(3) / counts[:, None]

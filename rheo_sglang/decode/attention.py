@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from rheo_kernels.types import DecodeBatch, Selected
+from rheo_kernels.types import DecodeBatch, Selected, Tail
 from rheo_sglang.decode.heads import HeadShape
 
 Workspace = TypeVar("Workspace")
@@ -44,8 +44,8 @@ class Attention(ABC, Generic[Workspace]):
         self.page_size = page_size
 
     @abstractmethod
-    def workspace(self, batch: int, width: int) -> Workspace:
-        """Intermediate buffers for ``batch`` requests with lists of up to ``width`` pages."""
+    def workspace(self, batch: int, width: int, tail_width: int = 0) -> Workspace:
+        """Intermediate buffers for ``batch`` requests that select up to ``width`` pages, left out of ``tail_width``."""
         ...
 
     @abstractmethod
@@ -58,6 +58,7 @@ class Attention(ABC, Generic[Workspace]):
         workspace: Workspace,
         out: torch.Tensor,
         staged: torch.Tensor,
+        tail: Tail | None = None,
     ) -> None:
         """Attend a step's hits, and its misses from host memory, keeping those that fit in ``staged``.
 
@@ -77,6 +78,8 @@ class Attention(ABC, Generic[Workspace]):
             Attention output, ``[B, Hq, D]``, written.
         staged
             ``[B * H, places, 2, D * P]``: the first missed pages of each list are kept here.
+        tail
+            Attends the pages that are not selected; None leaves them out.
         """
         ...
 

@@ -41,6 +41,7 @@ def build_decode_batch(
         pages=pages,
         num_pages=num_pages,
         seq_lens=seq_lens,
+        past=seq_lens - 1,
         tail_pages=tail_pages,
         tail_offsets=tail_offsets,
         filled=tail_pages.masked_fill(tail_offsets < page_size - 1, 0),

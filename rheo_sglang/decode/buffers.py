@@ -8,7 +8,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
-from rheo_kernels.types import Admitted, DecodeBatch, RunnersUp, Selected
+from rheo_kernels.types import Admitted, DecodeBatch, Estimates, RunnersUp, Selected
+from rheo_kernels.types.estimates import PAGES_PER_BLOCK
 from rheo_sglang.decode.heads import HeadShape
 from rheo_sglang.decode.variant import Variant
 
@@ -62,6 +63,8 @@ class SparseBuffers(StepBuffers, Generic[Path]):
     ----------
     scores
         ``[B, H, M]``, float32.
+    estimates
+        What the scores are made of; None where the page summary estimates nothing.
     allowed
         Pages that may be selected, ``[B, H]``, int32, where the budget rule reads scores.
     selected
@@ -78,6 +81,7 @@ class SparseBuffers(StepBuffers, Generic[Path]):
     """
 
     scores: torch.Tensor
+    estimates: Estimates | None
     allowed: torch.Tensor
     selected: Sequence[Selected]
     runners_up: Sequence[RunnersUp | None]
@@ -102,13 +106,17 @@ class DecodeBuffers(Generic[Path]):
     frames
         Frames, ``[L, H, F, 2, D * P]``; the buffers live where they do.
     workspace
-        Makes what the attention kernels need for a batch and a width.
+        Makes what the attention kernels need for a batch and a width, and for the columns where the rest is attended.
     path
         The miss path's own.
     keeps_misses
         Whether a layer's misses are read while later layers run.
     runners_up
         Whether the kernels list runners-up, and not every page has a frame anyway.
+    estimates
+        Whether scores are made of estimates.
+    attends_tail
+        Whether what a selection leaves out is attended by the estimates.
     """
 
     def __init__(
@@ -117,10 +125,12 @@ class DecodeBuffers(Generic[Path]):
         variants: Sequence[Variant],
         heads: HeadShape,
         frames: torch.Tensor,
-        workspace: Callable[[int, int], Any],
+        workspace: Callable[[int, int, int], Any],
         path: PathBuffers[Path],
         keeps_misses: bool,
         runners_up: bool,
+        estimates: bool,
+        attends_tail: bool,
     ) -> None:
         self.capacity = batch
         self.heads = heads
@@ -139,6 +149,10 @@ class DecodeBuffers(Generic[Path]):
 
         self.rows = torch.zeros(batch, dtype=torch.int64, device=frames.device)
         self.scores = floats(batch, kv, columns)
+        self.attends_tail = attends_tail
+        self.estimates = (
+            Estimates.allocate(batch, kv * heads.group, columns, frames.device) if estimates else None
+        )
         self.allowed = integers(batch, kv)
         copies = self.layers if keeps_misses else 1
         self.lists = integers(4, batch * kv * width)
@@ -170,7 +184,8 @@ class DecodeBuffers(Generic[Path]):
         described = DecodeBatch(
             self.described.pages[:batch, :columns], *(field[:batch] for field in self.described[1:])
         )
-        rows, workspace = self.rows[:batch], self.workspace(batch, variant.width or columns)
+        tail_width = columns if self.attends_tail and not variant.dense else 0
+        rows, workspace = self.rows[:batch], self.workspace(batch, variant.width or columns, tail_width)
         if variant.dense:
             return StepBuffers(variant, described, rows, workspace)
         kv, width = self.heads.kv_heads, variant.width
@@ -181,6 +196,7 @@ class DecodeBuffers(Generic[Path]):
             rows,
             workspace,
             scores=self.scores[:batch, :, :columns],
+            estimates=self._estimates(batch, columns),
             allowed=self.allowed[:batch],
             selected=self._selected(batch, width),
             runners_up=self._runners_up(batch),
@@ -192,6 +208,16 @@ class DecodeBuffers(Generic[Path]):
                 for pages, frames, counts in zip(*self.admitted, self.admitted_counts, strict=True)
             ],
             path=self.path.views(batch, width),
+        )
+
+    def _estimates(self, batch: int, columns: int) -> Estimates | None:
+        if self.estimates is None:
+            return None
+        queries, blocks = self.heads.kv_heads * self.heads.group, -(-columns // PAGES_PER_BLOCK)
+        lse, block_lse = (flat.flatten() for flat in self.estimates)
+        return Estimates(
+            lse[: batch * queries * columns].view(batch, queries, columns),
+            block_lse[: batch * queries * blocks].view(batch, queries, blocks),
         )
 
     def _selected(self, batch: int, width: int) -> list[Selected]:

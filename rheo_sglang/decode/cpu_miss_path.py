@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from rheo_kernels.triton import merge
+from rheo_kernels.types import Tail
 from rheo_sglang.cpu_offload.cpu_attention import CpuAttention, default_cpu_threads
 from rheo_sglang.decode.buffers import SparseBuffers
 from rheo_sglang.decode.engine import EngineInputs
@@ -68,9 +69,12 @@ class CpuMissPath(MissPath[TritonAttention, CpuAttention]):
         q: torch.Tensor,
         scale: float,
         out: torch.Tensor,
+        tail: Tail | None,
     ) -> None:
         """See `MissPath.finish`."""
         hits = self.attention.hits(layer, step.selected[layer], q, scale, step.workspace)
+        left_out = self.attention.tail(tail, step.workspace)
         self.cpu_stream.join()
         count = out.shape[0]
-        merge(hits, None, out, host_out=step.path.out[:count], host_lse=step.path.lse[:count])
+        host = step.path.out[:count], step.path.lse[:count]
+        merge(hits, None, out, host_out=host[0], host_lse=host[1], tail=left_out)

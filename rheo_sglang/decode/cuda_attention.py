@@ -7,7 +7,7 @@ import torch
 from rheo_kernels.cuda import attend, select_resolve, send_queries
 from rheo_kernels.cuda.attend import Workspace
 from rheo_kernels.cuda.offload import CpuOffload
-from rheo_kernels.types import DecodeBatch, RunnersUp, Selected
+from rheo_kernels.types import DecodeBatch, RunnersUp, Selected, Tail
 from rheo_sglang.decode.attention import Attention
 
 
@@ -18,11 +18,13 @@ class CudaAttention(Attention[Workspace]):
     send_queries = staticmethod(send_queries.send_queries)
     lists_runners_up = True
 
-    def workspace(self, batch: int, width: int) -> Workspace:
+    def workspace(self, batch: int, width: int, tail_width: int = 0) -> Workspace:
         """See `Attention.workspace`."""
         heads = self.heads
         pairs = batch * heads.kv_heads
-        return Workspace.allocate(pairs, heads.group, heads.dim, self.page_size, width, self.frames.device)
+        return Workspace.allocate(
+            pairs, heads.group, heads.dim, self.page_size, width, self.frames.device, tail_width
+        )
 
     def fetch(
         self,
@@ -33,9 +35,10 @@ class CudaAttention(Attention[Workspace]):
         workspace: Workspace,
         out: torch.Tensor,
         staged: torch.Tensor,
+        tail: Tail | None = None,
     ) -> None:
         """See `Attention.fetch`."""
-        self.attend(layer, selected, q, scale, workspace, out, staged)
+        self.attend(layer, selected, q, scale, workspace, out, staged, tail=tail)
 
     def attend(
         self,
@@ -49,6 +52,7 @@ class CudaAttention(Attention[Workspace]):
         offload: CpuOffload | None = None,
         cpu_begin: torch.Tensor | None = None,
         runners_up: RunnersUp | None = None,
+        tail: Tail | None = None,
     ) -> None:
         """Attend hits and misses, a part of these on the CPU; see `rheo_kernels.cuda.attend.attend_selected`.
 
@@ -68,6 +72,7 @@ class CudaAttention(Attention[Workspace]):
             cpu_begin,
             layer,
             runners_up,
+            tail,
         )
 
     def dense(

@@ -8,6 +8,7 @@ import torch
 
 from rheo_kernels.cuda.load import Candidates
 from rheo_kernels.triton import fill
+from rheo_kernels.types import Tail
 from rheo_sglang.decode.attention import Attention
 from rheo_sglang.decode.buffers import SparseBuffers, StagedPages
 from rheo_sglang.decode.miss_path import MissPath
@@ -35,10 +36,11 @@ class FetchMissPath(MissPath[Attention[Any], torch.Tensor]):
         q: torch.Tensor,
         scale: float,
         out: torch.Tensor,
+        tail: Tail | None,
     ) -> None:
         """See `MissPath.finish`."""
         selected, staged, runners_up = step.selected[layer], step.path, step.runners_up[layer]
-        self.attention.fetch(layer, selected, q, scale, step.workspace, out, staged)
+        self.attention.fetch(layer, selected, q, scale, step.workspace, out, staged, tail)
         with self.admission_stream.fork():
             fill(
                 staged,

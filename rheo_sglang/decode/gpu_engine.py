@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 
-from rheo_kernels.triton import allow, append, describe, score
+from rheo_kernels.triton import allow, append, describe
 from rheo_kernels.types import HitCounters
 from rheo_sglang.decode.buffers import DecodeBuffers, SparseBuffers, StepBuffers
 from rheo_sglang.decode.engine import DecodeEngine, EngineInputs
 from rheo_sglang.decode.gpu_residency import GpuResidency
 from rheo_sglang.decode.make_attention import make_attention
 from rheo_sglang.decode.make_miss_path import make_miss_path
+from rheo_sglang.decode.scoring import make_scoring
 from rheo_sglang.decode.variant import Variant, make_variants, pick_variant
 from rheo_sglang.streams import SideStream
 
@@ -44,6 +45,7 @@ class GpuDecodeEngine(DecodeEngine):
         device = inputs.frames.device
         self.variants = make_variants(self.budget)
         self.append_stream = SideStream(device)
+        self.scoring = make_scoring(inputs)
         self.attention = make_attention(inputs.host, inputs.frames, inputs.heads, inputs.page_size)
         self.miss_path = make_miss_path(inputs, self.residency, self.attention)
         self.missed_at = torch.zeros((), dtype=torch.int32, device=device)
@@ -88,6 +90,8 @@ class GpuDecodeEngine(DecodeEngine):
             path.make_buffers(batch, width),
             path.keeps_misses,
             self.attention.lists_runners_up and not all_fit,
+            self.scoring.estimates,
+            self.scoring.attends_tail,
         )
         self._buffers.append(made)
         return made
@@ -201,14 +205,17 @@ class GpuDecodeEngine(DecodeEngine):
         # The score is launched first, so that what runs meanwhile takes no place from it.
         append_fork = self.append_stream.fork()
         self.miss_path.join()
-        self._score(layer, step, q, scale)
+        self.scoring(layer, step, q, scale)
+        with append_fork:
+            self.miss_path.send(layer, step, q, scale)
+        if self.scoring.estimates:
+            append_fork = self.append_stream.fork()
         with append_fork:
             self._append(layer, step, k, v)
-            self.miss_path.send(layer, step, q, scale)
         self._select(layer, step)
         self.miss_path.start(layer, step, q, scale)
         self.append_stream.join()
-        self.miss_path.finish(layer, step, q, scale, out)
+        self.miss_path.finish(layer, step, q, scale, out, self.scoring.tail(layer, step))
         if layer == len(self.frames) - 1 and not self.ended_by_model:
             self.end_step()
 
@@ -230,21 +237,9 @@ class GpuDecodeEngine(DecodeEngine):
             self.page_size,
         )
 
-    def _score(self, layer: int, step: SparseBuffers[Any], q: torch.Tensor, scale: float) -> None:
-        batch, table = step.batch, self.table
-        score(
-            q,
-            table.summary,
-            table.summaries[layer],
-            batch.pages,
-            batch.num_pages,
-            scale,
-            self.config.grouping,
-            step.scores,
-        )
-
     def _select(self, layer: int, step: SparseBuffers[Any]) -> None:
         config, batch, runners_up = self.config, step.batch, step.runners_up[layer]
+        tail = self.scoring.tail(layer, step)
         self.attention.select_resolve(
             step.scores,
             batch.pages,
@@ -258,6 +253,7 @@ class GpuDecodeEngine(DecodeEngine):
             step.selected[layer],
             self.residency.accessed[layer],
             self._counters(layer, step),
+            lse=None if tail is None else tail.lse,
             **({} if runners_up is None else {"runners_up": runners_up}),
         )
 

@@ -8,6 +8,7 @@ import torch
 
 from rheo_kernels.cuda.load import Candidates
 from rheo_kernels.triton import fill
+from rheo_kernels.types import Tail
 from rheo_sglang.cpu_offload.cores import keep_to_spare_cores
 from rheo_sglang.cpu_offload.service import CpuService, miss_report
 from rheo_sglang.decode.buffers import SparseBuffers, StagedPages
@@ -112,13 +113,14 @@ class HybridMissPath(MissPath[CudaAttention, HybridStep]):
         q: torch.Tensor,
         scale: float,
         out: torch.Tensor,
+        tail: Tail | None,
     ) -> None:
         """See `MissPath.finish`."""
         selected, runners_up = step.selected[layer], step.runners_up[layer]
         staged, cpu_begin = step.path.staged, step.path.cpu_begin[layer]
         offload = step.path.service.prepare(layer, scale)
         self.attention.attend(
-            layer, selected, q, scale, step.workspace, out, staged, offload, cpu_begin, runners_up
+            layer, selected, q, scale, step.workspace, out, staged, offload, cpu_begin, runners_up, tail
         )
         with self.admission_stream.fork():
             page_table, frames = self.table.frame_of[layer], self.residency.frames[layer]

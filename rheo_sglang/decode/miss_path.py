@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
-from rheo_kernels.types import Admitted
+from rheo_kernels.types import Admitted, Tail
 from rheo_sglang.decode.attention import Attention
 from rheo_sglang.decode.buffers import Path, PathBuffers, SparseBuffers
 from rheo_sglang.decode.engine import EngineInputs
@@ -78,9 +78,15 @@ class MissPath(ABC, Generic[Kernels, Path]):
 
     @abstractmethod
     def finish(
-        self, layer: int, step: SparseBuffers[Path], q: torch.Tensor, scale: float, out: torch.Tensor
+        self,
+        layer: int,
+        step: SparseBuffers[Path],
+        q: torch.Tensor,
+        scale: float,
+        out: torch.Tensor,
+        tail: Tail | None,
     ) -> None:
-        """Attend, once the new token is in its page, and write ``out``, ``[B, Hq, D]``."""
+        """Attend, once the new token is in its page, and write ``out``, ``[B, Hq, D]``; see `Attention.fetch`."""
         ...
 
     def join(self) -> None:

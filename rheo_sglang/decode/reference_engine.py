@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 
 from rheo_kernels import cpu, reference
-from rheo_kernels.reference import append, merge, resolve, runners_up, save
+from rheo_kernels.reference import append, merge, resolve, runners_up, save, tail
 from rheo_kernels.types import DecodeBatch, Selected
+from rheo_kernels.types.summary import EstimatingSummary
 from rheo_sglang.decode.batch import build_decode_batch
 from rheo_sglang.decode.engine import DecodeEngine, EngineInputs
 from rheo_sglang.decode.reference_residency import ReferenceResidency
 from rheo_sglang.decode.variant import Variant
-from rheo_sglang.selection.selector import Selection, Selector
+from rheo_sglang.selection.selector import Selector
 
 RUNNERS_UP = 64
 """Pages that a selection left out and that are looked at for frames, per request and KV head. CUDA C++ looks at about
@@ -58,6 +59,7 @@ class ReferenceDecodeEngine(DecodeEngine):
         config = inputs.config
         self.selector = Selector(
             inputs.table.summary,
+            inputs.page_size,
             config.grouping,
             config.sink_pages,
             config.window_pages,
@@ -111,14 +113,22 @@ class ReferenceDecodeEngine(DecodeEngine):
         batch = step.batch
         live = batch.num_pages.shape[0]
         q = q[:live]
-        self._append(layer, k[:live], v[:live], batch)
-        scores, indices = self._select(layer, q, step, scale)
+        estimates = isinstance(table.summary, EstimatingSummary)
+        if not estimates:
+            self._append(layer, k[:live], v[:live], batch)
+        selection = self.selector(q, table.summaries[layer], batch, step.variant.width, scale)
+        if estimates:
+            self._append(layer, k[:live], v[:live], batch)
+        scores, indices, estimated = selection
         page_table = table.frame_of[layer]
         selected = resolve(indices, batch.pages, batch.seq_lens, page_table, self.page_size)
         left_out = runners_up(scores, indices, batch.pages, batch.num_pages, page_table, self.num_runners_up)
         table.policy.on_step(layer, scores, selected, batch.pages, batch.num_pages)
         attended, lse = self._attend(layer, q, selected, scale)
-        out[:live].copy_(attended)
+        output = attended
+        if estimated is not None and self.config.tail:
+            output, _ = merge(attended, lse, *self._attend_tail(layer, estimated, indices, batch))
+        out[:live].copy_(output)
         out[live:].zero_()
         if step.rows.numel() and self.recorder is not None:
             self.recorder.count(layer, step.rows, selected.num_hits, selected.num_selected)
@@ -146,18 +156,6 @@ class ReferenceDecodeEngine(DecodeEngine):
         save(self.frames[layer], self.host[layer], table.frame_of[layer], filled)
         table.unsaved[layer, filled] = False
 
-    def _select(self, layer: int, q: torch.Tensor, step: ReferenceStep, scale: float) -> Selection:
-        batch = step.batch
-        return self.selector(
-            q,
-            self.table.summaries[layer],
-            batch.pages,
-            batch.num_pages,
-            batch.budget[:, None].expand(-1, self.heads.kv_heads),
-            step.variant.width,
-            scale,
-        )
-
     def _attend(
         self, layer: int, q: torch.Tensor, selected: Selected, scale: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -165,6 +163,17 @@ class ReferenceDecodeEngine(DecodeEngine):
         host, size = self.host[layer].transpose(0, 1), self.page_size
         hits = self.attend(q, self.frames[layer], selected.hits, selected.valid, scale, size)
         return merge(*hits, *self.attend(q, host, selected.misses, selected.valid, scale, size))
+
+    def _attend_tail(
+        self, layer: int, lse: torch.Tensor, indices: torch.Tensor, batch: DecodeBatch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention to the pages left out, by their estimates ``lse``, and its LSE."""
+        summary = self.table.summary
+        assert isinstance(summary, EstimatingSummary)
+        num_selected = (indices >= 0).sum(2, dtype=torch.int32)
+        layout = summary.layout(self.heads.dim, self.page_size)
+        summaries = self.table.summaries[layer, :, :, 0]
+        return tail(lse, indices, num_selected, summaries, batch.pages, layout)
 
     def _covered_mass(
         self,

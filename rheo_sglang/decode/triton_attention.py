@@ -7,15 +7,16 @@ from typing import NamedTuple
 import torch
 
 from rheo_kernels import triton as kernels
-from rheo_kernels.types import DecodeBatch, Partials, Selected
+from rheo_kernels.types import DecodeBatch, Partials, Selected, Tail
 from rheo_sglang.decode.attention import Attention
 
 
 class TritonWorkspace(NamedTuple):
-    """Partials of hits and misses, before they are merged."""
+    """Partials of hits, misses and the pages left out, before they are merged."""
 
     hits: Partials
     misses: Partials
+    tail: Partials
 
 
 class TritonAttention(Attention[TritonWorkspace]):
@@ -24,13 +25,14 @@ class TritonAttention(Attention[TritonWorkspace]):
     select_resolve = staticmethod(kernels.select_resolve)
     lists_runners_up = False
 
-    def workspace(self, batch: int, width: int) -> TritonWorkspace:
+    def workspace(self, batch: int, width: int, tail_width: int = 0) -> TritonWorkspace:
         """See `Attention.workspace`."""
         pairs, group, dim = batch * self.heads.kv_heads, self.heads.group, self.heads.dim
         device = self.frames.device
         return TritonWorkspace(
             Partials.allocate(pairs, group, dim, kernels.num_splits(pairs, width), device),
             Partials.allocate(pairs, group, dim, kernels.fetch_splits(pairs), device),
+            Partials.allocate(pairs, group, dim, kernels.tail_splits(pairs, tail_width), device),
         )
 
     def fetch(
@@ -42,6 +44,7 @@ class TritonAttention(Attention[TritonWorkspace]):
         workspace: TritonWorkspace,
         out: torch.Tensor,
         staged: torch.Tensor,
+        tail: Tail | None = None,
     ) -> None:
         """See `Attention.fetch`."""
         misses = kernels.attend_fetch(
@@ -56,7 +59,15 @@ class TritonAttention(Attention[TritonWorkspace]):
             workspace.misses,
             staged,
         )
-        kernels.merge(self.hits(layer, selected, q, scale, workspace), misses, out)
+        hits = self.hits(layer, selected, q, scale, workspace)
+        kernels.merge(hits, misses, out, tail=self.tail(tail, workspace))
+
+    @staticmethod
+    def tail(tail: Tail | None, workspace: TritonWorkspace) -> Partials | None:
+        """Attend the pages left out, if they are to be, and leave them to be merged."""
+        if tail is None:
+            return None
+        return kernels.tail(tail.lse, tail.summaries, tail.pages, tail.layout, workspace.tail)
 
     def hits(
         self, layer: int, selected: Selected, q: torch.Tensor, scale: float, workspace: TritonWorkspace

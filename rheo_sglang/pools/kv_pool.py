@@ -72,6 +72,7 @@ class RheoKVPool(KVCache):
             layer_num,
             head_num,
             head_dim,
+            page_size,
             pages,
             frame_pages,
             config.summary,

@@ -64,7 +64,7 @@ class KVShape:
 
         Of these the page table takes 4 and worth 4; 4 are set aside for notes of pages and frames.
         """
-        row_bytes = SUMMARIES[summary]().bytes_per_page(self.head_dim, self.dtype)
+        row_bytes = SUMMARIES[summary]().bytes_per_page(self.head_dim, self.page_size, self.dtype)
         return self.layers * self.kv_heads * (row_bytes + 3 * 4)
 
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from rheo_kernels.triton.dot import dot
-from rheo_kernels.types.summary import PageSummary, SummaryKernels
+from rheo_kernels.types.summary import ScoringSummary, SummaryKernels
 from rheo_sglang.selection.base import SUMMARIES
 
 
@@ -24,7 +24,9 @@ def _fold_token(rows, key, first, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def _fold_chunk(rows, keys, held, count, DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr):
+def _fold_chunk(
+    rows, keys, values, held, count, DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr
+):
     d = tl.arange(0, BLOCK_D)
     inside = d < DIM
     wide = keys.to(tl.float32)
@@ -61,7 +63,7 @@ def _score_sum(rows, queries, listed, heads, scale, DIM: tl.constexpr, BLOCK_D: 
 
 
 @SUMMARIES.register
-class BoundSummary(PageSummary):
+class BoundSummary(ScoringSummary):
     """Rows ``k_min`` and ``k_max``, exact, and the largest logit that any key between them could reach.
 
     ``sum_d max(q_d k_min_d, q_d k_max_d)``, that is ``relu(q) . k_max + min(q, 0) . k_min`` (Quest, arXiv:2406.10774):
@@ -72,7 +74,7 @@ class BoundSummary(PageSummary):
     rows = 2
     kernels = SummaryKernels(_fold_chunk, _score, _fold_token, _score_sum)
 
-    def fold_chunk(self, keys: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    def fold_chunk(self, keys: torch.Tensor, values: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """Least and greatest of each dimension."""
         past = torch.arange(keys.shape[3], device=keys.device) >= counts[:, None, None]
         return torch.stack(

@@ -7,12 +7,14 @@ import triton
 import triton.language as tl
 
 from rheo_kernels.triton.dot import dot
-from rheo_kernels.types.summary import PageSummary, SummaryKernels
+from rheo_kernels.types.summary import ScoringSummary, SummaryKernels
 from rheo_sglang.selection.base import SUMMARIES
 
 
 @triton.jit
-def _fold_chunk(rows, keys, held, count, DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr):
+def _fold_chunk(
+    rows, keys, values, held, count, DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr
+):
     d = tl.arange(0, BLOCK_D)
     mean = tl.sum(tl.where(held[None, :], keys.to(tl.float32), 0.0), 1) / count
     tl.store(rows + d, mean.to(rows.dtype.element_ty), mask=d < DIM)
@@ -36,7 +38,7 @@ def _score_sum(rows, queries, listed, heads, scale, DIM: tl.constexpr, BLOCK_D: 
 
 
 @SUMMARIES.register
-class MeanSummary(PageSummary):
+class MeanSummary(ScoringSummary):
     """One row, the mean key, summed in float32 and rounded once: a page is folded anew for every token.
 
     Its score is the mean of the page's logits.
@@ -46,7 +48,7 @@ class MeanSummary(PageSummary):
     rows = 1
     kernels = SummaryKernels(_fold_chunk, _score, score_sum=_score_sum)
 
-    def fold_chunk(self, keys: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    def fold_chunk(self, keys: torch.Tensor, values: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """Mean of the keys, in float32 at least."""
         past = torch.arange(keys.shape[3], device=keys.device) >= counts[:, None, None]
         wide = keys.to(torch.promote_types(keys.dtype, torch.float32)).masked_fill(past, 0.0)

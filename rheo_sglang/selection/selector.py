@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from rheo_kernels.reference import allow, score, select
-from rheo_kernels.types.summary import PageSummary
+from rheo_kernels.reference import allow, estimate, log_shares, score, select
+from rheo_kernels.types import DecodeBatch
+from rheo_kernels.types.summary import EstimatingSummary, PageSummary, ScoringSummary
 from rheo_sglang.budget import BudgetRule
 
 
@@ -20,10 +21,13 @@ class Selection(NamedTuple):
         Of every page, ``[B, H, M]``, float32, ``-inf`` past the last page.
     selected
         Indices into the page lists, ``[B, H, S]``, int32, -1 = none.
+    lse
+        Estimates that the scores are made of, ``[B, Hq, M]``, float32; None where the summary estimates nothing.
     """
 
     scores: torch.Tensor
     selected: torch.Tensor
+    lse: torch.Tensor | None
 
 
 class Selector:
@@ -33,8 +37,10 @@ class Selector:
     ----------
     summary
         Kind of the summaries, which decides the score.
+    page_size
+        Tokens per page.
     grouping
-        ``"mean"`` or ``"max"`` over the GQA group.
+        ``"mean"`` or ``"max"`` over the GQA group, of scores that are no estimates.
     sink_pages, window_pages
         First and last pages, always selected.
     rule
@@ -46,6 +52,7 @@ class Selector:
     def __init__(
         self,
         summary: PageSummary,
+        page_size: int,
         grouping: str,
         sink_pages: int,
         window_pages: int,
@@ -53,6 +60,7 @@ class Selector:
         dense_pages: int = 0,
     ) -> None:
         self.summary = summary
+        self.page_size = page_size
         self.grouping = grouping
         self.sink_pages = sink_pages
         self.window_pages = window_pages
@@ -60,19 +68,39 @@ class Selector:
         self.dense_pages = dense_pages
 
     def __call__(
-        self,
-        q: torch.Tensor,
-        summaries: torch.Tensor,
-        pages: torch.Tensor,
-        num_pages: torch.Tensor,
-        budget: torch.Tensor,
-        width: int,
-        scale: float,
+        self, q: torch.Tensor, summaries: torch.Tensor, batch: DecodeBatch, width: int, scale: float
     ) -> Selection:
-        """Select one layer's pages; see `rheo_kernels.reference.score` and ``select`` for shapes."""
-        scores = score(q, self.summary, summaries, pages, num_pages, scale, self.grouping)
+        """Select one layer's pages, up to ``width`` of each request and KV head.
+
+        Parameters
+        ----------
+        q
+            Queries, ``[B, Hq, D]``.
+        summaries
+            One layer's summaries, ``[H, N, R, W]``; of tokens before the step's, at least.
+        batch
+            The requests.
+        width
+            ``S``.
+        scale
+            Softmax scale.
+        """
+        scores, lse = self._score(q, summaries, batch, scale)
+        budget = batch.budget[:, None].expand(-1, summaries.shape[0])
         if self.rule is not None and self.rule.reads_scores:
             forced = self.sink_pages + self.window_pages
-            budget = allow(self.rule.allow, scores, num_pages, budget, forced, self.dense_pages)
-        selected = select(scores, num_pages, budget, self.sink_pages, self.window_pages, width)
-        return Selection(scores, selected)
+            budget = allow(self.rule.allow, scores, batch.num_pages, budget, forced, self.dense_pages)
+        selected = select(scores, batch.num_pages, budget, self.sink_pages, self.window_pages, width)
+        return Selection(scores, selected, lse)
+
+    def _score(
+        self, q: torch.Tensor, summaries: torch.Tensor, batch: DecodeBatch, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Scores, and the estimates that they are made of, if any: of the tokens before this step's."""
+        if isinstance(self.summary, EstimatingSummary):
+            layout = self.summary.layout(q.shape[2], self.page_size)
+            lse = estimate(q, summaries[:, :, 0], batch.pages, batch.past, scale, layout)
+            return log_shares(lse, batch.num_pages, summaries.shape[0]), lse
+        assert isinstance(self.summary, ScoringSummary)
+        pages, counts = batch.pages, batch.num_pages
+        return score(q, self.summary, summaries, pages, counts, scale, self.grouping), None

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.kernels import time_us
 from common.measurement import gpu_in_words, keep_result, result_document
-from rheo_kernels.cuda.estimate import estimate, page_shares
+from rheo_kernels.cuda.estimate import estimate, log_shares
 from rheo_kernels.triton import exclude, tail, tail_splits
 from rheo_kernels.types import Estimates, Partials
 from rheo_kernels.types.subcentroids import SubcentroidLayout, subcentroid_layout
@@ -61,7 +61,7 @@ def measure(layout: SubcentroidLayout, batch: int, context: int, rate: float) ->
     written = 4 * batch * queries * width
     result = {
         "estimate_us": time_us(estimates),
-        "page_shares_us": time_us([lambda: page_shares(found, seq_lens, size, scores)]),
+        "log_shares_us": time_us([lambda: log_shares(found, seq_lens, size, scores)]),
         "estimate_floor_us": (listed * layout.value_offset + written) / rate,
     }
     exclude(found.lse, indices, counts)

@@ -12,14 +12,14 @@ from rheo_kernels.cuda.attend import Workspace, attend_selected
 from rheo_kernels.cuda.select_resolve import select_resolve
 from rheo_kernels.triton.partial import num_splits
 from rheo_kernels.types import Admitted, HitCounters, Partials, Selected
-from rheo_sglang.selection import SUMMARIES
+from rheo_sglang.selection.bound import BoundSummary
 
 HEADS, GROUP, DIM, PAGE = 8, 4, 128, 32
 BLOCK_BYTES = 2 * 2 * DIM * PAGE
 SCALE = DIM**-0.5
 BUDGET, HIT_RATE, ALPHA = 0.1, 0.9, 0.3
 DTYPE = torch.bfloat16
-SUMMARY = SUMMARIES["bound"]()
+SUMMARY = BoundSummary()
 COLD_BYTES = 192 * 2**20
 RUN = 64
 

@@ -145,7 +145,7 @@ def pass_metrics(name: str, context: int) -> dict[str, float]:
     """One layer of the last chunk's pass of a long prompt, and dense attention of that chunk alone."""
     pages = context // PAGE
     config = RheoConfig()
-    table = PageTable(LAYERS, HEADS, DIM, pages + 1, FRAMES, "bound", "importance", DTYPE, "cuda")
+    table = PageTable(LAYERS, HEADS, DIM, PAGE, pages + 1, FRAMES, "bound", "importance", DTYPE, "cuda")
     host = host_pool(LAYERS, pages + 1, HEADS, DIM, PAGE, DTYPE, pinned=True)
     frames = frame_pool(LAYERS, HEADS, FRAMES, DIM, PAGE, DTYPE, "cuda")
     prefill = Prefill(config, table, host, frames, PAGE, GpuResidency(table, host, frames))

@@ -62,7 +62,9 @@ def attention_error(page_size: int) -> float:
     heads, queries, dim, length = 3, 9, 64, 4000
     pages = -(-length // page_size) + 1
     config = RheoConfig(budget_ratio=1.0)
-    table = PageTable(1, heads, dim, pages, pages // 10, "bound", "importance", torch.float32, "cpu")
+    table = PageTable(
+        1, heads, dim, page_size, pages, pages // 10, "bound", "importance", torch.float32, "cpu"
+    )
     host = host_pool(1, pages, heads, dim, page_size, torch.float32)
     frames = frame_pool(1, heads, pages // 10, dim, page_size, torch.float32, "cpu")
     k, v = torch.randn(2, length, heads, dim).unbind()

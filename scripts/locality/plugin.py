@@ -39,17 +39,14 @@ def register() -> None:
     from rheo_sglang.decode.costs import NEVER, only_cpu
     from rheo_sglang.decode.gpu_engine import GpuDecodeEngine
     from rheo_sglang.decode.hybrid_miss_path import HybridMissPath
+    from rheo_sglang.decode.scoring import EstimateScoring, SummaryScoring
     from rheo_sglang.streams import SideStream
 
     settings = json.loads(os.environ[ENVIRONMENT])
     switch = Path(settings["switch"]) if "switch" in settings else None
     metrics = json.loads(Path(settings["result"]).read_text())["metrics"]
     locality = Locality.from_json(metrics[f"page{settings['page_size']}"]["parameters"])
-    begin_step, sparse, score = (
-        GpuDecodeEngine.begin_step,
-        GpuDecodeEngine._forward_sparse,
-        GpuDecodeEngine._score,
-    )
+    begin_step, sparse = GpuDecodeEngine.begin_step, GpuDecodeEngine._forward_sparse
     ways: dict[str, torch.Tensor] = {}
     written = 0
     seeds: dict[int, torch.Tensor] = {}
@@ -84,15 +81,19 @@ def register() -> None:
             make_scores(self, layer, step)
         sparse(self, layer, replace(step, scores=synthetic[step.scores.shape][layer % 2]), *args)
 
-    def score_unread(self: Any, layer: int, step: Any, *args: Any) -> None:
-        score(self, layer, replace(step, scores=unread[step.scores.shape]), *args)
-        if not scoring:
-            scoring.append(SideStream(step.scores.device))
-        scoring[0].join()
-        if layer + 1 < len(self.frames):
-            with scoring[0].fork():
-                make_scores(self, layer + 1, step)
+    def unread_by(score: Any) -> Any:
+        def score_unread(self: Any, layer: int, step: Any, *args: Any) -> None:
+            score(self, layer, replace(step, scores=unread[step.scores.shape]), *args)
+            if not scoring:
+                scoring.append(SideStream(step.scores.device))
+            scoring[0].join()
+            if layer + 1 < len(self.table.summaries):
+                with scoring[0].fork():
+                    make_scores(self, layer + 1, step)
+
+        return score_unread
 
     setattr(GpuDecodeEngine, "begin_step", begin_step_and_switch)  # noqa: B010 - the types are those of any call
     setattr(GpuDecodeEngine, "_forward_sparse", sparse_of_synthetic)  # noqa: B010
-    setattr(GpuDecodeEngine, "_score", score_unread)  # noqa: B010
+    for kind in (SummaryScoring, EstimateScoring):
+        setattr(kind, "__call__", unread_by(kind.__call__))  # noqa: B010

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from rheo_kernels.reference.score import score
-from rheo_sglang.selection import SUMMARIES
+from rheo_sglang.selection import SUMMARIES, ScoringSummary
 
 ATTENTION = "recorded"
 
@@ -160,10 +160,12 @@ def page_scores(
     pages = torch.arange(width, dtype=torch.int32).expand(steps, width)
     scores = torch.empty((steps, layers, heads, width))
     summary = SUMMARIES[kind]()
+    assert isinstance(summary, ScoringSummary)
     counts = (total - torch.arange(width) * page_size).clamp(max=page_size)
     for layer in range(layers):
         keys = torch.nn.functional.pad(trace.keys[layer], (0, 0, 0, width * page_size - total))
-        summaries = summary.fold_chunk(keys.unflatten(1, (width, page_size)).transpose(2, 3), counts)
+        paged = keys.unflatten(1, (width, page_size))
+        summaries = summary.fold_chunk(paged.transpose(2, 3), paged, counts)
         score(
             trace.queries[:, layer],
             summary,

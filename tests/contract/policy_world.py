@@ -36,7 +36,7 @@ class World:
         pinned = device == "cuda"
         self.device, self.triton = device, triton
         self.table = PageTable(
-            LAYERS, HEADS, DIM, PAGES, frames, "mean", policy, torch.float32, device, ALPHA, triton
+            LAYERS, HEADS, DIM, PAGE_SIZE, PAGES, frames, "mean", policy, torch.float32, device, ALPHA, triton
         )
         self.policy = self.table.policy
         host = host_pool(LAYERS, PAGES, HEADS, DIM, PAGE_SIZE, torch.float32, pinned)
@@ -114,7 +114,9 @@ class World:
         shape = Variant(PAGES, SELECTED_PAGES)
         heads = HeadShape(HEADS, 1, DIM)
         staged = StagedPages(batch, SELECTED_PAGES, self.blocks)
-        buffers = DecodeBuffers(batch, [shape], heads, self.blocks, lambda *_: None, staged, False, True)
+        buffers = DecodeBuffers(
+            batch, [shape], heads, self.blocks, lambda *_: None, staged, False, True, False, False
+        )
         step = buffers.views(batch, shape)
         for mine, theirs in zip(step.selected[layer], selected, strict=True):
             mine.copy_(theirs)

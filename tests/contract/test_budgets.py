@@ -212,15 +212,17 @@ def test_a_selection_holds_as_many_pages_as_the_rule_allows(name: str) -> None:
     table = config.budget_table(16, 64)
     summary = SUMMARIES["mean"]()
     selector = Selector(
-        summary, "mean", config.sink_pages, config.window_pages, table.rule, table.dense_pages
+        summary, 16, "mean", config.sink_pages, config.window_pages, table.rule, table.dense_pages
     )
     summaries = torch.randn(2, 65, 1, 16) * 4
     pages = torch.arange(1, 65, dtype=torch.int32).expand(3, 64)
     num_pages = torch.tensor([64, 5, 30], dtype=torch.int32)
-    caps = table.caps[num_pages.long()][:, None].expand(-1, 2)
-    scores, selected = selector(
-        torch.randn(3, 4, 16), summaries, pages, num_pages, caps, table.width(64), 1.0
+    caps = table.caps[num_pages.long()]
+    batch = DecodeBatch.allocate(3, 64, "cpu")._replace(
+        pages=pages, num_pages=num_pages, seq_lens=num_pages * 16, budget=caps
     )
+    scores, selected, _ = selector(torch.randn(3, 4, 16), summaries, batch, table.width(64), 1.0)
+    caps = caps[:, None].expand(-1, 2)
     allowed = reference.allow(table.rule.allow, scores, num_pages, caps, table.forced, 0)
     assert torch.equal((selected >= 0).sum(2).int(), allowed)
 

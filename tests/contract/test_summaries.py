@@ -1,6 +1,7 @@
-"""Every page summary: it depends on a page's keys alone, and append, write and score equal the reference.
+"""Every page summary: it depends on a page's tokens alone, and append, write and score equal the reference.
 
-"Equal" is up to one rounding to the summary's dtype, and to float32's roundings in sums and scores.
+"Equal" is up to one rounding to the summary's dtype or one step of its codes, and to float32's roundings in sums and
+scores.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from triton_cases import (
     GPU,
@@ -29,11 +30,12 @@ from triton_cases import (
 )
 
 from rheo_kernels import reference
-from rheo_kernels.reference import block_keys
+from rheo_kernels.reference import block_keys, block_values
+from rheo_kernels.reference.subcentroids import decode_subcentroids
 from rheo_sglang.config import ConfigError, RheoConfig
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.plan import KVShape, plan_pools
-from rheo_sglang.selection import SUMMARIES, PageSummary
+from rheo_sglang.selection import SUMMARIES, EstimatingSummary, PageSummary, ScoringSummary
 
 ENGINES = ["reference", "triton"]
 PAGES = 8
@@ -45,6 +47,11 @@ def summary(request: pytest.FixtureRequest) -> PageSummary:
     return SUMMARIES[request.param]()
 
 
+@pytest.fixture(params=[name for name in SUMMARIES.names() if issubclass(SUMMARIES[name], ScoringSummary)])
+def scoring(request: pytest.FixtureRequest) -> ScoringSummary:
+    return SUMMARIES[request.param]()
+
+
 def kernels_of(engine: str) -> ModuleType:
     from rheo_kernels import triton
 
@@ -53,7 +60,7 @@ def kernels_of(engine: str) -> ModuleType:
 
 def storage(summary: PageSummary, heads: int, pages: int, shape: Shape, rng: torch.Generator) -> torch.Tensor:
     """Summaries ``[H, N, R, W]`` whose every bit is left over from something else."""
-    width = summary.row_width(shape.dim)
+    width = summary.row_width(shape.dim, shape.page_size)
     dtype = summary.dtype(shape.dtype)
     return torch.full((heads, pages, summary.rows, width), 77, device=rng.device).to(dtype)
 
@@ -64,11 +71,22 @@ def summarised(
     """Random keys ``[H, N, D, P]`` of full pages, and their summaries."""
     keys = normal((shape.heads, pages, shape.dim, shape.page_size), shape.dtype, rng)
     counts = torch.full((pages,), shape.page_size, device=rng.device)
-    return keys, summary.fold_chunk(keys, counts).to(summary.dtype(shape.dtype))
+    return keys, summary.fold_chunk(keys, keys.transpose(2, 3), counts).to(summary.dtype(shape.dtype))
 
 
-def assert_equal_once_rounded(actual: torch.Tensor, expected: torch.Tensor) -> None:
+def assert_equal_once_rounded(
+    summary: PageSummary, shape: Shape, actual: torch.Tensor, expected: torch.Tensor
+) -> None:
     expected = expected.to(actual.dtype)
+    if isinstance(summary, EstimatingSummary):
+        if torch.equal(actual, expected):
+            return
+        layout = summary.layout(shape.dim, shape.page_size)
+        mine, theirs = decode_subcentroids(actual, layout), decode_subcentroids(expected, layout)
+        assert bool(((mine.rows - theirs.rows).abs() <= 1.2 * theirs.steps[..., None, :]).all())
+        largest = theirs.value.abs().amax(-1, keepdim=True)
+        assert bool(((mine.value - theirs.value).abs() <= 0.2 * largest).all())
+        return
     if not actual.dtype.is_floating_point:
         difference = (actual.long() - expected.long()).abs()
         assert int(difference.max()) <= 1
@@ -77,14 +95,30 @@ def assert_equal_once_rounded(actual: torch.Tensor, expected: torch.Tensor) -> N
     torch.testing.assert_close(actual, expected, rtol=step, atol=1e-5)
 
 
+def skip_unsupported(summary: PageSummary, shape: Shape) -> None:
+    reason = summary.unsupported(shape.dim, shape.page_size, shape.dtype)
+    if reason is not None:
+        pytest.skip(reason)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_page_takes_the_bytes_that_the_summary_says(summary: PageSummary, shape: Shape) -> None:
+    skip_unsupported(summary, shape)
     table = PageTable(
-        3, shape.heads, shape.dim, 5, 2, summary.name, "importance", shape.dtype, torch.device("cpu")
+        3,
+        shape.heads,
+        shape.dim,
+        shape.page_size,
+        5,
+        2,
+        summary.name,
+        "importance",
+        shape.dtype,
+        "cpu",
     )
     rows = 3 * shape.heads * 5
-    assert table.summaries.nbytes == rows * summary.bytes_per_page(shape.dim, shape.dtype)
-    assert table.summaries.shape[3:] == (summary.rows, summary.row_width(shape.dim))
+    assert table.summaries.nbytes == rows * summary.bytes_per_page(shape.dim, shape.page_size, shape.dtype)
+    assert table.summaries.shape[3:] == (summary.rows, summary.row_width(shape.dim, shape.page_size))
     plan = KVShape(3, shape.heads, shape.dim, shape.dtype, shape.page_size)
     assert plan.table_bytes(summary.name) >= table.summaries.nbytes // 5
 
@@ -164,7 +198,7 @@ def arrivals(draw: st.DrawFn) -> tuple[Shape, torch.Tensor, torch.Tensor, list[i
     """Keys of a sequence with their slots, the chunks that its first tokens come in, and how many those are."""
     shape = Shape(
         heads=draw(st.sampled_from([1, 2])),
-        dim=draw(st.sampled_from([16, 48])),
+        dim=draw(st.sampled_from([16, 32, 48])),
         page_size=draw(st.sampled_from([16, 32, 64])),
         dtype=draw(st.sampled_from([torch.bfloat16, torch.float32])),
     )
@@ -192,6 +226,7 @@ def test_however_tokens_come_a_page_is_summarised_alike(
     case: tuple[Shape, torch.Tensor, torch.Tensor, list[int], int],
 ) -> None:
     shape, keys, slots, cuts, prompt = case
+    assume(summary.unsupported(shape.dim, shape.page_size, shape.dtype) is None)
     pieces, whole = Pages(engine, summary, shape), Pages(engine, summary, shape)
     for start, end in itertools.pairwise(cuts):
         pieces.write(keys[start:end], slots[start:end])
@@ -202,9 +237,10 @@ def test_however_tokens_come_a_page_is_summarised_alike(
         page = int(slots[start]) // shape.page_size
         padded = torch.full((shape.page_size, *held.shape[1:]), NAN, dtype=torch.float64)
         padded[: len(held)] = held.double()
-        expected = summary.fold_chunk(padded.permute(1, 2, 0)[:, None], torch.tensor([len(held)]))[:, 0]
-        assert_equal_once_rounded(whole.summaries[:, page].cpu(), expected)
-        assert_equal_once_rounded(pieces.summaries[:, page], whole.summaries[:, page])
+        keys_held, values_held = padded.permute(1, 2, 0)[:, None], padded.transpose(0, 1)[:, None]
+        expected = summary.fold_chunk(keys_held, values_held, torch.tensor([len(held)]))[:, 0]
+        assert_equal_once_rounded(summary, shape, whole.summaries[:, page].cpu(), expected)
+        assert_equal_once_rounded(summary, shape, pieces.summaries[:, page], whole.summaries[:, page])
 
 
 def chunk_slots(
@@ -231,6 +267,7 @@ def check_write(
 ) -> None:
     from rheo_kernels import triton as kernels
 
+    skip_unsupported(summary, shape)
     total = 2 + sum(length // shape.page_size + 2 for _, length in chunks)
     slots = chunk_slots(chunks, shape.page_size, total, rng)
     wide = normal((slots.numel(), 2 * shape.heads, shape.dim), shape.dtype, rng)
@@ -244,7 +281,7 @@ def check_write(
     if rng.device.type == "cuda":
         torch.cuda.synchronize()
     assert torch.equal(host, expected)
-    assert_equal_once_rounded(summaries, untouched)
+    assert_equal_once_rounded(summary, shape, summaries, untouched)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -276,6 +313,7 @@ def test_write_equals_the_reference_on_long_chunks(
 def test_append_equals_the_reference(summary: PageSummary, shape: Shape, rng: torch.Generator) -> None:
     from rheo_kernels import triton as kernels
 
+    skip_unsupported(summary, shape)
     heads, pages, frames = shape.heads, 12, 12
     table, _ = residency(heads, pages, frames, rng)
     for head in range(heads):
@@ -291,13 +329,14 @@ def test_append_equals_the_reference(summary: PageSummary, shape: Shape, rng: to
     head = torch.arange(heads, device=rng.device)[:, None]
     listed = torch.tensor([7, 5], device=rng.device)
     counts = torch.tensor([shape.page_size - 1, 4], device=rng.device)
-    so_far = summary.fold_chunk(keys[head, table[:, listed].long()], counts)
+    place = table[:, listed].long()
+    so_far = summary.fold_chunk(keys[head, place], block_values(blocks, shape.page_size)[head, place], counts)
     summaries[:, listed] = so_far.to(summaries.dtype)
     expected, folded = blocks.clone(), summaries.clone()
     reference.append(k, v, tail_pages, offsets, table, expected, summary, folded, shape.page_size)
     kernels.append(k, v, tail_pages, offsets, table, blocks, summary, summaries, shape.page_size)
     assert torch.equal(blocks, expected)
-    assert_equal_once_rounded(summaries, folded)
+    assert_equal_once_rounded(summary, shape, summaries, folded)
 
 
 def test_append_skips_padded_rows_and_absent_tails(summary: PageSummary, rng: torch.Generator) -> None:
@@ -315,7 +354,7 @@ def test_append_skips_padded_rows_and_absent_tails(summary: PageSummary, rng: to
 
 
 def check_score(
-    summary: PageSummary,
+    summary: ScoringSummary,
     shape: Shape,
     grouping: str,
     num_pages: list[int],
@@ -341,38 +380,38 @@ def check_score(
 @pytest.mark.parametrize("grouping", ["mean", "max"])
 @pytest.mark.parametrize("shape", [*SHAPES, Shape(heads=1, group=20, dim=32)], ids=str)
 def test_score_equals_the_reference(
-    summary: PageSummary, shape: Shape, grouping: str, rng: torch.Generator
+    scoring: ScoringSummary, shape: Shape, grouping: str, rng: torch.Generator
 ) -> None:
-    check_score(summary, shape, grouping, [37, 0, 1], 64, rng)
+    check_score(scoring, shape, grouping, [37, 0, 1], 64, rng)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("grouping", ["mean", "max"])
 @pytest.mark.parametrize("shape", GPU_SHAPES[::3], ids=str)
 def test_score_equals_the_reference_on_long_contexts(
-    summary: PageSummary, shape: Shape, grouping: str, rng: torch.Generator
+    scoring: ScoringSummary, shape: Shape, grouping: str, rng: torch.Generator
 ) -> None:
-    check_score(summary, shape, grouping, [2048, 17, 900, 33], 3200, rng)
+    check_score(scoring, shape, grouping, [2048, 17, 900, 33], 3200, rng)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_only_the_requests_own_pages_are_scored(
-    engine: str, summary: PageSummary, rng: torch.Generator
+    engine: str, scoring: ScoringSummary, rng: torch.Generator
 ) -> None:
     shape = Shape(heads=2, group=2, dim=16)
     pages = torch.tensor([[3, 1, 2, 6], [5, 99, -7, 99], [2, 3, 99, 99]], dtype=torch.int32)
     counts = torch.tensor([4, 1, 2], dtype=torch.int32)
-    _, summaries = summarised(summary, 7, shape, rng)
+    _, summaries = summarised(scoring, 7, shape, rng)
     q = normal((3, 4, 16), torch.float32, rng)
     out = torch.full((3, 2, 4), NAN, device=rng.device)
     operands = pages.to(rng.device), counts.to(rng.device)
-    assert kernels_of(engine).score(q, summary, summaries, *operands, 1.0, out=out) is out
+    assert kernels_of(engine).score(q, scoring, summaries, *operands, 1.0, out=out) is out
     past = (torch.arange(4) >= counts[:, None, None]).expand(3, 2, 4)
     assert torch.equal((out == -torch.inf).cpu(), past)
     assert torch.isfinite(out.cpu().masked_fill(past, 0.0)).all()
 
 
 def test_every_summary_says_what_it_is(summary: PageSummary) -> None:
-    assert inspect.getdoc(type(summary)) != inspect.getdoc(PageSummary)
+    assert all(inspect.getdoc(type(summary)) != inspect.getdoc(base) for base in type(summary).__mro__[1:])
     assert summary.name in SUMMARIES.names()
     assert SUMMARIES[summary.name] is type(summary)

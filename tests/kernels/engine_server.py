@@ -51,7 +51,17 @@ class EngineServer:
         self.device = device
         self.dtype = dtype
         self.table = PageTable(
-            LAYERS, HEADS, DIM, PAGES, frames, config.summary, config.policy, dtype, device, triton=gpu
+            LAYERS,
+            HEADS,
+            DIM,
+            PAGE_SIZE,
+            PAGES,
+            frames,
+            config.summary,
+            config.policy,
+            dtype,
+            device,
+            triton=gpu,
         )
         self.host = host_pool(LAYERS, PAGES, HEADS, DIM, PAGE_SIZE, dtype, device.type == "cuda")
         self.frames = frame_pool(LAYERS, HEADS, frames, DIM, PAGE_SIZE, dtype, device)
@@ -78,7 +88,7 @@ class EngineServer:
             slots = page * PAGE_SIZE + torch.arange(PAGE_SIZE, dtype=torch.int32)
             self.tokens[row, start : start + PAGE_SIZE] = slots.to(self.device)
         self.host[:, pages] = noise[:, pages].to(self.dtype)
-        self.table.summaries[:, :, pages] = summaries[:, :, pages].to(self.device, self.dtype)
+        self.table.summaries[:, :, pages] = summaries[:, :, pages].to(self.device, self.table.summaries.dtype)
 
     def step(
         self, lengths: dict[int, int], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor

@@ -31,7 +31,17 @@ class Prompts:
         self.config = RheoConfig(dense_threshold=0, budget_ratio=0.3)
         pool = LAYERS, pages, heads, shape.dim, size, shape.dtype
         self.table = PageTable(
-            LAYERS, heads, shape.dim, pages, FRAMES, "bound", "importance", shape.dtype, device, triton=True
+            LAYERS,
+            heads,
+            shape.dim,
+            size,
+            pages,
+            FRAMES,
+            "bound",
+            "importance",
+            shape.dtype,
+            device,
+            triton=True,
         )
         self.host = host_pool(*pool, pinned=device.type == "cuda")
         self.frames = frame_pool(LAYERS, heads, FRAMES, shape.dim, size, shape.dtype, device)

@@ -9,11 +9,12 @@ import torch
 from subcentroid_cases import CASES, Geometry, make_case
 
 from rheo_kernels import reference
+from rheo_kernels.types.estimates import LEAST_SCORE
 
 
 @pytest.mark.parametrize(("geometry", "kind"), CASES)
 def test_estimate_equals_reference(geometry: Geometry, kind: str, rng: torch.Generator) -> None:
-    from rheo_kernels.triton.estimate import estimate, page_shares
+    from rheo_kernels.triton.estimate import estimate, log_shares
 
     case = make_case(geometry, kind, rng)
     expected = reference.estimate(case.q, case.summaries, case.safe, case.seq_lens, case.scale, case.layout)
@@ -30,13 +31,16 @@ def test_estimate_equals_reference(geometry: Geometry, kind: str, rng: torch.Gen
     finite = totals.isfinite()
     assert (blocks - totals)[finite].abs().max() < tolerance
 
-    shares = reference.page_shares(found.lse, geometry.heads)
-    out = torch.full_like(shares, torch.nan)
-    page_shares(found, case.seq_lens, geometry.page_size, out)
-    assert torch.equal(out == -torch.inf, shares == -torch.inf)
-    within = shares > -torch.inf
-    assert (out - shares)[within].abs().max() < 1e-5
-    sums = out.clamp(min=0).sum(-1)
+    with_new = case.seq_lens + (case.seq_lens > 0)
+    num_pages = (with_new + geometry.page_size - 1) // geometry.page_size
+    scores = reference.log_shares(found.lse, num_pages, geometry.heads)
+    out = torch.full_like(scores, torch.nan)
+    log_shares(found, with_new, geometry.page_size, out)
+    assert torch.equal(out == -torch.inf, scores == -torch.inf)
+    assert (out.exp() - scores.exp()).abs().max() < 1e-5
+    within = scores > 0.9 * LEAST_SCORE
+    assert (out - scores)[within].abs().max() < 1e-3
+    sums = out.exp().sum(-1)
     assert torch.allclose(sums, (case.seq_lens > 0).float()[:, None].expand_as(sums), atol=1e-4)
 
 
@@ -48,6 +52,6 @@ def test_a_list_of_many_blocks_is_normalised_as_a_whole(
     case = make_case(Geometry(2, 64, 16, 8, torch.float32, heads=1), "normal", rng, [16 * 1100 - 3, 40])
     found = module.estimate(case.q, case.summaries, case.pages, case.seq_lens, case.scale, case.layout)
     assert found.block_lse.shape[2] > 16
-    shares = reference.page_shares(found.lse, 1)
-    out = module.page_shares(found, case.seq_lens, 16, torch.empty_like(shares))
-    assert torch.allclose(out, shares, atol=1e-6)
+    scores = reference.log_shares(found.lse, (case.seq_lens + 15) // 16, 1)
+    out = module.log_shares(found, case.seq_lens, 16, torch.empty_like(scores))
+    assert torch.allclose(out.exp(), scores.exp(), atol=1e-6)

@@ -37,7 +37,9 @@ class Store:
         page_table = torch.stack([torch.randperm(PAGES), torch.randperm(PAGES)]).int()
         frames = torch.full((HEADS, PAGES, 2, width // 2), -7.0, dtype=dtype)
         summary = SUMMARIES[kind]()
-        summaries = torch.full((HEADS, PAGES, summary.rows, DIM), 3.0, dtype=dtype)
+        summaries = torch.full(
+            (HEADS, PAGES, summary.rows, summary.row_width(DIM, page_size)), 3, dtype=summary.dtype(dtype)
+        )
         return cls(page_size, host, frames, page_table, summary, summaries)
 
     def write_chunk(self, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:

@@ -29,7 +29,9 @@ class ResidencyMachine(RuleBasedStateMachine):
         seed=st.integers(0, 2**32 - 1),
     )
     def build(self, policy: str, summary: str, seed: int) -> None:
-        self.table = PageTable(LAYERS, HEADS, DIM, PAGES, FRAMES, summary, policy, torch.float32, "cpu")
+        self.table = PageTable(
+            LAYERS, HEADS, DIM, PAGE_SIZE, PAGES, FRAMES, summary, policy, torch.float32, "cpu"
+        )
         self.host = host_pool(LAYERS, PAGES, HEADS, DIM, PAGE_SIZE, torch.float32)
         self.frames = frame_pool(LAYERS, HEADS, FRAMES, DIM, PAGE_SIZE, torch.float32, "cpu")
         self.residency = ReferenceResidency(self.table, self.host, self.frames)
@@ -208,7 +210,7 @@ TestResidency.settings = settings(max_examples=40, stateful_step_count=30)
 
 
 def test_claiming_a_resident_page_never_costs_it_its_frame() -> None:
-    table = PageTable(1, 1, DIM, PAGES, 2, "mean", "importance", torch.float32, "cpu")
+    table = PageTable(1, 1, DIM, PAGE_SIZE, PAGES, 2, "mean", "importance", torch.float32, "cpu")
     host = host_pool(1, PAGES, 1, DIM, PAGE_SIZE, torch.float32)
     residency = ReferenceResidency(table, host, frame_pool(1, 1, 2, DIM, PAGE_SIZE, torch.float32, "cpu"))
     table.policy.worth[0, 0, [1, 2]] = torch.tensor([0.1, 0.9])

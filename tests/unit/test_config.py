@@ -44,6 +44,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     *(({"extensions": value}, "a list of importable modules") for value in ("json", None, [3])),
     ({"extensions": ["no_such_module"]}, "modules that can be imported"),
     ({"grouping": "sum"}, "mean, max"),
+    ({"summary": "subcentroids4", "grouping": "max"}, "mean (summary='subcentroids4' estimates"),
+    *(({"tail": value}, "true, false") for value in ("yes", 1, None)),
     *(({"importance_alpha": value}, "above 0, at most 1") for value in (0, 1.5)),
     ({"policy": "random"}, "importance, lfu, lru"),
     ({"policy": ["lru"]}, "importance, lfu, lru"),

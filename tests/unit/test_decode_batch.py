@@ -65,7 +65,7 @@ def decode(requests: dict[int, int], padding: int) -> tuple[torch.Tensor, PageTa
     """One decode step over host pages full of noise; row 0 of the token table is SGLang's padding."""
     noise = torch.Generator().manual_seed(3)
     config = RheoConfig(budget_ratio=1.0)
-    table = PageTable(1, HEADS, DIM, PAGES, FRAMES, "bound", "lru", torch.float32, "cpu")
+    table = PageTable(1, HEADS, DIM, 16, PAGES, FRAMES, "bound", "lru", torch.float32, "cpu")
     host = host_pool(1, PAGES, HEADS, DIM, 16, torch.float32)
     host.copy_(torch.randn(host.shape, generator=noise))
     frames = frame_pool(1, HEADS, FRAMES, DIM, 16, torch.float32, "cpu")

@@ -11,7 +11,7 @@ PAGES, FRAMES = 12, 5
 
 def filled() -> PageTable:
     """Pages 1 to 8 have summaries, 1 to 4 frames and worth; 4 is unsaved."""
-    table = PageTable(2, 2, 16, PAGES, FRAMES, "mean", "lru", torch.float32, "cpu")
+    table = PageTable(2, 2, 16, 16, PAGES, FRAMES, "mean", "lru", torch.float32, "cpu")
     table.note_summaries(torch.arange(16, 9 * 16), 16)
     for page in range(1, 5):
         table.frame_of[:, :, page] = page - 1
@@ -53,7 +53,7 @@ def test_counters_are_those_after_the_notes_and_carry_none_out() -> None:
 
 def test_after_a_flush_every_counter_but_the_totals_is_back_at_its_start() -> None:
     table = filled()
-    start = PageTable(2, 2, 16, PAGES, FRAMES, "mean", "lru", torch.float32, "cpu").counters()
+    start = PageTable(2, 2, 16, 16, PAGES, FRAMES, "mean", "lru", torch.float32, "cpu").counters()
     note(table)
     table.clear()
     for _ in range(2):

@@ -44,7 +44,7 @@ class Server:
     def __init__(self, **settings: float) -> None:
         config = RheoConfig(importance_alpha=ALPHA, dense_threshold=0, **settings)
         self.table = PageTable(
-            LAYERS, HEADS, DIM, PAGES, FRAMES, "mean", "importance", torch.float32, "cpu", ALPHA
+            LAYERS, HEADS, DIM, PAGE_SIZE, PAGES, FRAMES, "mean", "importance", torch.float32, "cpu", ALPHA
         )
         self.host = host_pool(LAYERS, PAGES, HEADS, DIM, PAGE_SIZE, torch.float32)
         self.frames = frame_pool(LAYERS, HEADS, FRAMES, DIM, PAGE_SIZE, torch.float32, "cpu")

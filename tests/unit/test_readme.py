@@ -22,7 +22,7 @@ def test_every_setting_says_what_it_means() -> None:
 
 
 def test_choices_are_those_of_the_package() -> None:
-    assert choices("summary") == ("bound", "mean")
+    assert choices("summary") == ("bound", "mean", "subcentroids2", "subcentroids4", "subcentroids8")
     assert choices("budget") == ("fixed",)
     assert set(choices("policy")) == {"importance", "lfu", "lru"}
     assert choices("recorder") == ("off", "hits", "mass")

@@ -22,7 +22,7 @@ class Steps:
     """A page table and its policy, driven by decode steps of one request that runs over pages 1 to 9."""
 
     def __init__(self, name: str, alpha: float = 0.3) -> None:
-        self.table = PageTable(LAYERS, HEADS, 4, PAGES, 4, "mean", name, torch.float32, "cpu", alpha)
+        self.table = PageTable(LAYERS, HEADS, 4, 16, PAGES, 4, "mean", name, torch.float32, "cpu", alpha)
         self.policy = self.table.policy
         self.listed = torch.arange(1, PAGES, dtype=torch.int32)[None]
         self.count = torch.tensor([PAGES - 1], dtype=torch.int32)

@@ -8,12 +8,12 @@ import functools
 import torch
 
 from rheo_kernels.cuda.compile import Kernel, UnavailableError, compile_kernel
-from rheo_kernels.types.estimates import PAGES_PER_BLOCK, Estimates
+from rheo_kernels.types.estimates import LEAST_SCORE, PAGES_PER_BLOCK, Estimates
 from rheo_kernels.types.subcentroids import SubcentroidLayout
 
 LOG2_E = 1.4426950408889634
 SOURCE = "estimate.cu"
-SHARES_SOURCE = "page_shares.cu"
+SHARES_SOURCE = "log_shares.cu"
 WARPS = 4
 MOST_UNITS = 4
 """Units of pages that a warp takes at most: beyond that, its queries cost little, and requests of different lengths are
@@ -38,7 +38,7 @@ class _Arguments(ctypes.Structure):
 
 
 class _ShareArguments(ctypes.Structure):
-    """The parameter of `page_shares`."""
+    """The parameter of `log_shares`."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("lse", "block_lse", "seq_lens", "out")),
@@ -179,7 +179,7 @@ def launch_blocks(pairs: int, width: int, at_once: int) -> int:
     return max(-(-units // (WARPS * each)), 1)
 
 
-def page_shares(
+def log_shares(
     estimates: Estimates, seq_lens: torch.Tensor, page_size: int, out: torch.Tensor
 ) -> torch.Tensor:
     """Every page's share of the estimated attention, averaged over the query heads of a group.
@@ -198,7 +198,8 @@ def page_shares(
     Returns
     -------
     torch.Tensor
-        ``out``: shares that add up to 1 for every request and KV head; ``-inf`` past the last page.
+        ``out``: natural logarithms of shares that add up to 1 for every request and KV head, at least `LEAST_SCORE`;
+        ``-inf`` past the last page.
 
     Raises
     ------
@@ -256,8 +257,14 @@ def defines(layout: SubcentroidLayout, group: int, dtype: torch.dtype) -> dict[s
 
 
 def share_defines(group: int) -> dict[str, int | str]:
-    """Macros of `page_shares` for a group."""
-    return {"GROUP": group, "WARPS": SHARE_THREADS // 32, "ITEMS": PAGES_PER_THREAD, "PDL": 1}
+    """Macros of `log_shares` for a group."""
+    return {
+        "LEAST_SCORE": f"({LEAST_SCORE}f)",
+        "GROUP": group,
+        "WARPS": SHARE_THREADS // 32,
+        "ITEMS": PAGES_PER_THREAD,
+        "PDL": 1,
+    }
 
 
 @functools.cache
@@ -267,7 +274,7 @@ def _kernel(layout: SubcentroidLayout, group: int, dtype: torch.dtype) -> Kernel
 
 @functools.cache
 def _share_kernel(group: int) -> Kernel:
-    return compile_kernel(SHARES_SOURCE, "page_shares", share_defines(group))
+    return compile_kernel(SHARES_SOURCE, "log_shares", share_defines(group))
 
 
 def _address(name: str, tensor: torch.Tensor, *dtypes: torch.dtype, whole: bool = False) -> int:

@@ -26,7 +26,7 @@ from rheo_kernels.reference.append import append
 from rheo_kernels.reference.attend import attend
 from rheo_kernels.reference.attend_dense import attend_dense
 from rheo_kernels.reference.blocks import block_keys, block_values
-from rheo_kernels.reference.estimate import estimate, page_shares
+from rheo_kernels.reference.estimate import estimate, log_shares
 from rheo_kernels.reference.fill import fill
 from rheo_kernels.reference.gather_misses import gather_misses
 from rheo_kernels.reference.importance import rank_normalise, update_importance
@@ -61,10 +61,10 @@ __all__ = [
     "fill",
     "gather_misses",
     "load",
+    "log_shares",
     "merge",
     "offload_misses",
     "page_mass",
-    "page_shares",
     "place",
     "rank_normalise",
     "release",

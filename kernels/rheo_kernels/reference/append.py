@@ -19,7 +19,7 @@ def append(
     summaries: torch.Tensor,
     page_size: int,
 ) -> None:
-    """Store one token per request in its resident tail page and fold its key into the page's summary.
+    """Store one token per request in its resident tail page and fold it into the page's summary.
 
     Parameters
     ----------
@@ -56,5 +56,6 @@ def append(
 
     folded = summary.fold_token(summaries[:, pages], key, offset == 0)
     if folded is None:
-        folded = summary.fold_chunk(block_keys(frames, page_size)[head, frame], offset + 1)
+        keys, values = block_keys(frames, page_size), block_values(frames, page_size)
+        folded = summary.fold_chunk(keys[head, frame], values[head, frame], offset + 1)
     summaries[:, pages] = folded.to(summaries.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from rheo_kernels.reference.subcentroids import decode_subcentroids, row_counts
+from rheo_kernels.types.estimates import LEAST_SCORE
 from rheo_kernels.types.subcentroids import SubcentroidLayout
 
 
@@ -58,20 +59,25 @@ def estimate(
     return (logits.logsumexp(-1) - noise).view(batch, queries, width).float()
 
 
-def page_shares(lse: torch.Tensor, heads: int) -> torch.Tensor:
-    """The share of attention that each page draws, averaged over the query heads of a group.
+def log_shares(lse: torch.Tensor, num_pages: torch.Tensor, heads: int) -> torch.Tensor:
+    """The logarithm of the share of attention that each page draws, averaged over the query heads of a group.
 
     Parameters
     ----------
     lse
         Estimates, ``[B, Hq, M]``.
+    num_pages
+        Pages of each request, ``[B]``, integer; without an estimate, a page draws nothing.
     heads
         KV heads.
 
     Returns
     -------
     torch.Tensor
-        ``[B, H, M]``, float32, adding up to 1 for every request and KV head; ``-inf`` past the last page.
+        ``[B, H, M]``, float32: natural logarithms of shares that add up to 1 for every request and KV head, at least
+        `LEAST_SCORE`; ``-inf`` past the last page.
     """
-    share = (lse - lse.logsumexp(-1, keepdim=True)).exp().unflatten(1, (heads, -1)).mean(2)
-    return share.masked_fill((lse == -torch.inf).unflatten(1, (heads, -1)).all(2), -torch.inf)
+    whole = lse.logsumexp(-1, keepdim=True)
+    share = (lse - whole.masked_fill(whole == -torch.inf, 0.0)).exp().unflatten(1, (heads, -1)).mean(2)
+    past = torch.arange(lse.shape[2], device=lse.device) >= num_pages[:, None, None]
+    return share.log().clamp(min=LEAST_SCORE).masked_fill(past, -torch.inf)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from rheo_kernels.types.summary import PageSummary
+from rheo_kernels.types.summary import ScoringSummary
 
 
 def score(
     q: torch.Tensor,
-    summary: PageSummary,
+    summary: ScoringSummary,
     summaries: torch.Tensor,
     pages: torch.Tensor,
     num_pages: torch.Tensor,

@@ -17,7 +17,7 @@ def write(
     summaries: torch.Tensor,
     page_size: int,
 ) -> None:
-    """Store tokens in their host pages and summarise the pages from the keys that they hold then.
+    """Store tokens in their host pages and summarise the pages from what they hold then.
 
     Parameters
     ----------
@@ -37,11 +37,13 @@ def write(
     """
     pages, offset = slots // page_size, slots % page_size
     home, place = pages.to(host.device), offset.to(host.device)
-    keys = block_keys(host, page_size)
+    keys, values = block_keys(host, page_size), block_values(host, page_size)
     keys[home, :, :, place] = k.to(host.device)
-    block_values(host, page_size)[home, :, place] = v.to(host.device)
+    values[home, :, place] = v.to(host.device)
 
     touched, local = torch.unique(pages, return_inverse=True)
     counts = torch.zeros_like(touched).scatter_reduce(0, local, offset + 1, "amax")
-    held = keys[touched.to(host.device)].transpose(0, 1).to(summaries.device)
-    summaries[:, touched] = summary.fold_chunk(held, counts).to(summaries.dtype)
+    held_keys, held_values = (
+        part[touched.to(host.device)].transpose(0, 1).to(summaries.device) for part in (keys, values)
+    )
+    summaries[:, touched] = summary.fold_chunk(held_keys, held_values, counts).to(summaries.dtype)

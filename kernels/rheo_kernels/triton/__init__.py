@@ -10,7 +10,7 @@ from rheo_kernels.triton.append import append
 from rheo_kernels.triton.attend import attend
 from rheo_kernels.triton.attend_dense import attend_dense
 from rheo_kernels.triton.describe import describe
-from rheo_kernels.triton.estimate import estimate, page_shares
+from rheo_kernels.triton.estimate import estimate, log_shares
 from rheo_kernels.triton.fetch import attend_fetch, fetch_splits
 from rheo_kernels.triton.fill import fill
 from rheo_kernels.triton.importance import update_importance
@@ -44,11 +44,11 @@ __all__ = [
     "fill",
     "gather_misses",
     "load",
+    "log_shares",
     "merge",
     "num_splits",
     "offload_misses",
     "page_mass",
-    "page_shares",
     "place",
     "release",
     "save",

@@ -122,4 +122,7 @@ def _append(
                 earlier = block + d[:, None] * PAGE_SIZE + i[None, :]
                 keys = tl.load(earlier, mask=inside[:, None] & (i < offset)[None, :], other=0.0)
                 keys = tl.where((i == offset)[None, :], key[:, None], keys)
-                FOLD_CHUNK(rows, keys, i <= offset, offset + 1, DIM, BLOCK_D, PAGE_SIZE)
+                earlier = block + (PAGE_SIZE + i[:, None]) * DIM + d[None, :]
+                values = tl.load(earlier, mask=(i < offset)[:, None] & inside[None, :], other=0.0)
+                values = tl.where((i == offset)[:, None], value[None, :], values)
+                FOLD_CHUNK(rows, keys, values, i <= offset, offset + 1, DIM, BLOCK_D, PAGE_SIZE)

@@ -92,6 +92,7 @@ def _describe(
     out_pages,
     out_num_pages,
     out_seq_lens,
+    out_past,
     out_tail_pages,
     out_tail_offsets,
     out_filled,
@@ -123,6 +124,7 @@ def _describe(
         full = (count > 0) & (offset == PAGE_SIZE - 1)
         tl.store(out_num_pages + request, count)
         tl.store(out_seq_lens + request, length)
+        tl.store(out_past + request, tl.maximum(length - 1, 0))
         tl.store(out_tail_pages + request, tail)
         tl.store(out_tail_offsets + request, offset)
         tl.store(out_filled + request, tl.where(full, tail, 0))

@@ -8,14 +8,15 @@ import triton.language as tl
 
 from rheo_kernels.triton.dot import dot
 from rheo_kernels.triton.subcentroids import code_bits, decode_scale, packed_byte
-from rheo_kernels.types.estimates import PAGES_PER_BLOCK, Estimates
+from rheo_kernels.types.estimates import LEAST_SCORE, PAGES_PER_BLOCK, Estimates
 from rheo_kernels.types.subcentroids import CENTRE_GROUPS, GROUPS, LEVELS, SubcentroidLayout
 
 ESTIMATE_WARPS = 4
 PAGES_PER_SHARE = 1024
-"""Pages whose shares one program of `page_shares` writes."""
+"""Pages whose shares one program of `log_shares` writes."""
 SHARE_WARPS = 4
 LOG2_E = tl.constexpr(1.4426950408889634)
+LEAST = tl.constexpr(LEAST_SCORE)
 LN_2 = tl.constexpr(0.6931471805599453)
 
 
@@ -97,17 +98,17 @@ def estimate(
     return out
 
 
-def page_shares(
+def log_shares(
     estimates: Estimates, seq_lens: torch.Tensor, page_size: int, out: torch.Tensor
 ) -> torch.Tensor:
-    """Every page's share of the estimated attention, averaged over the query heads of a group.
+    """The logarithm of every page's share of the estimated attention, averaged over the query heads of a group.
 
     Parameters
     ----------
     estimates
         From `estimate`.
     seq_lens
-        Tokens of each request, ``[B]``, integer.
+        Tokens of each request, ``[B]``, integer; those not estimated yet included.
     page_size
         Tokens per page.
     out
@@ -116,7 +117,8 @@ def page_shares(
     Returns
     -------
     torch.Tensor
-        ``out``: shares that add up to 1 for every request and KV head; ``-inf`` past the last page.
+        ``out``: natural logarithms of shares that add up to 1 for every request and KV head, at least `LEAST_SCORE`;
+        ``-inf`` past the last page.
 
     Notes
     -----
@@ -125,7 +127,7 @@ def page_shares(
     batch, heads, width = out.shape
     queries, blocks = estimates.block_lse.shape[1:]
     group = queries // heads
-    _page_shares[(triton.cdiv(width, PAGES_PER_SHARE), heads, batch)](
+    _log_shares[(triton.cdiv(width, PAGES_PER_SHARE), heads, batch)](
         estimates.lse,
         estimates.block_lse,
         seq_lens,
@@ -268,7 +270,7 @@ def _to_float16(values):
 
 
 @triton.jit
-def _page_shares(
+def _log_shares(
     lse,
     block_lse,
     seq_lens,
@@ -304,5 +306,5 @@ def _page_shares(
         shift = tl.where(top == float("-inf"), 0.0, top)
         x = tl.load(lse + row * width + position, mask=listed, other=float("-inf")) * LOG2_E
         share += tl.exp2(x - shift) / tl.where(total > 0, total, 1.0)
-    share = tl.where(listed, share / GROUP, float("-inf"))
-    tl.store(out + request * stride_ob + head * stride_oh + position, share, mask=exists)
+    score = tl.where(listed, tl.maximum(tl.log(share / GROUP), LEAST), float("-inf"))
+    tl.store(out + request * stride_ob + head * stride_oh + position, score, mask=exists)

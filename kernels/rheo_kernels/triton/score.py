@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from rheo_kernels.types.summary import PageSummary
+from rheo_kernels.types.summary import ScoringSummary
 
 PAGES_PER_PROGRAM = 32
 WARPS = 1
@@ -14,7 +14,7 @@ WARPS = 1
 
 def score(
     q: torch.Tensor,
-    summary: PageSummary,
+    summary: ScoringSummary,
     summaries: torch.Tensor,
     pages: torch.Tensor,
     num_pages: torch.Tensor,

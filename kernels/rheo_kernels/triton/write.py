@@ -22,7 +22,7 @@ def write(
     page_size: int,
     programs: int = WRITERS,
 ) -> None:
-    """Store tokens in their host pages and summarise the pages from the keys that they hold then.
+    """Store tokens in their host pages and summarise the pages from what they hold then.
 
     Parameters
     ----------
@@ -46,7 +46,8 @@ def write(
     -----
     Reads ``2 * T * H * D`` elements and writes as many over PCIe, a whole page's K and V per step, K transposed
     in registers. A program takes ``P`` tokens of the batch at a time and writes the pages that begin among them.
-    Of a page that a chunk begins inside, the earlier keys are read back over PCIe.
+    Of a page that a chunk begins inside, the earlier keys, and values where the
+    summary uses them, are read back over PCIe.
     """
     tokens, heads, dim = k.shape
     kernels = summary.kernels
@@ -174,5 +175,7 @@ def _write_page(
         before = offset < entered
         earlier = tl.load(keys, mask=before[None, :] & inside[:, None], other=0.0)
         key = tl.where(before[None, :], earlier, key)
+        earlier = tl.load(values, mask=before[:, None] & inside[None, :], other=0.0)
+        value = tl.where(before[:, None], earlier, value)
     held = offset < entered + count
-    FOLD_CHUNK(summaries + page * stride_mn, key, held, entered + count, DIM, BLOCK_D, PAGE_SIZE)
+    FOLD_CHUNK(summaries + page * stride_mn, key, value, held, entered + count, DIM, BLOCK_D, PAGE_SIZE)

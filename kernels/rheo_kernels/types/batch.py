@@ -15,6 +15,8 @@ class DecodeBatch(NamedTuple):
     num_pages: torch.Tensor
     seq_lens: torch.Tensor
     """Tokens, the new one included."""
+    past: torch.Tensor
+    """Tokens without the new one."""
     tail_pages: torch.Tensor
     """Page that receives the new token."""
     tail_offsets: torch.Tensor
@@ -27,5 +29,5 @@ class DecodeBatch(NamedTuple):
     @classmethod
     def allocate(cls, batch: int, columns: int, device: torch.device | str) -> DecodeBatch:
         """Zeroed buffers for ``B`` requests of up to ``M`` pages."""
-        rows = (torch.zeros(batch, dtype=torch.int32, device=device) for _ in range(6))
+        rows = (torch.zeros(batch, dtype=torch.int32, device=device) for _ in range(7))
         return cls(torch.zeros((batch, columns), dtype=torch.int32, device=device), *rows)

@@ -10,6 +10,10 @@ PAGES_PER_BLOCK = 8
 """Consecutive pages that share an entry of `Estimates.block_lse`."""
 
 
+LEAST_SCORE = -80.0
+"""Score of a page that draws a share of ``exp(LEAST_SCORE)`` or less: nothing that float32 adds to a sum."""
+
+
 class Estimates(NamedTuple):
     """Estimated attention of every listed page."""
 

@@ -1,4 +1,4 @@
-"""PageSummary: what a page's keys are summarised by, how they are folded into it, and how it scores the page."""
+"""PageSummary: what a page is summarised by, how its tokens are folded into it, and how it scores the page."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+
+from rheo_kernels.types.subcentroids import SubcentroidLayout
 
 
 class SummaryKernels(NamedTuple):
@@ -17,16 +19,17 @@ class SummaryKernels(NamedTuple):
     Attributes
     ----------
     fold_chunk
-        ``(rows, keys, held, count, DIM, BLOCK_D, PAGE_SIZE)``: store the rows of a page that holds ``count`` tokens.
-        ``keys`` is ``[BLOCK_D, PAGE_SIZE]``, KV dtype, undefined where ``held``, ``[PAGE_SIZE]``, is false.
+        ``(rows, keys, values, held, count, DIM, BLOCK_D, PAGE_SIZE)``: store the rows of a page that holds ``count``
+        tokens. ``keys`` is ``[BLOCK_D, PAGE_SIZE]`` and ``values`` ``[PAGE_SIZE, BLOCK_D]``, KV dtype, both undefined
+        where ``held``, ``[PAGE_SIZE]``, is false. Values that are not used are not read.
     score
         ``(rows, queries, listed, heads, DIM, BLOCK_D) -> [BLOCK_G, BLOCK_M]``, float32: unscaled scores of pages for
         each query head of a group. ``rows``, ``[BLOCK_M, 1]``, are to be loaded where ``listed``, ``[BLOCK_M]``;
         ``queries`` are pointers ``[BLOCK_G, BLOCK_D]``, to be loaded where ``heads``, and after the rows: both are then
-        on their way together.
+        on their way together. None in an `EstimatingSummary`.
     fold_token
         ``(rows, key, first, DIM, BLOCK_D)``: fold one key ``[BLOCK_D]`` into the stored rows; ``first`` restarts the
-        page. Without it, a page is folded anew from the keys in its frame, for every token: right for whatever would
+        page. Without it, a page is folded anew from what its frame holds, for every token: right for whatever would
         drift by being rounded again and again.
     score_sum
         ``(rows, queries, listed, heads, scale, DIM, BLOCK_D) -> [BLOCK_M]``: the sum of ``score`` over the group times
@@ -34,7 +37,7 @@ class SummaryKernels(NamedTuple):
     """
 
     fold_chunk: Any
-    score: Any
+    score: Any = None
     fold_token: Any = None
     score_sum: Any = None
 
@@ -43,8 +46,8 @@ class PageSummary(ABC):
     """A kind of page summary; `rheo_sglang.selection.SUMMARIES` has all of them by name.
 
     Summaries of one layer are ``[H, N, R, W]``, contiguous in the last two dimensions: ``rows`` of ``row_width``
-    elements for every KV head and logical page. A summary depends on the keys in its page alone, not on how they came:
-    folded token by token it is what it is folded at once, up to one rounding to its dtype and float32's in sums.
+    elements for every KV head and logical page. A summary depends on the tokens in its page alone, not on how they
+    came: folded token by token it is what it is folded at once, up to one rounding to its dtype and float32's in sums.
 
     Attributes
     ----------
@@ -60,7 +63,7 @@ class PageSummary(ABC):
     rows: ClassVar[int]
     kernels: ClassVar[SummaryKernels | None] = None
 
-    def row_width(self, head_dim: int) -> int:
+    def row_width(self, head_dim: int, page_size: int) -> int:
         """``W``: elements of a row, the head dimension unless scales or codes are packed into it."""
         return head_dim
 
@@ -68,22 +71,24 @@ class PageSummary(ABC):
         """Storage dtype, that of the keys unless they are quantised."""
         return kv_dtype
 
-    def bytes_per_page(self, head_dim: int, kv_dtype: torch.dtype) -> int:
+    def bytes_per_page(self, head_dim: int, page_size: int, kv_dtype: torch.dtype) -> int:
         """Bytes of one page's summary in one layer and KV head."""
-        return self.rows * self.row_width(head_dim) * self.dtype(kv_dtype).itemsize
+        return self.rows * self.row_width(head_dim, page_size) * self.dtype(kv_dtype).itemsize
 
     def unsupported(self, head_dim: int, page_size: int, kv_dtype: torch.dtype) -> str | None:
         """Why this combination is not served, as the end of a sentence; None if it is."""
         return None
 
     @abstractmethod
-    def fold_chunk(self, keys: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-        """Summarise pages from all of their keys.
+    def fold_chunk(self, keys: torch.Tensor, values: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """Summarise pages from all of their tokens.
 
         Parameters
         ----------
         keys
             ``[H, X, D, P]``, KV dtype, token-inner as in blocks; undefined from ``counts`` on.
+        values
+            ``[H, X, P, D]``, KV dtype; undefined from ``counts`` on.
         counts
             Tokens that each page holds, ``[X]``, int64, at least 1.
 
@@ -108,9 +113,13 @@ class PageSummary(ABC):
         Returns
         -------
         torch.Tensor or None
-            ``[H, X, R, W]``; None has the page folded anew from the keys in its frame.
+            ``[H, X, R, W]``; None has the page folded anew from the tokens in its frame.
         """
         return None
+
+
+class ScoringSummary(PageSummary):
+    """A summary whose scores rank pages, and say no more."""
 
     @abstractmethod
     def score(self, queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -128,3 +137,25 @@ class PageSummary(ABC):
         torch.Tensor
             ``[B, H, G, M]``, the queries' dtype.
         """
+
+
+class EstimatingSummary(PageSummary):
+    """A summary that estimates the log-sum-exp of a page's logits, and holds the page's mean V.
+
+    A page's score is its share of the estimated attention; what a selection leaves out can be attended by the
+    estimates (the tail partial). One row of bytes, in a layout that the kernels ``estimate`` and ``tail`` know.
+    """
+
+    rows: ClassVar[int] = 1
+
+    @abstractmethod
+    def layout(self, head_dim: int, page_size: int) -> SubcentroidLayout:
+        """Where the bytes of a row lie."""
+
+    def row_width(self, head_dim: int, page_size: int) -> int:
+        """``W``: bytes of a row."""
+        return self.layout(head_dim, page_size).width
+
+    def dtype(self, kv_dtype: torch.dtype) -> torch.dtype:
+        """Bytes."""
+        return torch.uint8

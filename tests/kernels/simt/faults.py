@@ -72,7 +72,7 @@ FAULTS = [
     Fault("estimate.cu", "    multiply(products, sums.offset, steps, 0, steps, 0);\n", "", ESTIMATED),
     Fault("estimate.cu", "noise, sums.energy_rest,", "products, sums.energy_rest,", ESTIMATED),
     Fault("estimate.cu", "next = number(unit + step);", "", ("test_cuda_estimate.py", "several_units")),
-    Fault("page_shares.cu", "    __syncthreads();\n", "", ESTIMATED),
+    Fault("log_shares.cu", "    __syncthreads();\n", "", ESTIMATED),
     Fault("load.cu", "            wait_until_read();\n", "", LOADED),
 ]  # fmt: skip
 

@@ -1,10 +1,10 @@
-// page_shares: every page's share of the estimated attention, averaged over the query heads of a KV head.
+// log_shares: the logarithm of every page's share of the estimated attention, averaged over a KV head's query heads.
 //
 // Every block adds up the LSE of all blocks of pages of one request and KV head by itself, its warps a part of a query head
 // each, while its own pages' estimates are on their way, and then writes the shares of its pages. Reads 4 bytes for each page
 // and query head, and for each block of pages again in every block; bound by latency: two dependent reads and a barrier.
 //
-// Macros: GROUP (query heads per KV head), WARPS (of a block), ITEMS (pages of a thread), PDL (see launch_order.cuh).
+// Macros: LEAST_SCORE (of a page that draws nothing), GROUP (query heads per KV head), WARPS (of a block), ITEMS (pages of a thread), PDL (see launch_order.cuh).
 
 #include "exponentials.cuh"
 #include "launch_order.cuh"
@@ -67,7 +67,7 @@ __shared__ Sum sums[GROUP * kParts];
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(kThreads) page_shares(const __grid_constant__ Arguments a) {
+extern "C" __global__ void __launch_bounds__(kThreads) log_shares(const __grid_constant__ Arguments a) {
     const int warp = threadIdx.x / 32, pair = blockIdx.y, request = pair / a.heads;
     const int first = blockIdx.x * (kThreads * ITEMS) + threadIdx.x;
     const long long line = static_cast<long long>(pair) * GROUP;
@@ -109,6 +109,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) page_shares(const __grid_
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i) {
         const int position = first + i * kThreads;
-        if (position < a.width) out[position] = position < listed ? shares[i] / GROUP : minus_infinity();
+        if (position < a.width)
+            out[position] = position < listed ? fmaxf(logarithm(shares[i] / GROUP) * kLn2, LEAST_SCORE) : minus_infinity();
     }
 }
