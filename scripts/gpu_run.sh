@@ -8,9 +8,10 @@
 #   fuzz      prefill of SmolLM2 against fa3   tpot      time per output token
 #   ttft      time to first token              long      512K-token prefill, and decode after 1M tokens
 #   contract  contract tests on the GPU        house     kernels and TPOT of the tree in $BEFORE and of this one, in turns
+#   estimates kernels of estimating summaries  quality   answers against dense attention's, on a real model
 #
 # Arguments go in TESTS, CONTRACT_ARGUMENTS, BENCH_ARGUMENTS, EXACT_ARGUMENTS, FUZZ_ARGUMENTS, TPOT_ARGUMENTS, TTFT_ARGUMENTS,
-# LONG_ARGUMENTS and HOUSE_ARGUMENTS. BEFORE is a folder, for example of `git archive e77c25d`, unpacked.
+# LONG_ARGUMENTS, HOUSE_ARGUMENTS, ESTIMATES_ARGUMENTS and QUALITY_ARGUMENTS. BEFORE is a folder, for example of `git archive e77c25d`, unpacked.
 #
 # Results are written to $OUT (default: .gpu/out). A bundle of SGLang for machines without a network is unpacked onto
 # PYTHONPATH if there is one: .gpu/site.tar.xz, and .gpu/fa3.zst for FlashAttention-3, whole or in parts made by `split`.
@@ -79,6 +80,16 @@ for step in "$@"; do
             python3 -m benchmarks.compare_trees --before "$BEFORE" --before-path "$unpacked/before:$unpacked/site" \
                 --after-path "$unpacked/package:$unpacked/site" --out "$out/house_gpu.json" ${HOUSE_ARGUMENTS:-} 2>&1 |
             tee "$out/house.log" | grep --line-buffered -E "^(==|bs[0-9]|[0-9]+k_bs|\{|\}| +\"|.*Error)" || status=1
+        ;;
+    estimates)
+        # shellcheck disable=SC2086
+        install && python3 -m benchmarks.estimate_kernels --out "$out/estimate_kernels.json" ${ESTIMATES_ARGUMENTS:-} 2>&1 |
+            tee "$out/estimates.log" || status=1
+        ;;
+    quality)
+        # shellcheck disable=SC2086
+        install && python3 -m benchmarks.selection_coder --out "$out/selection_coder.json" ${QUALITY_ARGUMENTS:-} 2>&1 |
+            tee "$out/quality.log" | grep -E "^(==|[a-z0-9_]+ failed|\{|\}| +\"|.*Error)" || status=1
         ;;
     sanitize)
         install && bash scripts/sanitize_kernels.sh 2>&1 | tee "$out/sanitize.log" | tail -20 || status=1

@@ -3,7 +3,9 @@
     PYTHONPATH=scripts python -m benchmarks.estimate_kernels --batch 1 8 --context 131072 --out result.json
 
 Each kernel runs inside a CUDA graph over as many layers' summaries as it takes to exceed the L2 cache. *Floor* is
-the time in which a device copy moves as many bytes.
+the time in which a device copy moves as many bytes. *Path* is a layer's estimate, shares, selection and look-up, one
+after the other, and what attending the pages left out adds to the attention of the selected ones; its floor is that of
+the summaries, each byte once.
 """
 
 from __future__ import annotations
@@ -16,15 +18,16 @@ import torch
 
 from benchmarks.kernels import time_us
 from common.measurement import gpu_in_words, keep_result, result_document
+from rheo_kernels.cuda.attend import Workspace, attend_selected
 from rheo_kernels.cuda.estimate import estimate, log_shares
+from rheo_kernels.cuda.select_resolve import select_resolve
 from rheo_kernels.triton import exclude, tail, tail_splits
-from rheo_kernels.types import Estimates, Partials
+from rheo_kernels.types import Estimates, Partials, Selected, Tail
 from rheo_kernels.types.subcentroids import SubcentroidLayout, subcentroid_layout
 
 HEADS, GROUP, DIM = 8, 4, 128
 LAYERS = 8
 COPY_BYTES = 2**30
-BUDGET = 0.04
 
 
 def copy_rate() -> float:
@@ -34,7 +37,9 @@ def copy_rate() -> float:
     return 2 * COPY_BYTES / time_us([lambda: target.copy_(source)])
 
 
-def measure(layout: SubcentroidLayout, batch: int, context: int, rate: float) -> dict[str, float]:
+def measure(
+    layout: SubcentroidLayout, batch: int, context: int, budget_ratio: float, rate: float
+) -> dict[str, float]:
     """Microseconds of a layer's kernels, and their floors."""
     device, size = "cuda", layout.page_size
     width = context // size
@@ -45,7 +50,7 @@ def measure(layout: SubcentroidLayout, batch: int, context: int, rate: float) ->
     q = torch.randn((batch, queries, DIM), dtype=torch.bfloat16, device=device)
     pages = (torch.randperm(total - 1, device=device) + 1).to(torch.int32).view(batch, width)
     seq_lens = torch.full((batch,), context, dtype=torch.int32, device=device)
-    selected = int(BUDGET * width)
+    selected = int(budget_ratio * width)
     order = torch.rand((batch, HEADS, width), device=device).argsort(-1)
     indices = order[..., :selected].to(torch.int32).contiguous()
     counts = torch.full((batch, HEADS), selected, dtype=torch.int32, device=device)
@@ -68,6 +73,34 @@ def measure(layout: SubcentroidLayout, batch: int, context: int, rate: float) ->
     result["exclude_us"] = time_us([lambda: exclude(found.lse, indices, counts)])
     result["tail_us"] = time_us(tails)
     result["tail_floor_us"] = (listed * (layout.width - layout.scales_offset) + written) / rate
+    result["path_floor_us"] = (listed * layout.width + written) / rate
+
+    frame_total = batch * selected + 1
+    frames = torch.randn((LAYERS, HEADS, frame_total, 2, DIM * size), device=device).to(torch.bfloat16)
+    table = torch.randint(0, frame_total, (HEADS, total), dtype=torch.int32, device=device)
+    num_pages = torch.full((batch,), width, dtype=torch.int32, device=device)
+    budget = torch.full((batch, HEADS), selected, dtype=torch.int32, device=device)
+    chosen = Selected.allocate(batch, HEADS, selected, device)
+    out = torch.empty_like(q)
+
+    def select(layer: torch.Tensor) -> None:
+        estimate(q, layer, pages, seq_lens, scale, layout, found)
+        log_shares(found, seq_lens, size, scores)
+        select_resolve(scores, pages, num_pages, seq_lens, budget, table, size, 1, 2, chosen, lse=found.lse)
+
+    def attend(layer: int, workspace: Workspace, tail: Tail | None) -> None:
+        attend_selected(q, frames[layer], None, chosen, scale, size, workspace, out, tail=tail)
+
+    result["select_path_us"] = time_us([partial(select, layer) for layer in summaries])
+    for name, tail_width in (("attend_us", 0), ("attend_with_tail_us", width)):
+        workspace = Workspace.allocate(batch * HEADS, GROUP, DIM, size, selected, q.device, tail_width)
+        left_out = [
+            Tail(found.lse, layer, pages, layout, num_pages) if tail_width else None for layer in summaries
+        ]
+        result[name] = time_us(
+            [partial(attend, layer, workspace, left_out[layer]) for layer in range(LAYERS)]
+        )
+    result["path_us"] = result["select_path_us"] + result["attend_with_tail_us"] - result["attend_us"]
     return result
 
 
@@ -79,12 +112,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--context", type=int, default=131072)
+    parser.add_argument("--budget", type=float, default=0.02, help="share of the pages that is selected")
     arguments = parser.parse_args()
     rate, rows = copy_rate(), []
-    for page_size, row_tokens in ((32, 4), (16, 2), (32, 8), (64, 8)):
+    for page_size, row_tokens in ((32, 4), (16, 2), (16, 4), (32, 2)):
         layout = subcentroid_layout(DIM, page_size, row_tokens)
         for batch in arguments.batch:
-            times = measure(layout, batch, arguments.context, rate)
+            times = measure(layout, batch, arguments.context, arguments.budget, rate)
             rows.append({"page_size": page_size, "row_tokens": row_tokens, "batch": batch, **times})
             print(*(f"{name} {value:.4g}" for name, value in rows[-1].items()))
     metrics = {"copy_bytes_per_us": rate, "rows": rows}
