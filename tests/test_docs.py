@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from common.measurement import RESULTS
-from rendering import kernel_table, layer_ahead, locality, memory_example, results
+from rendering import kernel_table, layer_ahead, locality, memory_example, quality, results
 from rendering.marked_page import fill
 from rheo_kernels import reference, triton
 from rheo_sglang.cli import main
@@ -106,6 +106,7 @@ def kept(name: str) -> dict[str, Any]:
 
 RENDERED: dict[str, tuple[Path, Callable[[], str]]] = {
     "memory": (memory_example.PAGE, memory_example.example),
+    **{name: (quality.PAGE, render) for name, render in quality.RENDERED.items()},
     "kernels_gpu": (kernel_table.PAGE, kernel_table.tables_of_results),
     locality.NAME: (locality.PAGE, lambda: locality.tables(kept(locality.NAME))),
     "runners_up": (locality.PAGE, lambda: locality.runners_up(kept("runners_up"))),

@@ -65,15 +65,15 @@ def measure(
     listed = batch * HEADS * width
     written = 4 * batch * queries * width
     result = {
-        "estimate_us": time_us(estimates),
-        "log_shares_us": time_us([lambda: log_shares(found, seq_lens, size, scores)]),
-        "estimate_floor_us": (listed * layout.value_offset + written) / rate,
+        "estimate": time_us(estimates),
+        "log_shares": time_us([lambda: log_shares(found, seq_lens, size, scores)]),
+        "estimate_floor": (listed * layout.value_offset + written) / rate,
     }
     exclude(found.lse, indices, counts)
-    result["exclude_us"] = time_us([lambda: exclude(found.lse, indices, counts)])
-    result["tail_us"] = time_us(tails)
-    result["tail_floor_us"] = (listed * (layout.width - layout.scales_offset) + written) / rate
-    result["path_floor_us"] = (listed * layout.width + written) / rate
+    result["exclude"] = time_us([lambda: exclude(found.lse, indices, counts)])
+    result["tail"] = time_us(tails)
+    result["tail_floor"] = (listed * (layout.width - layout.scales_offset) + written) / rate
+    result["path_floor"] = (listed * layout.width + written) / rate
 
     frame_total = batch * selected + 1
     frames = torch.randn((LAYERS, HEADS, frame_total, 2, DIM * size), device=device).to(torch.bfloat16)
@@ -91,8 +91,8 @@ def measure(
     def attend(layer: int, workspace: Workspace, tail: Tail | None) -> None:
         attend_selected(q, frames[layer], None, chosen, scale, size, workspace, out, tail=tail)
 
-    result["select_path_us"] = time_us([partial(select, layer) for layer in summaries])
-    for name, tail_width in (("attend_us", 0), ("attend_with_tail_us", width)):
+    result["select_path"] = time_us([partial(select, layer) for layer in summaries])
+    for name, tail_width in (("attend", 0), ("attend_with_tail", width)):
         workspace = Workspace.allocate(batch * HEADS, GROUP, DIM, size, selected, q.device, tail_width)
         left_out = [
             Tail(found.lse, layer, pages, layout, num_pages) if tail_width else None for layer in summaries
@@ -100,7 +100,7 @@ def measure(
         result[name] = time_us(
             [partial(attend, layer, workspace, left_out[layer]) for layer in range(LAYERS)]
         )
-    result["path_us"] = result["select_path_us"] + result["attend_with_tail_us"] - result["attend_us"]
+    result["path"] = result["select_path"] + result["attend_with_tail"] - result["attend"]
     return result
 
 
@@ -114,14 +114,15 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=131072)
     parser.add_argument("--budget", type=float, default=0.02, help="share of the pages that is selected")
     arguments = parser.parse_args()
-    rate, rows = copy_rate(), []
+    rate, metrics = copy_rate(), dict[str, float]()
     for page_size, row_tokens in ((32, 4), (16, 2), (16, 4), (32, 2)):
         layout = subcentroid_layout(DIM, page_size, row_tokens)
         for batch in arguments.batch:
             times = measure(layout, batch, arguments.context, arguments.budget, rate)
-            rows.append({"page_size": page_size, "row_tokens": row_tokens, "batch": batch, **times})
-            print(*(f"{name} {value:.4g}" for name, value in rows[-1].items()))
-    metrics = {"copy_bytes_per_us": rate, "rows": rows}
+            shape = f"page{page_size}_rows{row_tokens}_bs{batch}_{arguments.context // 1024}k"
+            metrics |= {f"{name}_us_{shape}": round(value, 3) for name, value in times.items()}
+            print(shape, *(f"{name} {value:.4g}" for name, value in times.items()))
+    metrics["copy_bytes_per"] = rate
     document = result_document(arguments.out.stem, metrics, gpu_in_words())
     keep_result(arguments.out, document)
 

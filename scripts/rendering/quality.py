@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""Write the figures of docs/quality.md from the result files.
+
+PYTHONPATH=scripts python -m rendering.quality
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+from common.measurement import REPOSITORY, RESULTS
+from rendering.marked_page import fill
+
+PAGE = REPOSITORY / "docs" / "quality.md"
+PATH_PARTS = {
+    "estimate": "estimate",
+    "log_shares": "shares",
+    "select_path": "estimate, shares, select, look up",
+    "attend": "attend the selected",
+    "attend_with_tail": "attend both",
+    "path": "**all but attending the selected**",
+    "path_floor": "floor",
+}
+
+
+def load(name: str) -> dict[str, Any]:
+    """A result file."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def rows_of(lines: list[list[str]]) -> str:
+    """A Markdown table of a header and rows."""
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def figure(metrics: dict[str, Any], key: str, scale: float = 1.0, digits: int = 3) -> str:
+    """A figure with half of its 95 % interval; a dash where it was not measured."""
+    if key not in metrics:
+        return "-"
+    value, around = metrics[key] * scale, metrics[f"{key}_ci"] * scale
+    return f"{value:.{digits}f} ± {around:.{digits}f}"
+
+
+def settings_of(arguments: str) -> dict[str, Any]:
+    """What a server was configured with, from its command line."""
+    words = shlex.split(arguments)
+    found = {"page_size": 0, "summary": "dense", "budget_ratio": 1.0, "budget_min_pages": 0, "tail": True}
+    for flag, value in zip(words, words[1:], strict=False):
+        if flag == "--rheo-config":
+            found |= json.loads(value)
+        elif flag == "--page-size":
+            found["page_size"] = int(value)
+    return found
+
+
+def answers() -> str:
+    """Divergence, recall and RULER of every configuration."""
+    result = load("selection_coder")
+    metrics = result["metrics"]
+    lines = [
+        [
+            "summary, page",
+            "selects",
+            "summaries, % of KV",
+            "KL 8K",
+            "KL 32K",
+            "same first choice 8K",
+            "32K",
+            "recall, points from dense",
+            "RULER, points from dense",
+        ]
+    ]
+    for name, arguments in metrics["servers"].items():
+        if name == "dense":
+            continue
+        found = settings_of(arguments)
+        estimates = found["summary"].startswith("subcentroids")
+        tail = "" if found["tail"] or not estimates else ", no tail"
+        key = {"bound": "_bound", "subcentroids2": f"_p{found['page_size']}n2"}.get(
+            found["summary"], "_p16n4" if found["page_size"] == 16 else ""
+        )
+        tokens = found["budget_min_pages"] * found["page_size"]
+        lines.append(
+            [
+                f"`{found['summary']}`, {found['page_size']}{tail}",
+                f"{found['budget_ratio']:.0%}, {tokens} tokens or more",
+                f"{100 * metrics[f'metadata_share{key}']:.1f}",
+                figure(metrics, f"kl_{name}_8k"),
+                figure(metrics, f"kl_{name}_32k"),
+                figure(metrics, f"top1_{name}_8k"),
+                figure(metrics, f"top1_{name}_32k"),
+                figure(metrics, f"recall_{name}_difference", 100, 1),
+                figure(metrics, f"ruler_{name}_difference", 100, 1),
+            ]
+        )
+    dense = f"recall {figure(metrics, 'recall_dense', 100, 1)}, RULER {figure(metrics, 'ruler_dense', 100, 1)}"
+    about = f"Dense attention: {dense} of 100. {result['machine']}; {result['date']}."
+    return f"{rows_of(lines)}\n\n{about}"
+
+
+def selection_path() -> str:
+    """What selecting by estimates takes on a GPU, by page and row length."""
+    result = load("estimate_kernels_gpu")
+    metrics = result["metrics"]
+    shapes = [(32, 4), (32, 2), (16, 4), (16, 2)]
+    lines = [
+        [
+            "microseconds a layer, batch 1 / 8",
+            *(f"page {page}, rows of {row} tokens" for page, row in shapes),
+        ]
+    ]
+    for key, words in PATH_PARTS.items():
+        cells = []
+        for page, row in shapes:
+            one, eight = (metrics[f"{key}_us_page{page}_rows{row}_bs{batch}_128k"] for batch in (1, 8))
+            cells.append(f"{one:.1f} / {eight:.0f}")
+        lines.append([words, *cells])
+    return f"{rows_of(lines)}\n\n`{result['command']}` on {result['machine']}; {result['date']}."
+
+
+RENDERED = {"answers": answers, "selection-path": selection_path}
+
+
+def main() -> None:
+    """Fill the page's marked parts."""
+    for name, render in RENDERED.items():
+        fill(PAGE, name, render())
+
+
+if __name__ == "__main__":
+    main()
