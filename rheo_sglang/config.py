@@ -29,6 +29,8 @@ PAGE_SIZES = (16, 32, 64)
 DEFAULT_PAGE_SIZE = 32
 DENSE_TOKENS = 4096
 """Where selection starts if a budget is given and `RheoConfig.dense_threshold` is not."""
+ESTIMATES, BOUND = "subcentroids4", "bound"
+"""Page summaries where none is given: the first where it serves the model's shape."""
 EVERY_LENGTH = 2**31 - 1
 """No request has more tokens: int32."""
 REGISTRIES: dict[str, Registry] = {"budget": BUDGETS, "summary": SUMMARIES, "policy": POLICIES}
@@ -47,10 +49,10 @@ class RheoConfig:
 
     budget: str = "fixed"
     """What decides how many pages a request may select: a fixed share of them (``fixed``)."""
-    budget_ratio: float = 1.0
+    budget_ratio: float = 0.04
     """Share of its pages that a request may select per KV head and step; 1.0 is dense attention, less can lose what
     the context says."""
-    budget_min_pages: int = 16
+    budget_min_pages: int = 64
     """Fewest pages the budget may be, however short the request."""
     budget_max_pages: int | None = None
     """Most pages the budget may be, however long the request."""
@@ -63,10 +65,11 @@ class RheoConfig:
     1.0. On a GPU a step skips selection if every request of the batch is this short."""
     extensions: tuple[str, ...] = ()
     """Importable modules that register more page summaries, budget rules or policies."""
-    summary: str = "bound"
+    summary: str | None = None
     """What summarises a page: the mean keys of every 2, 4 or 8 of its tokens in 4 bits, which estimate the attention
     that the page draws (``subcentroids2``, ``subcentroids4``, ``subcentroids8``), the bounding box of its keys
-    (``bound``), or their average (``mean``)."""
+    (``bound``), or their average (``mean``). When not given, ``subcentroids4``, or ``bound`` for head sizes that are no
+    power of two."""
     tail: bool = True
     """Whether the pages that a step leaves out are attended by what their summaries estimate, where they do."""
     grouping: Literal["mean", "max"] = "mean"
@@ -112,10 +115,9 @@ class RheoConfig:
         for name in ("host_pool_gib", "host_pool_ratio", "frame_pool_gib", "frame_pool_tokens"):
             if getattr(self, name) is not None:
                 _in_range(name, getattr(self, name), low=0, open_low=True)
-        if self.grouping != "mean" and issubclass(SUMMARIES[self.summary], EstimatingSummary):
-            reject(
-                "grouping", self.grouping, f"mean (summary={self.summary!r} estimates shares of attention)"
-            )
+        if self.grouping != "mean" and issubclass(SUMMARIES[self.summary or ESTIMATES], EstimatingSummary):
+            allowed = "mean, or summary bound or mean (the others estimate shares of attention)"
+            reject("grouping", self.grouping, allowed)
         if self.cpu_threads is not None:
             _in_range("cpu_threads", self.cpu_threads, low=1, high=256)
         if self.budget_max_pages is not None and self.budget_max_pages < self.budget_min_pages:
@@ -148,13 +150,20 @@ class RheoConfig:
             return self.dense_threshold
         return EVERY_LENGTH if self.selects_all else DENSE_TOKENS
 
+    def page_summary(self, head_dim: int, page_size: int, kv_dtype: torch.dtype) -> str:
+        """Name of the page summary for a shape: the one given, or the default that serves it."""
+        if self.summary is not None:
+            return self.summary
+        served = SUMMARIES[ESTIMATES]().unsupported(head_dim, page_size, kv_dtype) is None
+        return ESTIMATES if served else BOUND
+
     def warn_of_budget(self) -> None:
         """Log what a budget of less than all pages risks."""
         if not self.selects_all:
             logger.warning(
                 "rheo: a budget of less than all pages (budget=%s, budget_ratio=%g, budget_max_pages=%s) can lose "
-                "answers that dense attention gives: SmolLM2-135M found 3 of 10 facts in 4,600 tokens at 0.1, 9 "
-                "of 10 at 1.0; the hit rate does not show it",
+                "answers that dense attention gives; docs/quality.md says what was measured, and 'rheo eval compare' "
+                "measures your model",
                 self.budget,
                 self.budget_ratio,
                 self.budget_max_pages,
@@ -255,7 +264,7 @@ def _import_extensions(names: object) -> None:
 def _typed(name: str, value: object, hint: Any) -> object:
     if name == "extensions":
         return tuple(typing.cast("list[str]", value))
-    if name in REGISTRIES:
+    if name in REGISTRIES and (value is not None or type(None) not in typing.get_args(hint)):
         REGISTRIES[name][typing.cast(str, value)]
         return value
     if typing.get_origin(hint) is Literal:

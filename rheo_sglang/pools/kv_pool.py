@@ -75,7 +75,7 @@ class RheoKVPool(KVCache):
             page_size,
             pages,
             frame_pages,
-            config.summary,
+            config.page_summary(head_dim, page_size, dtype),
             config.policy,
             dtype,
             device,

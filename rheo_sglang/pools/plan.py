@@ -107,13 +107,14 @@ def plan_pools(
         If the page summary does not serve the model's shape, a size asked for is not to be had, or the host pool would
         be smaller than the frame pool.
     """
-    summary = SUMMARIES[config.summary]()
+    name = config.page_summary(shape.head_dim, shape.page_size, shape.dtype)
+    summary = SUMMARIES[name]()
     reason = summary.unsupported(shape.head_dim, shape.page_size, shape.dtype)
     if reason is None and summary.kernels is None and not frames_in_dram:
         reason = "has no kernels for a GPU"
     if reason is not None:
-        others = [name for name in SUMMARIES.names() if name != config.summary]
-        reject("summary", config.summary, f"{', '.join(others)} ({config.summary} {reason})", "rheo")
+        others = [other for other in SUMMARIES.names() if other != name]
+        reject("summary", name, f"{', '.join(others)} ({name} {reason})", "rheo")
     rule = config.budget_rule()
     if rule.reads_scores and rule.allow_kernel is None and not frames_in_dram:
         reject(
@@ -122,7 +123,7 @@ def plan_pools(
             "on a GPU, rules that do not read scores or have a kernel that does",
             "rheo",
         )
-    table_bytes = shape.table_bytes(config.summary)
+    table_bytes = shape.table_bytes(name)
     frame_pages = _frames_asked(config, shape)
     cause = "host_pool_gib" if config.host_pool_gib is not None else "host_pool_ratio"
     if config.host_pool_gib is not None:

@@ -33,6 +33,7 @@ TOKENS, PROMPTS, ROUNDS, NEW_TOKENS, SKIPPED = 4000, 3, 3, 48, 8
 PAGE_SIZE = 32
 CONFIG = {
     "budget_ratio": 0.2,
+    "budget_min_pages": 16,
     "dense_threshold": 0,
     "frame_pool_tokens": TOKENS // 20,
     "miss_mode": "split",

@@ -30,6 +30,7 @@ from rheo_sglang.recorder.report import render_report
 MODEL = "smollm2-135m-instruct"
 RHEO_CONFIG = {
     "budget_ratio": 0.2,
+    "budget_min_pages": 16,
     "dense_threshold": 512,
     "frame_pool_tokens": 1024,
     "host_pool_ratio": 16,

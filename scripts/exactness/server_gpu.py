@@ -34,7 +34,10 @@ ENGINES: dict[str, tuple[dict[str, Any] | None, bool]] = {
         False,
     ),
     "rheo dense shortcut": ({"budget_ratio": 0.1, "frame_pool_tokens": 16384}, True),
-    "rheo budget 20 %": ({"budget_ratio": 0.2, "dense_threshold": 0, "frame_pool_tokens": 2048}, True),
+    "rheo budget 20 %": (
+        {"budget_ratio": 0.2, "budget_min_pages": 16, "dense_threshold": 0, "frame_pool_tokens": 2048},
+        True,
+    ),
 }
 """Settings of every engine (None: SGLang's triton backend) and whether it captures CUDA graphs."""
 

@@ -12,7 +12,7 @@ import torch
 
 from common.measurement import REPOSITORY
 from rendering.marked_page import fill
-from rheo_sglang.config import RheoConfig
+from rheo_sglang.config import ESTIMATES, RheoConfig
 from rheo_sglang.pools.plan import GIB, KVShape, PoolPlan, plan_pools
 
 PAGE = REPOSITORY / "docs" / "memory.md"
@@ -58,10 +58,10 @@ def column(shape: KVShape, tokens: int) -> dict[str, str]:
         "layers, KV heads, head size": f"{shape.layers}, {shape.kv_heads}, {shape.head_dim}",
         "K and V of a token (`token_bytes`)": f"{shape.token_bytes / KIB:g} KiB",
         f"a page of {shape.page_size} tokens (`page_bytes`), in DRAM": f"{shape.page_bytes / KIB:g} KiB",
-        "its summary `bound` and page table (`table_bytes`), in HBM": f"{shape.table_bytes('bound') / KIB:.1f} KiB",
-        "the same with summary `mean`": f"{shape.table_bytes('mean') / KIB:.1f} KiB",
+        "its summary and page table (`table_bytes`), in HBM": f"{shape.table_bytes(ESTIMATES) / KIB:.1f} KiB",
+        "the same with summary `bound`": f"{shape.table_bytes('bound') / KIB:.1f} KiB",
         "one context in host pages": f"{pages * shape.page_bytes / GIB:.3g} GiB",
-        "its summaries (`bound`) and page table": f"{pages * shape.table_bytes('bound') / GIB:.3g} GiB",
+        "its summaries and page table": f"{pages * shape.table_bytes(ESTIMATES) / GIB:.3g} GiB",
         "its staging in prefill (`staging_bytes`)": f"{shape.staging_bytes(tokens) / GIB:.3g} GiB",
     }
 
@@ -100,7 +100,7 @@ def row(server: Server, shape: KVShape, context: int, staging: int, plan: PoolPl
         f"{staging / GIB:.2f} GiB" if staging else "0",
         f"{plan.host_pages * shape.page_bytes / GIB:.1f} GiB",
         f"{contexts:.1f}",
-        f"{plan.host_pages * shape.table_bytes('bound') / GIB:.2f} GiB",
+        f"{plan.host_pages * shape.table_bytes(ESTIMATES) / GIB:.2f} GiB",
         f"{plan.frame_pages * shape.page_bytes / GIB:.2f} GiB, {frame_tokens:,} tokens",
     )
     return "| " + " | ".join(cells) + " |"

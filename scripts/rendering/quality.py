@@ -96,7 +96,9 @@ def answers() -> str:
                 figure(metrics, f"ruler_{name}_difference", 100, 1),
             ]
         )
-    dense = f"recall {figure(metrics, 'recall_dense', 100, 1)}, RULER {figure(metrics, 'ruler_dense', 100, 1)}"
+    dense = (
+        f"recall {figure(metrics, 'recall_dense', 100, 1)}, RULER {figure(metrics, 'ruler_dense', 100, 1)}"
+    )
     about = f"Dense attention: {dense} of 100. {result['machine']}; {result['date']}."
     return f"{rows_of(lines)}\n\n{about}"
 

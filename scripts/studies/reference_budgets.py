@@ -42,7 +42,7 @@ def server_arguments(name: str, longest: int) -> list[str]:
         common += ["--dtype", "bfloat16", "--mem-fraction-static", "0.5", "--disable-prefill-cuda-graph"]
     if name == "dense":
         return [*common, "--attention-backend", "fa3" if GPU else "torch_native"]
-    config = {"budget_ratio": BUDGETS[name], "dense_threshold": 0}
+    config = {"budget_ratio": BUDGETS[name], "budget_min_pages": 16, "dense_threshold": 0}
     rheo = ["--attention-backend", "rheo", "--page-size", str(PAGE_SIZE), "--rheo-config", json.dumps(config)]
     return [*common, *rheo]
 

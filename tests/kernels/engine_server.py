@@ -57,7 +57,7 @@ class EngineServer:
             PAGE_SIZE,
             PAGES,
             frames,
-            config.summary,
+            config.page_summary(DIM, PAGE_SIZE, dtype),
             config.policy,
             dtype,
             device,

@@ -64,7 +64,7 @@ class LeftOut:
         nothing = torch.zeros((len(self.num_pages), heads), dtype=torch.int32, device=device)
         lse, summaries, pages, layout, _ = self.tail
         safe = pages.clamp(max=summaries.shape[1] - 1)
-        return reference.tail(lse, nothing[..., None], nothing, summaries, safe, layout)
+        return reference.tail(lse.double(), nothing[..., None], nothing, summaries, safe, layout)
 
 
 def attend(

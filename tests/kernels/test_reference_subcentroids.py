@@ -105,7 +105,7 @@ def test_estimated_mass_does_not_exceed_the_true_one(
     size = geometry.page_size
     case = make_case(geometry, kind, rng, [96 * size, 96 * size])
     lse = reference.estimate(
-        case.q, case.summaries, case.safe, case.seq_lens, case.scale, case.layout
+        case.q.double(), case.summaries, case.safe, case.seq_lens, case.scale, case.layout
     ).double()
     keys = case.keys[:, case.pages[:, :96].long()].double()
     grouped = case.q.double().unflatten(1, (geometry.heads, -1))
@@ -121,7 +121,7 @@ def test_pages_of_equal_keys_are_estimated_exactly(rng: torch.Generator) -> None
     counts[case.pages[0, 3]] = 4
     zero = torch.zeros_like(case.keys)
     summaries = reference.summarise_subcentroids(zero, case.values, counts.expand(2, -1), case.layout)
-    lse = reference.estimate(case.q, summaries, case.safe, case.seq_lens, case.scale, case.layout)
+    lse = reference.estimate(case.q.double(), summaries, case.safe, case.seq_lens, case.scale, case.layout)
     expected = torch.tensor([32, 32, 32, 4], device=rng.device).log()
     assert torch.allclose(lse[0, :, :4], expected.expand(4, 4), atol=2e-3)
     scores = reference.log_shares(lse, (case.seq_lens + 31) // 32, 2)
@@ -131,7 +131,7 @@ def test_pages_of_equal_keys_are_estimated_exactly(rng: torch.Generator) -> None
 
     indices = torch.tensor([[[1, 2], [0, 3]]], dtype=torch.int32, device=rng.device)
     counted = torch.tensor([[1, 2]], dtype=torch.int32, device=rng.device)
-    out, tail_lse = reference.tail(lse, indices, counted, summaries, case.safe, case.layout)
+    out, tail_lse = reference.tail(lse.double(), indices, counted, summaries, case.safe, case.layout)
     for head, left in enumerate(([0, 2, 3], [1, 2])):
         tokens = torch.cat([case.values[head, case.pages[0, i], : 4 if i == 3 else 32] for i in left])
         assert torch.allclose(out[0, 2 * head], tokens.mean(0), atol=0.05)

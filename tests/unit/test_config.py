@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rheo_sglang.config import DENSE_TOKENS, ENVIRONMENT, EVERY_LENGTH, RheoConfig
 from rheo_sglang.errors import FLAG, ConfigError
@@ -34,17 +35,17 @@ BAD: list[tuple[dict[str, Any], str]] = [
     *(({"budget_ratio": value}, "a finite number") for value in ("0.1", None, True, [0.1], float("nan"))),
     ({"budget_min_pages": 0}, "at least 1"),
     *(({"budget_min_pages": value}, "a whole number") for value in (1.5, "16", None, False)),
-    ({"budget_max_pages": 15}, "at least budget_min_pages=16"),
+    ({"budget_max_pages": 63}, "at least budget_min_pages=64"),
     ({"budget_max_pages": 20.0}, "a whole number"),
     ({"sink_pages": -1}, "at least 0"),
     ({"window_pages": 0}, "at least 1"),
     ({"dense_threshold": -1}, "at least 0"),
     ({"summary": "quest"}, "bound, mean"),
-    ({"summary": None}, "bound, mean"),
+    ({"summary": ["bound"]}, "bound, mean"),
     *(({"extensions": value}, "a list of importable modules") for value in ("json", None, [3])),
     ({"extensions": ["no_such_module"]}, "modules that can be imported"),
     ({"grouping": "sum"}, "mean, max"),
-    ({"summary": "subcentroids4", "grouping": "max"}, "mean (summary='subcentroids4' estimates"),
+    ({"summary": "subcentroids4", "grouping": "max"}, "mean, or summary bound or mean"),
     *(({"tail": value}, "true, false") for value in ("yes", 1, None)),
     *(({"importance_alpha": value}, "above 0, at most 1") for value in (0, 1.5)),
     ({"policy": "random"}, "importance, lfu, lru"),
@@ -222,9 +223,9 @@ def test_a_config_cannot_be_changed() -> None:
 @pytest.mark.parametrize(
     ("values", "tokens"),
     [
-        ({}, EVERY_LENGTH),
+        ({}, DENSE_TOKENS),
         ({"budget_ratio": 1}, EVERY_LENGTH),
-        ({"budget_max_pages": 100}, DENSE_TOKENS),
+        ({"budget_ratio": 1, "budget_max_pages": 100}, DENSE_TOKENS),
         ({"budget_ratio": 0.99}, DENSE_TOKENS),
         ({"dense_threshold": 0}, 0),
         ({"budget_ratio": 0.1, "dense_threshold": 100}, 100),
@@ -236,16 +237,23 @@ def test_requests_skip_selection_up_to_a_length_or_always_where_all_pages_are_se
     assert RheoConfig(**values).dense_tokens == tokens
 
 
-def test_the_default_answers_as_dense_attention_does() -> None:
-    assert RheoConfig().budget_ratio == 1.0
-    assert RheoConfig().budget_max_pages is None
+def test_the_default_summary_estimates_where_it_serves_the_head_size() -> None:
+    assert RheoConfig().page_summary(128, 32, torch.bfloat16) == "subcentroids4"
+    assert RheoConfig().page_summary(96, 32, torch.bfloat16) == "bound"
+    assert RheoConfig(summary="mean").page_summary(128, 32, torch.bfloat16) == "mean"
+
+
+def test_the_default_budget_has_a_floor_in_tokens_that_short_contexts_are_below() -> None:
+    table = RheoConfig().budget_table(32, 4096)
+    assert [int(table.caps[pages]) for pages in (64, 256, 4096)] == [64, 64, 163]
 
 
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({}, False),
-        ({"dense_threshold": 0}, False),
+        ({"budget_ratio": 1.0}, False),
+        ({"budget_ratio": 1.0, "dense_threshold": 0}, False),
+        ({}, True),
         ({"budget_ratio": 0.5}, True),
         ({"budget_max_pages": 99}, True),
     ],

@@ -66,7 +66,7 @@ def test_without_frames_asked_for_the_device_is_filled_with_frames_and_the_page_
     ratio: float | None,
 ) -> None:
     found = plan(RheoConfig(host_pool_ratio=ratio))
-    used = found.frame_pages * PAGE + found.host_pages * SHAPE.table_bytes("bound")
+    used = found.frame_pages * PAGE + found.host_pages * SHAPE.table_bytes("subcentroids4")
     assert 1000 * PAGE - PAGE <= used <= 1000 * PAGE
     assert found.host_pages / found.frame_pages == pytest.approx(ratio or 8, rel=0.02)
 

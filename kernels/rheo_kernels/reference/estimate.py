@@ -29,7 +29,7 @@ def estimate(
     Parameters
     ----------
     q
-        Queries, ``[B, Hq, D]``.
+        Queries, ``[B, Hq, D]``; float64 ones are multiplied as such, others in float32.
     summaries
         One layer's summaries, ``[H, N, W]``, uint8.
     pages
@@ -52,10 +52,11 @@ def estimate(
     counts = (seq_lens[:, None] - place * layout.page_size).clamp(0, layout.page_size)
     safe = pages.long().masked_fill(counts == 0, 0)
     page = decode_subcentroids(summaries[:, safe], layout)
-    grouped = q.double().view(batch, heads, queries // heads, dim) * scale
-    logits = torch.einsum("bhgd,hbmrd->bhgmr", grouped, page.rows.double())
-    logits += row_counts(counts, layout).double().log()[:, None, None]
-    noise = torch.einsum("bhgd,hbmd->bhgm", grouped.square(), page.steps.double().square()) / 24
+    wide = torch.promote_types(q.dtype, torch.float32)
+    grouped = q.to(wide).view(batch, heads, queries // heads, dim) * scale
+    logits = torch.einsum("bhgd,hbmrd->bhgmr", grouped, page.rows.to(wide))
+    logits += row_counts(counts, layout).to(wide).log()[:, None, None]
+    noise = torch.einsum("bhgd,hbmd->bhgm", grouped.square(), page.steps.to(wide).square()) / 24
     return (logits.logsumexp(-1) - noise).view(batch, queries, width).float()
 
 

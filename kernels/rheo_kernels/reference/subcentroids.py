@@ -117,6 +117,12 @@ def decode_subcentroids(summaries: torch.Tensor, layout: SubcentroidLayout) -> P
     return PageEstimate(middle[..., None, :] + offsets, steps, _unpack(value) * value_scale)
 
 
+def decode_values(summaries: torch.Tensor, layout: SubcentroidLayout) -> torch.Tensor:
+    """Mean V, ``[..., D]``, float32, of summaries ``[..., W]``, uint8."""
+    scale = summaries[..., layout.value_offset - 2, None]
+    return _unpack(summaries[..., layout.value_offset :]) * decode_scale(scale)
+
+
 def row_counts(counts: torch.Tensor, layout: SubcentroidLayout) -> torch.Tensor:
     """Tokens of every row ``[..., R]`` of pages that hold ``counts`` ``[...]``."""
     first = torch.arange(layout.rows, device=counts.device) * layout.row_tokens

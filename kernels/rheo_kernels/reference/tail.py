@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rheo_kernels.reference.subcentroids import decode_subcentroids
+from rheo_kernels.reference.subcentroids import decode_values
 from rheo_kernels.types.subcentroids import SubcentroidLayout
 
 
@@ -21,7 +21,7 @@ def tail(
     Parameters
     ----------
     lse
-        Estimates, ``[B, Hq, M]``, see `estimate`.
+        Estimates, ``[B, Hq, M]``, see `estimate`; float64 ones are weighted as such, others in float32.
     indices
         Selected entries of each page list, ``[B, H, S]``, int32.
     num_selected
@@ -43,9 +43,10 @@ def tail(
     counted = torch.arange(columns, device=lse.device) < num_selected[..., None]
     chosen = torch.zeros((batch, heads, width + 1), dtype=torch.bool, device=lse.device)
     chosen.scatter_(2, indices.long().masked_fill(~counted, width), True)
-    left = lse.double().unflatten(1, (heads, -1)).masked_fill(chosen[:, :, None, :width], -torch.inf)
+    wide = torch.promote_types(lse.dtype, torch.float32)
+    left = lse.to(wide).unflatten(1, (heads, -1)).masked_fill(chosen[:, :, None, :width], -torch.inf)
     exists = (left > -torch.inf).any(2).any(1)
-    values = decode_subcentroids(summaries[:, pages.long().masked_fill(~exists, 0)], layout).value.double()
+    values = decode_values(summaries[:, pages.long().masked_fill(~exists, 0)], layout).to(wide)
     total = left.logsumexp(-1)
     weights = (left - total.masked_fill(total == -torch.inf, 0.0)[..., None]).exp()
     out = torch.einsum("bhgm,hbmd->bhgd", weights, values)
