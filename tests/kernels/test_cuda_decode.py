@@ -123,6 +123,7 @@ def attended_in_cuda(cuda_kernels: None, device: str, monkeypatch: pytest.Monkey
 )
 def test_sparse_steps_equal_the_reference(policy: str, miss_mode: str, rng: torch.Generator) -> None:
     config = RheoConfig(
+        summary="bound",
         budget_ratio=0.4,
         budget_min_pages=3,
         dense_threshold=0,
@@ -142,6 +143,7 @@ def test_steps_in_cuda_equal_the_reference(
     dense_pages: int, miss_mode: str, rng: torch.Generator, attended_in_cuda: None
 ) -> None:
     config = RheoConfig(
+        summary="bound",
         budget_ratio=0.4,
         budget_min_pages=3,
         dense_threshold=dense_pages * PAGE_SIZE,
@@ -157,20 +159,24 @@ def test_steps_in_cuda_equal_the_reference(
 
 
 def test_steps_whose_budget_reads_scores_equal_the_reference(rng: torch.Generator) -> None:
-    config = RheoConfig(extensions=("root_budget",), budget="root", budget_min_pages=1, dense_threshold=0)
+    config = RheoConfig(
+        summary="bound", extensions=("root_budget",), budget="root", budget_min_pages=1, dense_threshold=0
+    )
     server = run(config, 12, {1: 11 * PAGE_SIZE - 3, 2: 30, 3: 6 * PAGE_SIZE - 1}, 4, rng.device)
     allowed = server.engine.step.allowed
     assert int(allowed.min()) < int(allowed.max()) <= 11
 
 
 def test_a_mixed_batch_selects_all_of_its_short_requests(rng: torch.Generator) -> None:
-    config = RheoConfig(budget_ratio=0.25, budget_min_pages=3, dense_threshold=6 * PAGE_SIZE)
+    config = RheoConfig(summary="bound", budget_ratio=0.25, budget_min_pages=3, dense_threshold=6 * PAGE_SIZE)
     server = run(config, 12, {1: 12 * PAGE_SIZE, 2: 5 * PAGE_SIZE - 2}, 4, rng.device)
     assert server.engine.variants[0].dense
 
 
 def test_the_dense_shortcut_equals_the_reference_and_misses_come_home(rng: torch.Generator) -> None:
-    config = RheoConfig(budget_ratio=0.25, budget_min_pages=3, dense_threshold=10 * PAGE_SIZE)
+    config = RheoConfig(
+        summary="bound", budget_ratio=0.25, budget_min_pages=3, dense_threshold=10 * PAGE_SIZE
+    )
     server = run(config, 20, {1: 6 * PAGE_SIZE, 2: 5 * PAGE_SIZE - 2}, 8, rng.device)
     assert server.engine.variant.dense
     pages = [page for page in range(1, PAGES) if bool(server.table.unsaved[0, page])]
@@ -180,7 +186,7 @@ def test_the_dense_shortcut_equals_the_reference_and_misses_come_home(rng: torch
 
 
 def test_exact_attention_with_few_frames_equals_the_reference(rng: torch.Generator) -> None:
-    config = RheoConfig(budget_ratio=1.0, dense_threshold=0)
+    config = RheoConfig(summary="bound", budget_ratio=1.0, dense_threshold=0)
     run(config, 5, {1: 9 * PAGE_SIZE, 2: 3 * PAGE_SIZE}, 6, rng.device)
 
 
@@ -192,7 +198,11 @@ def test_replayed_graphs_equal_the_reference(
     dtype: torch.dtype, dense_pages: int, miss_mode: str, rng: torch.Generator
 ) -> None:
     config = RheoConfig(
-        budget_ratio=0.4, budget_min_pages=3, dense_threshold=dense_pages * PAGE_SIZE, miss_mode=miss_mode
+        summary="bound",
+        budget_ratio=0.4,
+        budget_min_pages=3,
+        dense_threshold=dense_pages * PAGE_SIZE,
+        miss_mode=miss_mode,
     )
     server = run(
         config, 9, {1: 6 * PAGE_SIZE - 9, 2: 30, 3: 5 * PAGE_SIZE - 1}, 40, rng.device, GraphedServer, dtype
@@ -229,12 +239,14 @@ def test_outputs_do_not_depend_on_how_streams_are_timed(
 
     monkeypatch.setattr(SideStream, "fork", slow_fork)
     monkeypatch.setattr(SideStream, "join", slow_join)
-    config = RheoConfig(budget_ratio=0.4, budget_min_pages=3, dense_threshold=0, miss_mode=miss_mode)
+    config = RheoConfig(
+        summary="bound", budget_ratio=0.4, budget_min_pages=3, dense_threshold=0, miss_mode=miss_mode
+    )
     run(config, 7, {1: 11 * PAGE_SIZE - 3, 2: 30, 3: 6 * PAGE_SIZE - 1}, 40, rng.device, dtype=dtype)
 
 
 def test_buffers_stay_what_captured_graphs_know_when_a_larger_batch_comes(rng: torch.Generator) -> None:
-    config = RheoConfig(budget_ratio=0.1, dense_threshold=0, cpu_threads=1)
+    config = RheoConfig(summary="bound", budget_ratio=0.1, dense_threshold=0, cpu_threads=1)
     server = EngineServer(config, 9, rng.device, gpu=True)
     variant = server.engine.variants[-1]
     small = server.engine.buffers(2).views(2, variant)
@@ -250,7 +262,9 @@ class Rank:
     QUERIES, RANKS, TOKENS = 8, 2, 5 * PAGE_SIZE - 3
 
     def __init__(self, gpu: bool, device: torch.device, dtype: torch.dtype) -> None:
-        config = RheoConfig(budget_ratio=0.4, budget_min_pages=3, dense_threshold=0, cpu_threads=1)
+        config = RheoConfig(
+            summary="bound", budget_ratio=0.4, budget_min_pages=3, dense_threshold=0, cpu_threads=1
+        )
         self.device, self.dtype = device, dtype
         pool = RheoKVPool(
             10 * PAGE_SIZE, PAGE_SIZE, dtype, 1, DIM, LAYERS, str(device), 4, config, start_layer=0

@@ -51,7 +51,9 @@ def lengths(geometry: Geometry) -> list[int]:
 def test_equals_reference(geometry: Geometry, kind: str, rng: torch.Generator) -> None:
     case = make_case(geometry, kind, rng, lengths(geometry))
     seq_lens = case.seq_lens.long() if kind in ("normal", "huge") else case.seq_lens
-    expected = reference.estimate(case.q.double(), case.summaries, case.safe, seq_lens, case.scale, case.layout)
+    expected = reference.estimate(
+        case.q.double(), case.summaries, case.safe, seq_lens, case.scale, case.layout
+    )
     out = Estimates.allocate(*expected.shape, rng.device)
     for field in out:
         field.fill_(torch.nan)
@@ -130,7 +132,9 @@ def test_a_warp_takes_several_units(rng: torch.Generator, monkeypatch: pytest.Mo
     geometry = Geometry(1, 64, 16, 8, torch.bfloat16, heads=1)
     case = make_case(geometry, "normal", rng, [16 * 1100 - 3, 40])
     monkeypatch.setattr(module, "launch_blocks", lambda *_: 3)
-    expected = reference.estimate(case.q.double(), case.summaries, case.safe, case.seq_lens, case.scale, case.layout)
+    expected = reference.estimate(
+        case.q.double(), case.summaries, case.safe, case.seq_lens, case.scale, case.layout
+    )
     found = estimate(case.q, case.summaries, case.pages, case.seq_lens, case.scale, case.layout)
     torch.testing.assert_close(found.lse, expected, atol=2e-5, rtol=2**-18)
     scores = log_shares(found, case.seq_lens, 16, torch.empty_like(found.lse))

@@ -17,7 +17,9 @@ def test_estimate_equals_reference(geometry: Geometry, kind: str, rng: torch.Gen
     from rheo_kernels.triton.estimate import estimate, log_shares
 
     case = make_case(geometry, kind, rng)
-    expected = reference.estimate(case.q.double(), case.summaries, case.safe, case.seq_lens, case.scale, case.layout)
+    expected = reference.estimate(
+        case.q.double(), case.summaries, case.safe, case.seq_lens, case.scale, case.layout
+    )
     found = estimate(case.q, case.summaries, case.pages, case.seq_lens, case.scale, case.layout)
     listed = torch.isfinite(expected)
     assert torch.equal(found.lse == -torch.inf, ~listed)

@@ -32,9 +32,13 @@ def test_tail_equals_reference(geometry: Geometry, kind: str, rng: torch.Generat
     from rheo_kernels.triton.tail import exclude, tail
 
     case = make_case(geometry, kind, rng)
-    lse = reference.estimate(case.q.double(), case.summaries, case.safe, case.seq_lens, case.scale, case.layout)
+    lse = reference.estimate(
+        case.q.double(), case.summaries, case.safe, case.seq_lens, case.scale, case.layout
+    )
     indices, counts = selection(case, geometry.heads, 0.3, rng)
-    expected, expected_lse = reference.tail(lse.double(), indices, counts, case.summaries, case.safe, case.layout)
+    expected, expected_lse = reference.tail(
+        lse.double(), indices, counts, case.summaries, case.safe, case.layout
+    )
     exclude(lse, indices, counts)
     out, out_lse = merged(tail(lse, case.summaries, case.pages, case.layout), len(LENGTHS))
     empty = expected_lse == -torch.inf
@@ -50,7 +54,9 @@ def test_nothing_left_out_leaves_attention_as_it_was(rng: torch.Generator) -> No
 
     geometry = Geometry(4, 64, 16, 2, torch.float32)
     case = make_case(geometry, "normal", rng)
-    lse = reference.estimate(case.q.double(), case.summaries, case.safe, case.seq_lens, case.scale, case.layout)
+    lse = reference.estimate(
+        case.q.double(), case.summaries, case.safe, case.seq_lens, case.scale, case.layout
+    )
     exclude(lse, *selection(case, geometry.heads, 1.0, rng))
     assert (lse == -torch.inf).all()
     nothing = tail(lse, case.summaries, case.pages, case.layout)
@@ -70,7 +76,9 @@ def test_splits_add_up(rng: torch.Generator) -> None:
 
     geometry = Geometry(7, 64, 16, 4, torch.float32, heads=1)
     case = make_case(geometry, "normal", rng, [16 * 200 + 5, 9])
-    lse = reference.estimate(case.q.double(), case.summaries, case.safe, case.seq_lens, case.scale, case.layout)
+    lse = reference.estimate(
+        case.q.double(), case.summaries, case.safe, case.seq_lens, case.scale, case.layout
+    )
     whole = None
     for splits in (1, 3, 5):
         parts = Partials.allocate(2, geometry.group, geometry.dim, splits, rng.device)
