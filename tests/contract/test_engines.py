@@ -32,6 +32,7 @@ one bin. Other policies are exact."""
 
 def config_of(policy: str, **settings: Any) -> RheoConfig:
     """Budgets of more than sink and window: CUDA C++ lists no runners-up of a request that selects just these."""
+    settings = {"summary": "bound", **settings}
     return RheoConfig(
         budget_ratio=0.4, budget_min_pages=4, dense_threshold=0, policy=policy, cpu_threads=1, **settings
     )
