@@ -6,6 +6,7 @@ PYTHONPATH=scripts python -m rendering.quality
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 from typing import Any
@@ -48,7 +49,7 @@ def settings_of(arguments: str) -> dict[str, Any]:
     """What a server was configured with, from its command line."""
     words = shlex.split(arguments)
     found = {"page_size": 0, "summary": "dense", "budget_ratio": 1.0, "budget_min_pages": 0, "tail": True}
-    for flag, value in zip(words, words[1:], strict=False):
+    for flag, value in itertools.pairwise(words):
         if flag == "--rheo-config":
             found |= json.loads(value)
         elif flag == "--page-size":
