@@ -48,7 +48,7 @@ class ReferenceDecodeEngine(DecodeEngine):
     Parameters
     ----------
     inputs
-        See `DecodeEngine`. The C++ kernel attends where frames are on a CPU, the torch reference elsewhere.
+        See `DecodeEngine`. C++ kernels estimate and attend where frames are on a CPU, the torch reference elsewhere.
     runners_up
         How many pages that a selection left out are looked at for frames, per request and KV head.
     """
@@ -57,6 +57,8 @@ class ReferenceDecodeEngine(DecodeEngine):
         self.residency = ReferenceResidency(inputs.table, inputs.host, inputs.frames)
         super().__init__(inputs, self.residency)
         config = inputs.config
+        native = inputs.cpu_attention and inputs.frames.device.type == "cpu"
+        self.attend = cpu.attend if native else reference.attend
         self.selector = Selector(
             inputs.table.summary,
             inputs.page_size,
@@ -65,9 +67,8 @@ class ReferenceDecodeEngine(DecodeEngine):
             config.window_pages,
             self.budget.rule,
             self.budget.dense_pages,
+            cpu.estimate if native else reference.estimate,
         )
-        native = inputs.cpu_attention and inputs.frames.device.type == "cpu"
-        self.attend = cpu.attend if native else reference.attend
         self.num_runners_up = runners_up
         self.step: ReferenceStep | None = None
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
-from rheo_kernels.reference import allow, estimate, log_shares, score, select
+from rheo_kernels import reference
+from rheo_kernels.reference import allow, log_shares, score, select
 from rheo_kernels.types import DecodeBatch
+from rheo_kernels.types.subcentroids import SubcentroidLayout
 from rheo_kernels.types.summary import EstimatingSummary, PageSummary, ScoringSummary
 from rheo_sglang.budget import BudgetRule
+
+Estimate = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float, SubcentroidLayout], torch.Tensor
+]
+"""Takes and returns what `rheo_kernels.reference.estimate` does."""
 
 
 class Selection(NamedTuple):
@@ -47,6 +55,8 @@ class Selector:
         Budget rule, which may allow less than the budgets where it reads scores; None for one that does not.
     dense_pages
         Requests of up to so many pages select all, whatever the rule.
+    estimate
+        Kernel that estimates, where the summary does.
     """
 
     def __init__(
@@ -58,6 +68,7 @@ class Selector:
         window_pages: int,
         rule: BudgetRule | None = None,
         dense_pages: int = 0,
+        estimate: Estimate = reference.estimate,
     ) -> None:
         self.summary = summary
         self.page_size = page_size
@@ -66,6 +77,7 @@ class Selector:
         self.window_pages = window_pages
         self.rule = rule
         self.dense_pages = dense_pages
+        self.estimate = estimate
 
     def __call__(
         self, q: torch.Tensor, summaries: torch.Tensor, batch: DecodeBatch, width: int, scale: float
@@ -99,7 +111,7 @@ class Selector:
         """Scores, and the estimates that they are made of, if any: of the tokens before this step's."""
         if isinstance(self.summary, EstimatingSummary):
             layout = self.summary.layout(q.shape[2], self.page_size)
-            lse = estimate(q, summaries[:, :, 0], batch.pages, batch.past, scale, layout)
+            lse = self.estimate(q, summaries[:, :, 0], batch.pages, batch.past, scale, layout)
             return log_shares(lse, batch.num_pages, summaries.shape[0]), lse
         assert isinstance(self.summary, ScoringSummary)
         pages, counts = batch.pages, batch.num_pages

@@ -1,4 +1,4 @@
-"""cpu: decode attention over host pages on the CPU, in C++; importable without CUDA.
+"""cpu: decode attention over host pages, and estimates of it, on the CPU, in C++; importable without CUDA.
 
 Layouts, shape letters and results are those of ``rheo_kernels.reference``. Environment variables:
 
@@ -12,6 +12,7 @@ Layouts, shape letters and results are those of ``rheo_kernels.reference``. Envi
 
 from rheo_kernels.cpu.attend import attend
 from rheo_kernels.cpu.doorbell import Doorbell
+from rheo_kernels.cpu.estimate import estimate
 from rheo_kernels.cpu.probe import fastest_isa
 from rheo_kernels.cpu.settings import CPU_ISA, available_isas, default_threads, placement
 from rheo_kernels.cpu.task import Task
@@ -23,6 +24,7 @@ __all__ = [
     "attend",
     "available_isas",
     "default_threads",
+    "estimate",
     "fastest_isa",
     "placement",
 ]

@@ -132,6 +132,16 @@ Choice choose_kernel(const Shape& shape, std::optional<Isa> limit) {
     return {Isa::generic, kernel_of(Isa::generic, shape)};
 }
 
+EstimateFunction choose_estimate(const EstimateShape& shape, std::optional<Isa> limit) {
+#ifdef RHEO_X86
+    const auto may_use = [&](Isa isa) { return is_available(isa) && !(limit && isa > *limit); };
+    if (EstimateFunction kernel = avx512f::estimate_kernel(shape); kernel && may_use(Isa::avx512f)) return kernel;
+    if (EstimateFunction kernel = avx2::estimate_kernel(shape); kernel && may_use(Isa::avx2)) return kernel;
+#endif
+    static_cast<void>(limit);
+    return generic::estimate_kernel(shape);
+}
+
 ReadFunction choose_read() {
 #ifdef RHEO_X86
     if (is_available(Isa::avx512f)) return avx512f::read_block;

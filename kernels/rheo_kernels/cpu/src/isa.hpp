@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "estimate_kernel.hpp"
 #include "page_kernel.hpp"
 
 namespace rheo {
@@ -26,6 +27,9 @@ struct Choice {
     const PageKernel* kernel;
 };
 Choice choose_kernel(const Shape&, std::optional<Isa> limit);
+
+// The widest variant that takes the shape, no wider than `limit`.
+EstimateFunction choose_estimate(const EstimateShape&, std::optional<Isa> limit);
 
 ReadFunction choose_read();
 

@@ -9,6 +9,7 @@
 
 #include "attention.hpp"
 #include "doorbell.hpp"
+#include "estimate.hpp"
 #include "pool.hpp"
 #include "read.hpp"
 
@@ -88,6 +89,30 @@ int64_t attend(const Problem& problem, int threads, const std::optional<std::str
     return attention.missing_blocks();
 }
 
+// Returns the number of listed pages that do not exist.
+int64_t estimate(int batch, int heads, int group, int dim, int page_size, int row_tokens, int block_rows, int columns,
+                 int centre_bits, int centre_offset, int scales_offset, float scale, uintptr_t query,
+                 uintptr_t summaries, int64_t summary_head_stride, int64_t summary_stride, int64_t num_pages,
+                 uintptr_t pages, uintptr_t seq_lens, int width, uintptr_t lse, int threads,
+                 const std::optional<std::string>& isa) {
+    const EstimateProblem problem{
+        .shape = {group, dim, page_size, row_tokens, block_rows, columns, centre_bits, centre_offset, scales_offset},
+        .batch = batch,
+        .heads = heads,
+        .scale = scale,
+        .query = pointer<const float>(query),
+        .summaries = pointer<const std::byte>(summaries),
+        .summary_head_stride = summary_head_stride,
+        .summary_stride = summary_stride,
+        .num_pages = num_pages,
+        .pages = pointer<const int32_t>(pages),
+        .seq_lens = pointer<const int32_t>(seq_lens),
+        .width = width,
+        .lse = pointer<float>(lse),
+    };
+    return estimate_pages(problem, threads, parse_limit(isa));
+}
+
 std::vector<std::string> isas() {
     std::vector<std::string> names;
     for (Isa isa : available_isas()) names.emplace_back(isa_name(isa));
@@ -140,6 +165,10 @@ NB_MODULE(_native, m) {
     m.attr("task_function") = reinterpret_cast<uintptr_t>(&rheo_cpu_run_task);
 
     m.def("attend", &attend, "problem"_a, "threads"_a, "isa"_a.none(), without_gil());
+    m.def("estimate", &estimate, nb::kw_only(), "batch"_a, "heads"_a, "group"_a, "dim"_a, "page_size"_a,
+          "row_tokens"_a, "block_rows"_a, "columns"_a, "centre_bits"_a, "centre_offset"_a, "scales_offset"_a,
+          "scale"_a, "query"_a, "summaries"_a, "summary_head_stride"_a, "summary_stride"_a, "num_pages"_a,
+          "pages"_a, "seq_lens"_a, "width"_a, "lse"_a, "threads"_a, "isa"_a.none(), without_gil());
     m.def("isas", &isas);
     m.def("placement", [] { return Pool::instance().placement(); });
     m.attr("max_threads") = Pool::kMaxThreads;

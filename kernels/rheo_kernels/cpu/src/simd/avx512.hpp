@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include <cstddef>
+
 #include "../shape.hpp"
 
 namespace rheo {
@@ -48,6 +50,13 @@ struct Avx512 {
     static Mask either(Mask a, Mask b) { return static_cast<Mask>(a | b); }
     static bool any(Mask mask) { return mask != 0; }
     static float reduce_max(Vec x) { return _mm512_reduce_max_ps(x); }
+
+    static Vec repeat(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+    using Words = __m512i;
+    static Words load_words(const std::byte* p) { return _mm512_loadu_si512(p); }
+    static Vec nibbles(Words words, int shift) {
+        return _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(words, shift), _mm512_set1_epi32(15)));
+    }
 
     // A pair of bfloat16 vectors is the even and the odd elements of one line: one shift and one mask for
     // both.

@@ -1,6 +1,7 @@
 // portable: four float lanes as the compilers' vector type, which every architecture has.
 #pragma once
 
+#include <cstddef>
 #include <cstring>
 
 #include "../numeric.hpp"
@@ -57,6 +58,17 @@ struct Portable {
         const Vec pairs = max(x, Vec{x[2], x[3], x[0], x[1]});
         return pairs[0] > pairs[1] ? pairs[0] : pairs[1];
     }
+
+    // Four floats, as often as they fit.
+    static Vec repeat(const float* p) { return load(p); }
+    using Words = Mask;
+    static Words load_words(const std::byte* p) {
+        Words words;
+        std::memcpy(&words, p, sizeof words);
+        return words;
+    }
+    // Four bits of every word.
+    static Vec nibbles(Words words, int shift) { return __builtin_convertvector((words >> shift) & 15, Vec); }
 
     template <Dtype kv, int n>
     static void load_kv(const Element<kv>* p, Vec (&rows)[n]) {

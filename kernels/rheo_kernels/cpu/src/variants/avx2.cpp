@@ -1,12 +1,17 @@
 // avx2: the variant for AVX2 with FMA and F16C.
 #include "../simd/avx2.hpp"
 
+#include "../simd/estimate_page.hpp"
 #include "../simd/float_page.hpp"
 
 namespace rheo::avx2 {
 
 const PageKernel* page_kernel(const Shape& shape) {
     return float_page_kernel<Avx2>(shape);
+}
+
+EstimateFunction estimate_kernel(const EstimateShape& shape) {
+    return takes<Avx2>(shape) ? estimate_page<Avx2> : nullptr;
 }
 
 uint64_t read_block(const std::byte* block, const std::byte* next, size_t bytes) {

@@ -1,11 +1,16 @@
 // avx512f: the variant for AVX-512 Foundation, float32 arithmetic on every KV dtype.
 #include "../simd/avx512.hpp"
+#include "../simd/estimate_page.hpp"
 #include "../simd/float_page.hpp"
 
 namespace rheo::avx512f {
 
 const PageKernel* page_kernel(const Shape& shape) {
     return float_page_kernel<Avx512>(shape);
+}
+
+EstimateFunction estimate_kernel(const EstimateShape& shape) {
+    return takes<Avx512>(shape) ? estimate_page<Avx512> : nullptr;
 }
 
 uint64_t read_block(const std::byte* block, const std::byte* next, size_t bytes) {

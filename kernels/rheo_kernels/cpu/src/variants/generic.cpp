@@ -1,4 +1,5 @@
 // generic: the variant for every architecture.
+#include "../simd/estimate_page.hpp"
 #include "../simd/float_page.hpp"
 #include "../simd/portable.hpp"
 
@@ -6,6 +7,10 @@ namespace rheo::generic {
 
 const PageKernel* page_kernel(const Shape& shape) {
     return float_page_kernel<Portable>(shape);
+}
+
+EstimateFunction estimate_kernel(const EstimateShape& shape) {
+    return takes<Portable>(shape) ? estimate_page<Portable> : nullptr;
 }
 
 uint64_t read_block(const std::byte* block, const std::byte* next, size_t bytes) {
