@@ -118,9 +118,9 @@ def decode_subcentroids(summaries: torch.Tensor, layout: SubcentroidLayout) -> P
 
 
 def decode_values(summaries: torch.Tensor, layout: SubcentroidLayout) -> torch.Tensor:
-    """Mean V, ``[..., D]``, float32, of summaries ``[..., W]``, uint8."""
-    scale = summaries[..., layout.value_offset - 2, None]
-    return _unpack(summaries[..., layout.value_offset :]) * decode_scale(scale)
+    """Mean V, ``[..., D]``, float32, of summaries ``[..., W]``, uint8, or of their last two parts."""
+    codes = layout.width - layout.value_offset
+    return _unpack(summaries[..., -codes:]) * decode_scale(summaries[..., -codes - 2, None])
 
 
 def row_counts(counts: torch.Tensor, layout: SubcentroidLayout) -> torch.Tensor:

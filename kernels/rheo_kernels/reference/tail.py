@@ -46,7 +46,8 @@ def tail(
     wide = torch.promote_types(lse.dtype, torch.float32)
     left = lse.to(wide).unflatten(1, (heads, -1)).masked_fill(chosen[:, :, None, :width], -torch.inf)
     exists = (left > -torch.inf).any(2).any(1)
-    values = decode_values(summaries[:, pages.long().masked_fill(~exists, 0)], layout).to(wide)
+    read = summaries[..., layout.scales_offset :]
+    values = decode_values(read[:, pages.long().masked_fill(~exists, 0)], layout).to(wide)
     total = left.logsumexp(-1)
     weights = (left - total.masked_fill(total == -torch.inf, 0.0)[..., None]).exp()
     out = torch.einsum("bhgm,hbmd->bhgd", weights, values)
