@@ -96,16 +96,21 @@ class Estimation {
         const int half_dim = shape_.dim / 2, padded = shape_.padded_group();
         std::fill_n(scratch.energy, kScaleGroups * padded, 0.0f);
         float* slots = scratch.query;
+        int first[kWordColumns];
+        for (int lane = 0; lane < kWordColumns; ++lane) first[lane] = dimension(0, 0, lane);
         for (int g = 0; g < shape_.group; ++g) {
             const float* query = problem_.query + (static_cast<int64_t>(row) * shape_.group + g) * shape_.dim;
             for (int i = 0; i < shape_.words(); ++i)
                 for (int half = 0; half < 2; ++half)
                     for (int b = 0; b < 4; ++b)
                         for (int lane = 0; lane < kWordColumns; ++lane)
-                            *slots++ = query[dimension(i, b, lane) + half * half_dim] * problem_.scale;
-            for (int d = 0; d < shape_.dim; ++d) {
-                const float scaled = query[d] * problem_.scale;
-                scratch.energy[d % half_dim / (half_dim / kScaleGroups) * padded + g] += scaled * scaled / 24.0f;
+                            *slots++ = query[first[lane] + 4 * i + b + half * half_dim] * problem_.scale;
+            const int width = half_dim / kScaleGroups;
+            for (int k = 0; k < kScaleGroups; ++k) {
+                float sum = 0.0f;
+                for (int d = k * width; d < (k + 1) * width; ++d)
+                    sum += query[d] * query[d] + query[half_dim + d] * query[half_dim + d];
+                scratch.energy[k * padded + g] = sum * problem_.scale * problem_.scale / 24.0f;
             }
         }
     }

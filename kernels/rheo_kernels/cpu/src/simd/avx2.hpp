@@ -59,6 +59,9 @@ struct Avx2 {
     }
 
     static Vec repeat(const float* p) { return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p)); }
+    static Vec sum_fours(Vec a, Vec b, Vec c, Vec d) {
+        return _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    }
     using Words = __m256i;
     static Words load_words(const std::byte* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
     static Vec nibbles(Words words, int shift) {

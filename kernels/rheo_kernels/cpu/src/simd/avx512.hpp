@@ -52,6 +52,11 @@ struct Avx512 {
     static float reduce_max(Vec x) { return _mm512_reduce_max_ps(x); }
 
     static Vec repeat(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+    static Vec sum_fours(Vec a, Vec b, Vec c, Vec d) {
+        const Vec ab = add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        const Vec cd = add(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+        return add(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+    }
     using Words = __m512i;
     static Words load_words(const std::byte* p) { return _mm512_loadu_si512(p); }
     static Vec nibbles(Words words, int shift) {

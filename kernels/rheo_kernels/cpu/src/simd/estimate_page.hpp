@@ -89,18 +89,30 @@ void row_block(const EstimateShape& shape, const std::byte* words, const float* 
             }
         }
     }
+    float* logits = scratch.logits + r0 * shape.padded_group() + g0;
+    if (shape.columns == kWordColumns) {
+        for (int g = 0; g < heads; g += 4) {
+            for (int v = 0; v < n; ++v) {
+                typename S::Vec four_heads[4];
+                for (int k = 0; k < 4; ++k) four_heads[k] = g + k < heads ? sums[g + k][v] : S::set1(0.0f);
+                float lanes[S::width];
+                S::store(lanes, S::sum_fours(four_heads[0], four_heads[1], four_heads[2], four_heads[3]));
+                for (int r = 0; r < S::width / 4; ++r) {
+                    const int row = v * (S::width / 4) + r;
+                    FourFloats four;
+                    std::memcpy(&four, lanes + 4 * r, sizeof four);
+                    four += log_tokens[r0 + row];
+                    std::memcpy(logits + row * shape.padded_group() + g, &four, sizeof four);
+                }
+            }
+        }
+        return;
+    }
     for (int g = 0; g < heads; ++g) {
         float lanes[n * S::width];
         for (int v = 0; v < n; ++v) S::store(lanes + v * S::width, sums[g][v]);
-        float* logits = scratch.logits + g0 + g;
-        if (shape.columns == kWordColumns) {
-            for (int r = 0; r < n * S::width / 4; ++r)
-                logits[(r0 + r) * shape.padded_group()] =
-                    lanes[4 * r] + lanes[4 * r + 1] + (lanes[4 * r + 2] + lanes[4 * r + 3]) + log_tokens[r0 + r];
-        } else {
-            for (int r = 0; r < n * S::width / 2; ++r)
-                logits[(r0 + r) * shape.padded_group()] = lanes[2 * r] + lanes[2 * r + 1] + log_tokens[r0 + r];
-        }
+        for (int r = 0; r < n * S::width / 2; ++r)
+            logits[r * shape.padded_group() + g] = lanes[2 * r] + lanes[2 * r + 1] + log_tokens[r0 + r];
     }
 }
 
@@ -120,7 +132,7 @@ void reduce_rows(const EstimateShape& shape, const float* step, const EstimateSc
             noise = S::fma(S::load(scratch.energy + k * stride + g), S::set1(step[k] * step[k]), noise);
         float sums[S::width];
         S::store(sums, sum);
-        for (float& one : sums) one = std::log(one);
+        for (int i = 0; i < S::width && g + i < shape.group; ++i) sums[i] = std::log(sums[i]);
         S::store(lse + g, S::add(S::load(sums), S::sub(top, noise)));
     }
 }

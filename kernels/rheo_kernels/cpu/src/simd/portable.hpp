@@ -61,6 +61,11 @@ struct Portable {
 
     // Four floats, as often as they fit.
     static Vec repeat(const float* p) { return load(p); }
+    // The sums of every four lanes of a, b, c and d, side by side.
+    static Vec sum_fours(Vec a, Vec b, Vec c, Vec d) {
+        return Vec{a[0], b[0], c[0], d[0]} + Vec{a[1], b[1], c[1], d[1]} +
+               (Vec{a[2], b[2], c[2], d[2]} + Vec{a[3], b[3], c[3], d[3]});
+    }
     using Words = Mask;
     static Words load_words(const std::byte* p) {
         Words words;
