@@ -53,3 +53,12 @@ def without_triton() -> bool:
 def interpret_triton() -> None:
     """Have Triton's interpreter run the allocator's kernels; takes effect in processes started from here on."""
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def tokens_after_pass(request: Any) -> int:
+    """Tokens of a request that are in its KV once the pass being prepared or run is done.
+
+    0.5.23 counts them with the request's KV; before it, the request did.
+    """
+    counts = request if hasattr(request, "kv_committed_len") else request.kv
+    return int(counts.kv_committed_len)

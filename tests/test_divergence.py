@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rheo_sglang.evaluation.divergence import Steps, compare, interval, step_divergence
-from rheo_sglang.evaluation.forcing import FORCED, SPARE, ForcedTokens, recover
+from rheo_sglang.evaluation.forcing import raise_token, recover
 from rheo_sglang.evaluation.texts import KINDS, passage
 
 VOCABULARY, SPARE_TOKEN = 500, 499
@@ -23,13 +23,12 @@ def draw_logits(seed: int, spread: float) -> torch.Tensor:
 @pytest.mark.parametrize("spread", [0.5, 4.0, 12.0])
 @pytest.mark.parametrize("wanted", ["best", "worst", "any"])
 def test_forcing_takes_the_wanted_token_and_loses_no_probability(spread: float, wanted: str) -> None:
-    processor = ForcedTokens()
     for seed in range(20):
         logits = draw_logits(seed, spread)
         order = logits[:SPARE_TOKEN].argsort()
         token = int({"best": order[-1], "worst": order[0], "any": order[seed]}[wanted])
-        params = {FORCED: [token], SPARE: SPARE_TOKEN}
-        seen = processor(logits.clone()[None], [params])[0]
+        seen = logits.clone()
+        raise_token(seen, token, SPARE_TOKEN)
         assert int(seen.argmax()) == token
         reported = dict(enumerate(seen.log_softmax(0).tolist()))
         found = recover(reported, token, SPARE_TOKEN)
@@ -37,17 +36,6 @@ def test_forcing_takes_the_wanted_token_and_loses_no_probability(spread: float, 
         assert found.keys() == set(range(SPARE_TOKEN))
         for index, value in found.items():
             assert value == pytest.approx(expected[index], abs=2e-5)
-
-
-def test_every_request_of_a_batch_follows_its_own_tokens_and_then_the_model() -> None:
-    processor = ForcedTokens()
-    params = [{FORCED: [3, 4], SPARE: SPARE_TOKEN}, {FORCED: [5], SPARE: SPARE_TOKEN}]
-    logits = torch.stack([draw_logits(0, 1.0), draw_logits(1, 1.0)])
-    first = processor(logits.clone(), params).argmax(1).tolist()
-    second = processor(logits.clone(), params)
-    assert first == [3, 5]
-    assert int(second[0].argmax()) == 4
-    assert torch.equal(second[1], logits[1])
 
 
 def test_divergence_of_the_most_probable_tokens_is_below_and_near_the_whole_one() -> None:

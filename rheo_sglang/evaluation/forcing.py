@@ -13,19 +13,24 @@ import pickle
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from rheo_sglang.compat import tokens_after_pass
+
 if TYPE_CHECKING:
     import torch
 
 MARGIN = 1.0
 """How far above the greatest logit the wanted token is raised: its share stays below 0.74, so the rest keeps digits."""
-FORCED, SPARE, STEP = "forced_tokens", "spare_token", "forced_step"
+FORCED, SPARE = "forced_tokens", "spare_token"
+REQUEST = "__req__"
+"""Where SGLang puts the request itself, beside the parameters that came with it."""
 
 
 class ForcedTokens:
     """SGLang custom logit processor that makes greedy decoding follow ``custom_params["forced_tokens"]``.
 
-    It counts its calls in the request's own ``custom_params``: with SGLang's overlapped scheduler the request's output
-    is a step behind when the next token is sampled.
+    Which token is next follows from the length of the request's KV. The request's output is a step behind where SGLang
+    overlaps scheduling; calls are more than tokens, for SGLang also samples behind every chunk of a prompt but the last
+    and takes requests back with a token under way, and what it samples there it drops.
     """
 
     def __call__(self, logits: torch.Tensor, custom_param_list: list[dict[str, Any]]) -> torch.Tensor:
@@ -36,17 +41,21 @@ class ForcedTokens:
         logits
             ``[B, V]``; updated.
         custom_param_list
-            Each request's ``custom_params``.
+            Each request's ``custom_params``, SGLang's own entry included.
         """
         for row, params in zip(logits, custom_param_list, strict=True):
-            step = params.get(STEP, 0)
-            params[STEP] = step + 1
-            if step < len(params[FORCED]):
-                token = params[FORCED][step]
-                greatest = row.max()
-                row[params[SPARE]] = row[token]
-                row[token] = greatest + MARGIN
+            request = params[REQUEST]
+            step = tokens_after_pass(request) - len(request.origin_input_ids)
+            if 0 <= step < len(params[FORCED]):
+                raise_token(row, params[FORCED][step], params[SPARE])
         return logits
+
+
+def raise_token(logits: torch.Tensor, token: int, spare: int) -> None:
+    """Make ``token`` the greatest of ``logits`` ``[V]``, in place; ``spare`` gets the logit that it had."""
+    greatest = logits.max()
+    logits[spare] = logits[token]
+    logits[token] = greatest + MARGIN
 
 
 def processor_text() -> str:

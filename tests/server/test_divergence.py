@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from pathlib import Path
 
 import pytest
 import requests
+import torch
 
+from common.checkpoints import MODELS
 from rheo_sglang.evaluation import compare_command, divergence_command
 from rheo_sglang.evaluation.conversations import Question
-from rheo_sglang.evaluation.divergence import ForcedDecoder, Prompt
+from rheo_sglang.evaluation.divergence import ForcedDecoder, Prompt, Steps, decode_all, spare_token
+from rheo_sglang.evaluation.forcing import FORCED, SPARE, processor_text
 from rheo_sglang.evaluation.measured import Prompts
 from rheo_sglang.evaluation.server import ConversationServer
 from rheo_sglang.evaluation.suites import Request, make_set
@@ -19,6 +23,9 @@ from rheo_sglang.evaluation.suites import Request, make_set
 STEPS = 12
 FORCING = ("--enable-custom-logit-processor",)
 COMMON = ["--lengths", "300", "--kinds", "documentation", "--samples", "2", "--steps", str(STEPS)]
+VOCABULARY = 256
+RETRACTING = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"}
+"""SGLang's own switch for tests: retract a running request every seven steps."""
 DENSE = {"budget_ratio": 1.0, "frame_pool_tokens": 2048}
 SPARSE = {"budget_ratio": 0.1, "budget_min_pages": 3, "dense_threshold": 0, "frame_pool_tokens": 2048}
 
@@ -97,6 +104,63 @@ def test_a_small_budget_diverges_and_the_dense_one_does_not(serve, smollm2, tmp_
     assert math.isclose(sparse["dense_loss_300"], dense["loss_300"], abs_tol=1e-3)
     assert compared["kl_300"] > 0.01 and 0 < compared["kl_300_ci"] < 10
     assert compared["recall"] - compared["dense_recall"] == pytest.approx(compared["recall_difference"])
+
+
+def forced_texts(spare: int) -> list[Prompt]:
+    """Random prompts of one to several chunks with random continuations, which leave one token out."""
+    draw = random.Random(11)
+    tokens = [token for token in range(3, VOCABULARY) if token != spare]
+    return [
+        Prompt("random", seed, draw.choices(tokens, k=length), draw.choices(tokens, k=2 * STEPS))
+        for seed, length in enumerate((40, 500, 900, 1500))
+    ]
+
+
+def assert_distributions_are_those_of_the_text(model: str, prompt: Prompt, steps: Steps) -> None:
+    """What a dense model says after every token of the text, the spare token, whose own share is lost, left out."""
+    from transformers import AutoModelForCausalLM
+
+    dense = AutoModelForCausalLM.from_pretrained(MODELS / model, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = dense(torch.tensor([prompt.tokens + prompt.forced])).logits[0, len(prompt.tokens) : -1]
+    logits[:, spare_token(prompt)] = -torch.inf
+    for step, expected in zip(steps.distributions, logits.log_softmax(-1).tolist(), strict=True):
+        for token, value in step.items():
+            assert value == pytest.approx(expected[token], abs=1e-4)
+
+
+def assert_the_model_goes_on_behind_the_text(server, prompt: Prompt) -> None:
+    """Behind the last forced token the server says what it says of itself."""
+    forced, spare = prompt.forced[:3], VOCABULARY - 2
+    body = {
+        "input_ids": prompt.tokens,
+        "sampling_params": {
+            "max_new_tokens": STEPS,
+            "temperature": 0.0,
+            "ignore_eos": True,
+            "custom_params": {FORCED: forced, SPARE: spare},
+        },
+        "custom_logit_processor": processor_text(),
+    }
+    said = requests.post(f"{server.base_url}/generate", json=body, timeout=300).json()["output_ids"]
+    rest = server.generate([*prompt.tokens, *forced], STEPS - len(forced), ignore_eos=True)["output_ids"]
+    assert said == [*forced, *rest]
+
+
+@pytest.mark.parametrize("scheduler", ["overlapped", "plain"])
+def test_prompts_of_several_chunks_and_requests_taken_back_are_forced(serve, tiny_models, scheduler):
+    model = tiny_models[0]
+    options = [*FORCING, "--chunked-prefill-size", "256"]
+    if scheduler == "plain":
+        options.append("--disable-overlap-schedule")
+    server = serve(model, rheo_config=DENSE, page_size=16, arguments=options, environment=RETRACTING)
+    texts = forced_texts(spare=VOCABULARY - 2)
+    decoded = decode_all(ForcedDecoder(server.base_url), texts, len(texts), "texts")
+    assert_the_model_goes_on_behind_the_text(server, texts[-1])
+    assert "#retracted_reqs" in server.log.read_text()
+    server.stop()
+    for text in texts:
+        assert_distributions_are_those_of_the_text(model, text, decoded[text.key])
 
 
 @pytest.mark.newest
