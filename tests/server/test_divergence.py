@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from common.checkpoints import MODELS
 from rheo_sglang.evaluation import compare_command, divergence_command
 from rheo_sglang.evaluation.conversations import Question
-from rheo_sglang.evaluation.divergence import ForcedDecoder, Prompt, Steps, decode_all, spare_token
+from rheo_sglang.evaluation.divergence import ForcedDecoder, Prompt, Steps, spare_token
 from rheo_sglang.evaluation.forcing import FORCED, SPARE, processor_text
 from rheo_sglang.evaluation.measured import Prompts
 from rheo_sglang.evaluation.server import ConversationServer
@@ -129,22 +130,19 @@ def assert_distributions_are_those_of_the_text(model: str, prompt: Prompt, steps
             assert value == pytest.approx(expected[token], abs=1e-4)
 
 
-def assert_the_model_goes_on_behind_the_text(server, prompt: Prompt) -> None:
-    """Behind the last forced token the server says what it says of itself."""
-    forced, spare = prompt.forced[:3], VOCABULARY - 2
+def said(server, prompt: Prompt, steps: int) -> list[int]:
+    """What a server says behind a prompt while its continuation is forced."""
     body = {
         "input_ids": prompt.tokens,
         "sampling_params": {
-            "max_new_tokens": STEPS,
+            "max_new_tokens": steps,
             "temperature": 0.0,
             "ignore_eos": True,
-            "custom_params": {FORCED: forced, SPARE: spare},
+            "custom_params": {FORCED: prompt.forced, SPARE: spare_token(prompt)},
         },
         "custom_logit_processor": processor_text(),
     }
-    said = requests.post(f"{server.base_url}/generate", json=body, timeout=300).json()["output_ids"]
-    rest = server.generate([*prompt.tokens, *forced], STEPS - len(forced), ignore_eos=True)["output_ids"]
-    assert said == [*forced, *rest]
+    return requests.post(f"{server.base_url}/generate", json=body, timeout=300).json()["output_ids"]
 
 
 @pytest.mark.parametrize("scheduler", ["overlapped", "plain"])
@@ -155,12 +153,20 @@ def test_prompts_of_several_chunks_and_requests_taken_back_are_forced(serve, tin
         options.append("--disable-overlap-schedule")
     server = serve(model, rheo_config=DENSE, page_size=16, arguments=options, environment=RETRACTING)
     texts = forced_texts(spare=VOCABULARY - 2)
-    decoded = decode_all(ForcedDecoder(server.base_url), texts, len(texts), "texts")
-    assert_the_model_goes_on_behind_the_text(server, texts[-1])
-    assert "#retracted_reqs" in server.log.read_text()
+    with ThreadPoolExecutor(len(texts)) as pool:
+        together = list(pool.map(lambda text: said(server, text, len(text.forced)), texts))
+    assert together == [text.forced for text in texts]
+    assert "#retracted_reqs: 1" in server.log.read_text()
+
+    decoder = ForcedDecoder(server.base_url)
+    alone = [decoder.decode(text) for text in texts]
+    text = texts[-1]
+    longer = said(server, text, len(text.forced) + 4)
+    own = server.generate([*text.tokens, *text.forced], 4, ignore_eos=True)["output_ids"]
     server.stop()
-    for text in texts:
-        assert_distributions_are_those_of_the_text(model, text, decoded[text.key])
+    assert longer == [*text.forced, *own]
+    for text, steps in zip(texts, alone, strict=True):
+        assert_distributions_are_those_of_the_text(model, text, steps)
 
 
 @pytest.mark.newest
