@@ -50,14 +50,17 @@ def behaviour(result: dict[str, Any], table: Any, provenance: Any, plots: Path) 
     """Section on the 20 % budget."""
     metrics = result["metrics"]
     reported = metrics["reported"]
-    dense, rheo = metrics["needle_dense_cases"], metrics["needle_rheo_cases"]
-    lengths = list(dense["by_length"])
+    rows = [("dense (torch_native)", "dense")]
+    for name, settings in metrics["selections"].items():
+        tail = " and tail" if settings.get("tail") else ""
+        rows += [
+            (f"rheo, {settings['summary']}{tail}, page {size}", f"{name}_page{size}") for size in (16, 32)
+        ]
+    cases = [(label, metrics[f"needle_{name}_cases"]) for label, name in rows]
+    lengths = list(cases[0][1]["by_length"])
     needles = table(
         ["backend", *(f"{length} tokens" for length in lengths), f"of {metrics['needle_total']}"],
-        [
-            ["dense (torch_native)", *dense["by_length"].values(), dense["right"]],
-            ["rheo, budget 20 %", *rheo["by_length"].values(), rheo["right"]],
-        ],
+        [[label, *case["by_length"].values(), case["right"]] for label, case in cases],
     )
     low16, high16 = reported["mass_covered_20pct_page16"]
     low32, high32 = reported["mass_covered_20pct_page32"]
@@ -107,8 +110,9 @@ def behaviour(result: dict[str, Any], table: Any, provenance: Any, plots: Path) 
             "SmolLM2-135M-Instruct in fp32, one access code hidden in the language reference of Python; mean grouping, "
             f"frames for {metrics['frames_per_selected']} times the selected pages, no dense threshold.",
             needles,
-            "Four prompts of 4096 tokens of real text, 64 decode steps each, and the earlier offline replay of the "
-            "same model:",
+            "Four prompts of 4096 tokens of real text, 64 decode steps each that follow the server's own text "
+            f"({metrics['selections']['rheo']['summary']}), and the earlier offline replay of the same model. The mass "
+            "is that of the selected pages alone, without the tail:",
             compared,
             "![Hit rate by layer](benchmarks/hit_rate_by_layer.svg)",
             "Page 16, request by request:",

@@ -4,16 +4,19 @@
     PYTHONPATH=scripts python -m studies.behaviour
 
 Serves SmolLM2 in fp32, on SGLang's torch_native backend for the dense answers and on rheo with a budget of 20 %, page
-sizes 16 and 32, mean grouping and frames for 1.25 times the selected pages. Then serves conversations whose KV is five
-times the frame pool, flushes the cache and reads the counters. Writes
+sizes 16 and 32, mean grouping and frames for 1.25 times the selected pages: pages selected by estimated attention, with
+a tail for those left out, and, for the answers alone, by the bounding boxes of their keys. Then serves conversations
+whose KV is five times the frame pool, flushes the cache and reads the counters. Writes
 ``docs/benchmarks/results/behaviour_smollm2.json``.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,12 @@ from rheo_sglang.evaluation.haystack import Haystack, Sample, documentation_text
 NEEDLES = {1024: 7, 2048: 7, 4000: 6}
 MASS_TOKENS, MASS_STEPS, MASS_PROMPTS = 4096, 64, 4
 BUDGET = 0.2
+PAGE_SIZES = (16, 32)
+SELECTIONS: dict[str, dict[str, Any]] = {
+    "rheo": {"summary": "subcentroids4", "tail": True},
+    "bound": {"summary": "bound"},
+}
+"""Settings by the name that their results have."""
 FRAMES = 1.25
 COMMON = ["--max-running-requests", "1", "--context-length", "8192", "--max-total-tokens", "16384"]
 REPORTED = {
@@ -61,6 +70,7 @@ def ask(server: SGLangServer, samples: list[tuple[int, Sample]], name: str) -> d
         )
         text = server.generate(prompt, 10, timeout=600)["text"]
         right[str(length)] += all(item in text for item in turn.expected)
+    tqdm.write(f"{name}: {right}", file=sys.stderr)
     return {"right": sum(right.values()), "by_length": right}
 
 
@@ -129,7 +139,12 @@ def main() -> None:
 
     samples = needle_samples(model)
     prompts = text_prompts(model, [MASS_TOKENS] * MASS_PROMPTS)
-    metrics: dict[str, Any] = {"budget": BUDGET, "frames_per_selected": FRAMES, "needle_total": len(samples)}
+    metrics: dict[str, Any] = {
+        "budget": BUDGET,
+        "frames_per_selected": FRAMES,
+        "selections": SELECTIONS,
+        "needle_total": len(samples),
+    }
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         with SGLangServer(
@@ -137,20 +152,26 @@ def main() -> None:
         ) as server:
             metrics["needle_dense_cases"] = ask(server, samples, "dense needles")
         longest = max(NEEDLES) + 10
-        with SGLangServer(model, rheo_arguments(16, longest), scratch / "needles.log") as server:
-            metrics["needle_rheo_cases"] = ask(server, samples, "rheo needles")
-            metrics["needle_recorder"] = rheo_state(server)["recorder"]["overall"]
-        for page_size in (16, 32):
-            arguments = rheo_arguments(page_size, MASS_TOKENS + MASS_STEPS, recorder="mass")
+        for selection, page_size in itertools.product(SELECTIONS, PAGE_SIZES):
+            name = f"{selection}_page{page_size}"
+            arguments = rheo_arguments(page_size, longest, **SELECTIONS[selection])
+            with SGLangServer(model, arguments, scratch / f"needles_{name}.log") as server:
+                metrics[f"needle_{name}_cases"] = ask(server, samples, f"needles, {name}")
+                metrics[f"needle_{name}_recorder"] = rheo_state(server)["recorder"]["overall"]
+        for page_size in PAGE_SIZES:
+            arguments = rheo_arguments(
+                page_size, MASS_TOKENS + MASS_STEPS, **SELECTIONS["rheo"], recorder="mass"
+            )
             with SGLangServer(model, arguments, scratch / f"mass{page_size}.log") as server:
                 for prompt in tqdm(prompts, desc=f"mass, page {page_size}", leave=False):
                     server.generate(prompt, MASS_STEPS + 1, timeout=900, ignore_eos=True)
                 metrics[f"recorder_page{page_size}"] = rheo_state(server)["recorder"]
                 if page_size == 16:
                     metrics["conversation"] = conversation(server, model, turns=6)
-    for kind in ("dense", "rheo"):
-        metrics[f"needle_{kind}"] = metrics[f"needle_{kind}_cases"]["right"]
-    for page_size in (16, 32):
+    for name in ("dense", *(f"{one}_page{size}" for one in SELECTIONS for size in PAGE_SIZES)):
+        metrics[f"needle_{name}"] = metrics[f"needle_{name}_cases"]["right"]
+    metrics["needle_rheo"] = min(metrics[f"needle_rheo_page{size}"] for size in PAGE_SIZES)
+    for page_size in PAGE_SIZES:
         overall = metrics[f"recorder_page{page_size}"]["overall"]
         metrics[f"mass_covered_20pct_page{page_size}"] = overall["mass_covered"]
         metrics[f"hit_rate_page{page_size}"] = overall["hit_rate"]
