@@ -16,6 +16,7 @@ from rheo_sglang.errors import ConfigError
 from rheo_sglang.pools.kv_pool import RheoKVPool
 from rheo_sglang.prefill import PrefillBatch
 from rheo_sglang.recorder import Recorder
+from rheo_sglang.selection import EstimatingSummary
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -180,7 +181,8 @@ def engine_inputs(runner: Any, pool: RheoKVPool) -> EngineInputs:
     if config.recorder != "off":
         with_mass = config.recorder == "mass"
         rows = req_to_token.shape[0]
-        recorder = Recorder(rows, pool.layer_num, pool.head_num, pool.device, with_mass)
+        with_coverage = config.tail and isinstance(pool.table.summary, EstimatingSummary)
+        recorder = Recorder(rows, pool.layer_num, pool.head_num, pool.device, with_mass, with_coverage)
     return EngineInputs(
         config=config,
         table=pool.table,

@@ -79,7 +79,8 @@ class Attention(ABC, Generic[Workspace]):
         staged
             ``[B * H, places, 2, D * P]``: the first missed pages of each list are kept here.
         tail
-            Attends the pages that are not selected; None leaves them out.
+            Attends the pages that are not selected, and counts the share of attention that the others have; None leaves
+            them out.
         """
         ...
 

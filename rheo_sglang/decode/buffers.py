@@ -44,7 +44,7 @@ class StepBuffers:
     batch
         The described batch.
     rows
-        The recorder's row of each request, ``[B]``, int64.
+        The recorder's row of each request, that of padding where there is none, ``[B]``, int64.
     workspace
         What the attention kernels need.
     """

@@ -77,4 +77,5 @@ class CpuMissPath(MissPath[TritonAttention, CpuAttention]):
         self.cpu_stream.join()
         count = out.shape[0]
         host = step.path.out[:count], step.path.lse[:count]
-        merge(hits, None, out, host_out=host[0], host_lse=host[1], tail=left_out)
+        coverage = None if tail is None else tail.coverage
+        merge(hits, None, out, host_out=host[0], host_lse=host[1], tail=left_out, coverage=coverage)

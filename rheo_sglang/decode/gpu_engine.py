@@ -128,6 +128,8 @@ class GpuDecodeEngine(DecodeEngine):
         if live == 0:
             for field in step.batch:
                 field.zero_()
+            if self.recorder is not None:
+                step.rows.fill_(self.recorder.padding_row)
             return
         table = self.table
         table.begin_step()
@@ -152,7 +154,8 @@ class GpuDecodeEngine(DecodeEngine):
         if bool((offsets == self.page_size - 1).any()):
             self.pending_save = step.batch.filled
         if self.recorder is not None and rids is not None and not chosen.dense:
-            step.rows[:live].copy_(self.recorder.begin_step(rids, -(-lengths // self.page_size)))
+            num_pages = -(-lengths // self.page_size)
+            step.rows.copy_(self.recorder.begin_step(rids, num_pages, rows.shape[0]))
 
     def _pick(self, longest: int) -> Variant:
         """The shortcut for short requests, except now and then while their pages are not all resident."""

@@ -126,13 +126,15 @@ class ReferenceDecodeEngine(DecodeEngine):
         left_out = runners_up(scores, indices, batch.pages, batch.num_pages, page_table, self.num_runners_up)
         table.policy.on_step(layer, scores, selected, batch.pages, batch.num_pages)
         attended, lse = self._attend(layer, q, selected, scale)
-        output = attended
+        output, coverage = attended, None
         if estimated is not None and self.config.tail:
-            output, _ = merge(attended, lse, *self._attend_tail(layer, estimated, indices, batch))
+            tail_out, tail_lse = self._attend_tail(layer, estimated, indices, batch)
+            output, output_lse = merge(attended, lse, tail_out, tail_lse)
+            coverage = 1 - (tail_lse - output_lse).exp().unflatten(1, (-1, self.heads.group)).mean(2)
         out[:live].copy_(output)
         out[live:].zero_()
         if step.rows.numel() and self.recorder is not None:
-            self.recorder.count(layer, step.rows, selected.num_hits, selected.num_selected)
+            self.recorder.count(layer, step.rows, selected.num_hits, selected.num_selected, coverage)
             if self.recorder.records_mass:
                 mass = self._covered_mass(layer, q, indices, lse, batch, scale)
                 self.recorder.cover(layer, step.rows, mass)

@@ -11,7 +11,7 @@ import torch
 
 from rheo_kernels import triton
 from rheo_kernels.cuda import estimate as cuda
-from rheo_kernels.types import Estimates, Tail
+from rheo_kernels.types import Coverage, Estimates, Tail
 from rheo_kernels.types.summary import EstimatingSummary, ScoringSummary
 from rheo_sglang.decode.buffers import SparseBuffers
 from rheo_sglang.decode.engine import EngineInputs
@@ -82,6 +82,9 @@ class EstimateScoring(Scoring):
         Of the pages.
     attends_tail
         Whether what a selection leaves out is attended by the estimates.
+    coverage
+        The recorder's sums of the share of attention that selected pages have, ``[R, L, H]``, float32; None to count
+        none.
     """
 
     estimates = True
@@ -94,11 +97,13 @@ class EstimateScoring(Scoring):
         head_dim: int,
         page_size: int,
         attends_tail: bool,
+        coverage: torch.Tensor | None,
     ) -> None:
         super().__init__(table)
         self.layout = summary.layout(head_dim, page_size)
         self.kernels = kernels
         self.attends_tail = attends_tail
+        self.coverage = coverage
 
     def __call__(self, layer: int, step: SparseBuffers[Any], q: torch.Tensor, scale: float) -> None:
         """See `Scoring`."""
@@ -112,8 +117,10 @@ class EstimateScoring(Scoring):
         if not self.attends_tail:
             return None
         summaries = self.table.summaries[layer, :, :, 0]
-        batch = step.batch
-        return Tail(self._estimates(step).lse, summaries, batch.pages, self.layout, batch.num_pages)
+        batch, coverage = step.batch, None
+        if self.coverage is not None:
+            coverage = Coverage(self.coverage[:, layer], step.rows)
+        return Tail(self._estimates(step).lse, summaries, batch.pages, self.layout, batch.num_pages, coverage)
 
     @staticmethod
     def _estimates(step: SparseBuffers[Any]) -> Estimates:
@@ -135,4 +142,5 @@ def make_scoring(inputs: EngineInputs) -> Scoring:
         kernels = triton
         if frames.is_cuda:
             logger.info("rheo: pages are estimated in Triton, not in CUDA C++: %s", reason)
-    return EstimateScoring(table, summary, kernels, dim, page_size, config.tail)
+    coverage = None if inputs.recorder is None else inputs.recorder.counts.coverage
+    return EstimateScoring(table, summary, kernels, dim, page_size, config.tail, coverage)

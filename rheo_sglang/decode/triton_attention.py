@@ -60,7 +60,8 @@ class TritonAttention(Attention[TritonWorkspace]):
             staged,
         )
         hits = self.hits(layer, selected, q, scale, workspace)
-        kernels.merge(hits, misses, out, tail=self.tail(tail, workspace))
+        coverage = None if tail is None else tail.coverage
+        kernels.merge(hits, misses, out, tail=self.tail(tail, workspace), coverage=coverage)
 
     @staticmethod
     def tail(tail: Tail | None, workspace: TritonWorkspace) -> Partials | None:

@@ -22,10 +22,19 @@ class Totals(NamedTuple):
     selected: float
     mass: float
     mass_samples: float
+    coverage: float
+    """Over requests in which it is finite."""
+    coverage_iterations: int
+    """Of these."""
 
 
 def build_report(
-    requests: list[Request], reduced: np.ndarray[Any, Any], layers: int, kv_heads: int, with_mass: bool
+    requests: list[Request],
+    reduced: np.ndarray[Any, Any],
+    layers: int,
+    kv_heads: int,
+    with_mass: bool,
+    with_coverage: bool,
 ) -> dict[str, Any]:
     """Average the counters of recorded requests.
 
@@ -34,11 +43,13 @@ def build_report(
     requests
         Recorded requests. One that was retracted and resumed may occur several times.
     reduced
-        Their sums, ``[X, L + H + 4]``, float64, see `reduce_rows`.
+        Their sums, ``[X, L + H + 5]``, float64, see `reduce_rows`.
     layers, kv_heads
         ``L`` and ``H``.
     with_mass
         Whether covered attention mass was recorded.
+    with_coverage
+        Whether estimates of it were recorded.
 
     Returns
     -------
@@ -50,6 +61,8 @@ def build_report(
         - ``hit_rate``: mean over samples of resident / selected pages; ``page_hit_rate``: resident / selected pages;
         - ``selected_share``: selected pages / pages of the context, over all samples: the budget as it was;
         - ``per_layer``, ``per_head``: mean hit rates;
+        - where recorded, ``estimated_coverage``: mean over samples of the share of attention that selected pages
+          have by estimate, over requests in which it is finite, None without one;
         - where recorded, ``mass_covered`` (mean over the samples in which it was finite, None without one) and
           ``mass_not_finite`` (samples in which it was not).
     """
@@ -60,7 +73,7 @@ def build_report(
 
     def entry(indices: list[int]) -> tuple[int, dict[str, Any]]:
         totals = _sum([requests[index] for index in indices], reduced[indices], layers, kv_heads)
-        return totals.iterations, _averages(totals, layers * kv_heads, with_mass)
+        return totals.iterations, _averages(totals, layers * kv_heads, with_mass, with_coverage)
 
     shown = []
     for rid, indices in by_rid.items():
@@ -72,16 +85,25 @@ def build_report(
 
 def _sum(requests: list[Request], reduced: np.ndarray[Any, Any], layers: int, kv_heads: int) -> Totals:
     row = reduced.sum(0) if len(reduced) else np.zeros(layers + kv_heads + len(FIELDS))
+    hits, selected, mass, mass_samples, _ = row[layers + kv_heads :].tolist()
+    coverage = reduced[:, layers + kv_heads + FIELDS.index("coverage")]
+    finite = np.isfinite(coverage)
+    iterations = np.array([request.iterations for request in requests], dtype=np.int64)
     return Totals(
-        sum(request.iterations for request in requests),
+        int(iterations.sum()),
         sum(request.listed for request in requests),
         row[:layers],
         row[layers : layers + kv_heads],
-        *row[layers + kv_heads :].tolist(),
+        hits,
+        selected,
+        mass,
+        mass_samples,
+        float(coverage[finite].sum()),
+        int(iterations[finite].sum()),
     )
 
 
-def _averages(totals: Totals, rows: int, with_mass: bool) -> dict[str, Any]:
+def _averages(totals: Totals, rows: int, with_mass: bool, with_coverage: bool) -> dict[str, Any]:
     """Averages over ``rows`` (layer, KV head) pairs and the steps that were summed."""
     samples = totals.iterations * rows
     layers, heads = len(totals.per_layer), len(totals.per_head)
@@ -93,6 +115,8 @@ def _averages(totals: Totals, rows: int, with_mass: bool) -> dict[str, Any]:
         "per_layer": _means(totals.per_layer, totals.iterations * heads),
         "per_head": _means(totals.per_head, totals.iterations * layers),
     }
+    if with_coverage:
+        averages["estimated_coverage"] = _ratio(totals.coverage, totals.coverage_iterations * rows)
     if with_mass:
         averages["mass_covered"] = _ratio(totals.mass, totals.mass_samples)
         averages["mass_not_finite"] = samples - int(totals.mass_samples)

@@ -9,7 +9,7 @@ import torch
 
 KEPT_REQUESTS = 256
 """Ended requests that a report still shows."""
-FIELDS = ("hits", "selected", "mass", "mass_samples")
+FIELDS = ("hits", "selected", "mass", "mass_samples", "coverage")
 """Columns of a reduced row after the hit rates of the layers and of the KV heads."""
 
 
@@ -27,6 +27,9 @@ class Counts(NamedTuple):
         None where mass is not recorded.
     mass_samples
         Steps that ``mass`` sums over, ``[R, L, H]``, int32, or None.
+    coverage
+        Sum over steps of the share of attention that the selection covers by estimate, ``[R, L, H]``, float32; None
+        where nothing is estimated.
     """
 
     rates: torch.Tensor
@@ -34,6 +37,7 @@ class Counts(NamedTuple):
     selected: torch.Tensor
     mass: torch.Tensor | None
     mass_samples: torch.Tensor | None
+    coverage: torch.Tensor | None
 
 
 class Request(NamedTuple):
@@ -58,7 +62,7 @@ def reduce_rows(counts: Counts, rows: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     torch.Tensor
-        ``[X, L + H + 4]``, float64: rates summed over KV heads, rates summed over layers, then `FIELDS`.
+        ``[X, L + H + 5]``, float64: rates summed over KV heads, rates summed over layers, then `FIELDS`.
     """
     rates = counts.rates[rows].double()
     totals = [

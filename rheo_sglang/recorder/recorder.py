@@ -43,12 +43,26 @@ class Recorder:
         Where the counters live.
     with_mass
         Whether covered attention mass is recorded as well.
+    with_coverage
+        Whether estimates of it are recorded: what selections leave out is attended by estimates.
+
+    Attributes
+    ----------
+    padding_row
+        A row for what is no request; it is never reported.
     """
 
     def __init__(
-        self, rows: int, layers: int, kv_heads: int, device: str | torch.device, with_mass: bool
+        self,
+        rows: int,
+        layers: int,
+        kv_heads: int,
+        device: str | torch.device,
+        with_mass: bool,
+        with_coverage: bool = False,
     ) -> None:
-        shape = (rows, layers, kv_heads)
+        self.padding_row = rows
+        shape = (rows + 1, layers, kv_heads)
         self.device = torch.device(device)
         self.counts = Counts(
             torch.zeros(shape, dtype=torch.float32, device=device),
@@ -56,6 +70,7 @@ class Recorder:
             torch.zeros(shape, dtype=torch.int64, device=device),
             torch.zeros(shape, dtype=torch.float32, device=device) if with_mass else None,
             torch.zeros(shape, dtype=torch.int32, device=device) if with_mass else None,
+            torch.zeros(shape, dtype=torch.float32, device=device) if with_coverage else None,
         )
         self.ended = EndedRequests(layers, kv_heads, self.device)
         self._row_of: dict[str, int] = {}
@@ -74,7 +89,7 @@ class Recorder:
         """Whether covered attention mass is recorded."""
         return self.counts.mass is not None
 
-    def begin_step(self, rids: list[str], num_pages: torch.Tensor) -> torch.Tensor:
+    def begin_step(self, rids: list[str], num_pages: torch.Tensor, padded: int = 0) -> torch.Tensor:
         """Count one decode step of each request.
 
         Parameters
@@ -82,24 +97,35 @@ class Recorder:
         rids
             Request ids of the batch.
         num_pages
-            Pages of each request's context, ``[B]``, integer, on the host.
+            Pages of each request's context, integer, on the host.
+        padded
+            ``B``, where the batch is padded to more than its requests.
 
         Returns
         -------
         torch.Tensor
-            Each request's row of the counters, ``[B]``, int64, on the device.
+            Each request's row of the counters, then `padding_row`, ``[B]``, int64, on the device.
         """
         self._step += 1
-        if rids != self._rids:
-            self._batch_rows = np.array(self._take_rows(rids), dtype=np.int64)
-            self._rows = self._on_device(self._batch_rows)
+        batch = max(len(rids), padded)
+        if rids != self._rids or batch != len(self._rows):
+            rows = self._take_rows(rids)
+            self._batch_rows = np.array(rows, dtype=np.int64)
+            self._rows = self._on_device(rows + [self.padding_row] * (batch - len(rows)))
             self._rids = list(rids)
         self._last_step[self._batch_rows] = self._step
         self._iterations[self._batch_rows] += 1
         self._listed[self._batch_rows] += num_pages.numpy()
         return self._rows
 
-    def count(self, layer: int, rows: torch.Tensor, hits: torch.Tensor, selected: torch.Tensor) -> None:
+    def count(
+        self,
+        layer: int,
+        rows: torch.Tensor,
+        hits: torch.Tensor,
+        selected: torch.Tensor,
+        coverage: torch.Tensor | None = None,
+    ) -> None:
         """Add one layer's counts of one step.
 
         Parameters
@@ -110,10 +136,14 @@ class Recorder:
             What `begin_step` returned, ``[B]``, int64.
         hits, selected
             Resident and all selected pages, ``[B, H]``, integer.
+        coverage
+            Estimated share of attention that they have, ``[B, H]``, if that is recorded.
         """
         self.counts.rates[rows, layer] += hits / selected.clamp(min=1)
         self.counts.hits[rows, layer] += hits
         self.counts.selected[rows, layer] += selected
+        if self.counts.coverage is not None and coverage is not None:
+            self.counts.coverage[rows, layer] += coverage
 
     def cover(self, layer: int, rows: torch.Tensor, mass: torch.Tensor) -> None:
         """Add the attention mass, ``[B, H]``, that one step's selection covered in one layer, where it is finite."""
@@ -137,6 +167,7 @@ class Recorder:
             layers,
             kv_heads,
             self.records_mass,
+            self.counts.coverage is not None,
         )
 
     def _take_rows(self, rids: list[str]) -> list[int]:

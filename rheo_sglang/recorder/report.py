@@ -81,13 +81,18 @@ def _table(title: str, columns: dict[str, str], caption: str | None = None) -> T
 
 
 def _requests_table(recorder: dict[str, Any]) -> Table:
-    with_mass = "mass_covered" in recorder["overall"]
-    names = ["steps", "samples", "hit rate", "pages hit", "selected", *(["mass"] if with_mass else [])]
+    shares = {"covered": "estimated_coverage", "mass": "mass_covered"}
+    shares = {name: key for name, key in shares.items() if key in recorder["overall"]}
+    names = ["steps", "samples", "hit rate", "pages hit", "selected", *shares]
     caption = (
         "samples: layers x KV heads x decode steps. hit rate: selected pages that had a frame, per sample. "
         "selected: pages of the context that were selected, which is what the budget allowed"
     )
-    if with_mass:
+    if "covered" in shares:
+        caption += (
+            ". covered: attention of the whole context that fell on them, as estimated by page summaries"
+        )
+    if "mass" in shares:
         caption += ". mass: attention of the whole context that fell on them"
         if uncounted := recorder["overall"].get("mass_not_finite"):
             caption += f" (not a finite number in {uncounted:,} samples, which are left out)"
@@ -105,7 +110,7 @@ def _requests_table(recorder: dict[str, Any]) -> Table:
             _percent(entry["page_hit_rate"]),
             _percent(entry.get("selected_share")),
         ]
-        table.add_row(_name(name), *row, *([_percent(entry.get("mass_covered"))] if with_mass else []))
+        table.add_row(_name(name), *row, *(_percent(entry.get(key)) for key in shares.values()))
     return table
 
 

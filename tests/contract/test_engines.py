@@ -42,8 +42,15 @@ class Pair:
     """The reference and the GPU's engine over the same requests, and what each layer of the latest step selected."""
 
     def __init__(
-        self, config: RheoConfig, frames: int, device: torch.device, dtype: torch.dtype, runners_up: int
+        self,
+        config: RheoConfig,
+        frames: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        runners_up: int,
+        padding: int = 0,
     ) -> None:
+        self.padding = padding
         self.random = torch.Generator().manual_seed(11)
         cpu = torch.device("cpu")
         self.reference = EngineServer(config, frames, cpu, False, dtype, runners_up=runners_up)
@@ -99,7 +106,8 @@ class Pair:
         self.selections[server] = []
 
         def observed(layer: int, scores: torch.Tensor, selected: Selected, *args: Any) -> None:
-            self.selections[server].append(Selected(*(field.clone().cpu() for field in selected)))
+            live = (field[: len(LENGTHS)].clone().cpu() for field in selected)
+            self.selections[server].append(Selected(*live))
             on_step(layer, scores, selected, *args)
 
         policy.on_step = observed  # type: ignore[method-assign]
@@ -111,7 +119,8 @@ class Pair:
         no difference to any score.
         """
         lengths = {row: length + number + 1 for row, length in LENGTHS.items()}
-        q, v = (self.normal(LAYERS, len(lengths), heads, DIM) for heads in (GROUP * HEADS, HEADS))
+        batch = len(lengths) + self.padding
+        q, v = (self.normal(LAYERS, batch, heads, DIM) for heads in (GROUP * HEADS, HEADS))
         inputs = q, torch.zeros_like(v), v
         self.outputs.clear()
         for server in self.servers:
@@ -211,6 +220,14 @@ def check(pair: Pair, policy: str) -> int:
     first, second = (server.recorder.report()["overall"] for server in pair.servers)
     assert first["samples"] == second["samples"]
     assert first["hit_rate"] == pytest.approx(second["hit_rate"])
+    attends_tail = pair.gpu.engine.scoring.attends_tail
+    assert ("estimated_coverage" in first) == ("estimated_coverage" in second) == attends_tail
+    if attends_tail:
+        assert 0.3 < first["estimated_coverage"] < 0.9
+        assert first["estimated_coverage"] == pytest.approx(second["estimated_coverage"], abs=2e-3)
+        for server in pair.servers:
+            counted = server.recorder.counts.coverage[: server.recorder.padding_row]
+            assert int((counted > 0).any(2).any(1).sum()) == len(LENGTHS), "padding counts for a request"
     return unselected
 
 
@@ -230,7 +247,7 @@ def test_triton_attends_what_is_left_out_as_the_reference_does(
     summary: str, tail: bool, miss_mode: str, rng: torch.Generator
 ) -> None:
     config = config_of("importance", summary=summary, tail=tail, miss_mode=miss_mode)
-    pair = Pair(config, 10, rng.device, torch.float32, runners_up=0)
+    pair = Pair(config, 10, rng.device, torch.float32, runners_up=0, padding=1)
     check(pair, "importance")
 
 
@@ -241,7 +258,7 @@ def test_cuda_attends_what_is_left_out_as_the_reference_does(
     if not GPU:
         monkeypatch.setattr("rheo_sglang.decode.gpu_engine.make_attention", CudaAttention)
     config = config_of("importance", summary=summary, miss_mode="fetch")
-    pair = Pair(config, 16, rng.device, torch.bfloat16, runners_up=PAGES)
+    pair = Pair(config, 16, rng.device, torch.bfloat16, runners_up=PAGES, padding=1)
     check(pair, "importance")
 
 

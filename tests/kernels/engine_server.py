@@ -12,6 +12,7 @@ from rheo_sglang.decode.heads import HeadShape
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
 from rheo_sglang.recorder import Recorder
+from rheo_sglang.selection import EstimatingSummary
 
 LAYERS, HEADS, GROUP, DIM, PAGE_SIZE, PAGES = 2, 2, 2, 16, 16, 60
 CONTEXT = 14 * PAGE_SIZE
@@ -65,7 +66,8 @@ class EngineServer:
         )
         self.host = host_pool(LAYERS, PAGES, HEADS, DIM, PAGE_SIZE, dtype, device.type == "cuda")
         self.frames = frame_pool(LAYERS, HEADS, frames, DIM, PAGE_SIZE, dtype, device)
-        self.recorder = Recorder(ROWS, LAYERS, HEADS, device, with_mass=False)
+        with_coverage = config.tail and isinstance(self.table.summary, EstimatingSummary)
+        self.recorder = Recorder(ROWS, LAYERS, HEADS, device, False, with_coverage)
         self.tokens = torch.zeros((ROWS, CONTEXT), dtype=torch.int32, device=device)
         inputs = EngineInputs(
             config,

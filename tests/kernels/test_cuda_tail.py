@@ -62,14 +62,12 @@ class LeftOut:
         """Output and natural-log LSE of the pages left out."""
         heads, device = self.shape.heads, self.tail.lse.device
         nothing = torch.zeros((len(self.num_pages), heads), dtype=torch.int32, device=device)
-        lse, summaries, pages, layout, _ = self.tail
+        lse, summaries, pages, layout, *_ = self.tail
         safe = pages.clamp(max=summaries.shape[1] - 1)
         return reference.tail(lse.double(), nothing[..., None], nothing, summaries, safe, layout)
 
 
-def attend(
-    problem: Problem, tail: Tail | None, misses: bool, splits: int = 0, coverage: Coverage | None = None
-) -> torch.Tensor:
+def attend(problem: Problem, tail: Tail | None, misses: bool, splits: int = 0) -> torch.Tensor:
     """The kernel's output, of lists split as for ``tail``, or ``splits`` times."""
     from rheo_kernels.cuda.attend import Workspace, attend_selected
     from rheo_kernels.types import Partials
@@ -85,7 +83,7 @@ def attend(
     host = problem.pinned if misses else None
     operands = problem.q, problem.frames, host, problem.selected, problem.scale, shape.page_size, workspace
     for _ in range(2):
-        attend_selected(*operands, out, tail=tail, coverage=coverage)
+        attend_selected(*operands, out, tail=tail)
         assert workspace.arrived.eq(0).all()
     return out
 
@@ -230,7 +228,7 @@ def test_the_share_of_attention_that_is_not_the_tail_s_is_counted(shape: Shape, 
     left.tail.lse[3].fill_(-torch.inf)
     shares = torch.ones((6, 2, shape.heads), device=rng.device)
     slots = torch.tensor([4, 1, 0, 2], device=rng.device)
-    out = attend(problem, left.tail, True, 3, Coverage(shares[:, 1], slots))
+    out = attend(problem, left.tail._replace(coverage=Coverage(shares[:, 1], slots)), True, 3)
     assert relative_error(out, expected(problem, left)) < tolerance(shape)
     selected, tail = problem.exact()[1], left.exact()[1].double()
     covered = (1 - (tail - torch.logaddexp(selected, tail)).exp()).nan_to_num(1.0)

@@ -81,3 +81,32 @@ def test_merge_of_empty_partials_is_empty(rng: torch.Generator) -> None:
     kernels.merge(parts, None, out, lse)
     assert out.eq(0).all()
     assert lse.eq(-torch.inf).all()
+
+
+@pytest.mark.parametrize("host", [False, True])
+def test_merge_counts_the_share_of_attention_that_is_not_the_tail_s(host: bool, rng: torch.Generator) -> None:
+    """In the row of each request's slot; a request of which nothing is left out has all of it."""
+    from rheo_kernels import triton as kernels
+    from rheo_kernels.types import Coverage
+
+    hits, misses, tail = (partials(count, 64, rng) for count in (5, 3, 4))
+    for parts in (hits, misses, tail):
+        parts.lse.div_(10)
+    tail.lse[:HEADS].fill_(-torch.inf)
+    hits.lse[HEADS].fill_(-torch.inf)
+    misses.lse[HEADS].fill_(-torch.inf)
+    host_out = normal((BATCH, HEADS * GROUP, 64), torch.float32, rng) if host else None
+    host_lse = normal((BATCH, HEADS * GROUP), torch.float32, rng) if host else None
+    shares = torch.ones((5, 2, HEADS), device=rng.device)
+    slots = torch.tensor([3, 0, 2], device=rng.device)
+    out = torch.empty((BATCH, HEADS * GROUP, 64), device=rng.device)
+    lse = torch.empty(out.shape[:2], device=rng.device)
+    coverage = Coverage(shares[:, 1], slots)
+    for _ in range(2):
+        kernels.merge(hits, misses, out, lse, host_out, host_lse, tail, coverage)
+    theirs = expected(tail)[1].view(lse.shape).double()
+    covered = (1 - (theirs - lse.double()).exp()).unflatten(1, (HEADS, GROUP)).mean(2).float()
+    torch.testing.assert_close(shares[slots, 1], 1 + 2 * covered, rtol=1e-4, atol=1e-4)
+    assert covered[0].eq(1).all() and covered[2].min() > 0.1 and covered[2].max() < 0.99
+    assert host or covered[1, 0].abs() < 1e-6
+    assert shares[:, 0].eq(1).all() and shares[[1, 4]].eq(1).all()

@@ -17,6 +17,7 @@ SPARSE = {
     "dense_threshold": 0,
     "frame_pool_tokens": 1024,
     "recorder": "mass",
+    "summary": "subcentroids4",
 }
 NAMES = ["[/x]", "[bold]x", "a[b]c", ":smile:"]
 
@@ -54,6 +55,7 @@ def test_the_report_of_a_server_that_asks_for_a_key(server, capsys, monkeypatch)
     long = state["recorder"]["requests"][0]
     assert 0.2 < long["selected_share"] < 0.35
     assert 0 < long["mass_covered"] <= 1
+    assert long["estimated_coverage"] == pytest.approx(long["mass_covered"], abs=0.05)
     assert long["mass_not_finite"] == state["not_finite"] == 0
     longest, other = state["prefixes"]
     assert (longest["tokens"], longest["shared_tokens"]) == (672, 320)

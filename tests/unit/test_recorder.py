@@ -16,8 +16,8 @@ from rheo_sglang.recorder.recorder import ENDED_AFTER, GIVEN_BACK_TOGETHER
 LAYERS, HEADS = 2, 3
 
 
-def make_recorder(with_mass: bool = False, rows: int = 6) -> Recorder:
-    return Recorder(rows, LAYERS, HEADS, "cpu", with_mass)
+def make_recorder(with_mass: bool = False, rows: int = 6, with_coverage: bool = False) -> Recorder:
+    return Recorder(rows, LAYERS, HEADS, "cpu", with_mass, with_coverage)
 
 
 def step(
@@ -56,7 +56,7 @@ def test_counts_equal_a_hand_computed_example() -> None:
     assert report["overall"]["samples"] == 18
     assert report["overall"]["hit_rate"] == round((8.5 + 1.5) / 18, 4)
     assert report["overall"]["page_hit_rate"] == round((34 + 3) / (48 + 12), 4)
-    assert "mass_covered" not in report["overall"]
+    assert not {"mass_covered", "estimated_coverage"} & report["overall"].keys()
 
 
 def test_a_reused_row_starts_from_zero_and_keeps_what_was_there() -> None:
@@ -179,6 +179,51 @@ def test_a_mass_that_is_not_finite_reaches_no_average_and_is_counted(value: floa
     assert report["overall"]["mass_not_finite"] == 8
 
 
+def cover(recorder: Recorder, rids: list[str], shares: list[list[float]]) -> None:
+    """One decode step in which ``shares[request][head]`` of the attention is on selected pages, in every layer."""
+    rows = recorder.begin_step(rids, torch.tensor([8] * len(rids)))
+    pages = torch.ones(len(rids), HEADS, dtype=torch.int32)
+    for layer in range(LAYERS):
+        recorder.count(layer, rows, pages, pages, torch.tensor(shares))
+
+
+def test_estimated_coverage_is_a_mean_over_samples_as_the_hit_rate_is() -> None:
+    recorder = make_recorder(rows=2, with_coverage=True)
+    assert recorder.report()["overall"]["estimated_coverage"] is None
+    cover(recorder, ["a", "b"], [[0.5, 0.75, 1.0], [0.25] * HEADS])
+    cover(recorder, ["a"], [[0.5] * HEADS])
+    cover(recorder, ["a"], [[0.5] * HEADS])
+    cover(recorder, ["a", "in-the-row-of-b"], [[0.75] * HEADS, [0.125] * HEADS])
+    report = recorder.report()
+    shown = {rid: entry["estimated_coverage"] for rid, entry in by_rid(report).items()}
+    assert shown == {"a": 0.625, "b": 0.25, "in-the-row-of-b": 0.125}
+    assert report["overall"]["estimated_coverage"] == round((4 * 0.625 + 0.25 + 0.125) / 6, 4)
+
+
+def test_a_coverage_that_is_not_finite_is_left_out_with_its_request() -> None:
+    recorder = make_recorder(rows=2, with_coverage=True)
+    cover(recorder, ["bad", "good"], [[float("nan"), 0.5, 0.5], [0.5] * HEADS])
+    cover(recorder, ["next", "good"], [[0.25] * HEADS, [0.5] * HEADS])
+    report = json.loads(json.dumps(recorder.report(), allow_nan=False))
+    shown = {rid: entry["estimated_coverage"] for rid, entry in by_rid(report).items()}
+    assert shown == {"bad": None, "good": 0.5, "next": 0.25}
+    assert report["overall"]["estimated_coverage"] == round((2 * 0.5 + 0.25) / 3, 4)
+
+
+def test_padding_of_a_batch_counts_for_no_request() -> None:
+    recorder = make_recorder(rows=2, with_coverage=True)
+    assert recorder.counts.coverage is not None
+    for rids, padded in ((["a"], 4), (["a"], 2), (["a", "b"], 4), (["a", "b"], 0), (["c", "b"], 3)):
+        rows = recorder.begin_step(rids, torch.tensor([8] * len(rids)), padded)
+        assert len(rows) == max(padded, len(rids))
+        assert len(set(rows[: len(rids)].tolist()) - {recorder.padding_row}) == len(rids)
+        assert rows[len(rids) :].eq(recorder.padding_row).all()
+        live = torch.arange(len(rows))[:, None, None] < len(rids)
+        recorder.counts.coverage.index_put_((rows,), torch.where(live, 0.5, 1.0), accumulate=True)
+    shown = {rid: entry["estimated_coverage"] for rid, entry in by_rid(recorder.report()).items()}
+    assert shown == {"a": 0.5, "b": 0.5, "c": 0.5}
+
+
 class CountOperations(TorchDispatchMode):
     """How many tensor operations ran; each is a launch or a copy on a device."""
 
@@ -210,11 +255,12 @@ def test_a_report_costs_the_same_however_many_requests_ended(requests: int, step
 
 
 def test_a_report_changes_nothing() -> None:
-    recorder = make_recorder(with_mass=True, rows=4)
+    recorder = make_recorder(with_mass=True, rows=4, with_coverage=True)
     full = [[[1] * HEADS] * LAYERS]
     for number in range(6):
         step(recorder, [f"r{number}", "stays"], full * 2, [2, 2])
-    before = [counter.clone() for counter in recorder.counts]
+    before = [counter.clone() for counter in recorder.counts if counter is not None]
+    assert len(before) == len(recorder.counts)
     rows, free = dict(recorder._row_of), list(recorder._free)
     assert recorder.report() == recorder.report()
     assert all(torch.equal(one, other) for one, other in zip(before, recorder.counts, strict=True))

@@ -30,11 +30,12 @@ def rendered(state: dict, width: int = 120) -> str:
     return console.export_text()
 
 
-def report_of(rid: str, with_mass: bool = False) -> dict:
-    recorder = Recorder(2, LAYERS, HEADS, "cpu", with_mass)
+def report_of(rid: str, with_mass: bool = False, with_coverage: bool = False) -> dict:
+    recorder = Recorder(2, LAYERS, HEADS, "cpu", with_mass, with_coverage)
     rows = recorder.begin_step([rid], torch.tensor([8]))
     for layer, hits in enumerate([[2, 1, 0], [2, 2, 2]]):
-        recorder.count(layer, rows, torch.tensor([hits]), torch.tensor([[2] * HEADS]))
+        coverage = torch.full((1, HEADS), 0.9375)
+        recorder.count(layer, rows, torch.tensor([hits]), torch.tensor([[2] * HEADS]), coverage)
         if with_mass:
             recorder.cover(layer, rows, torch.tensor([[0.875, 0.875, float("nan")]]))
     return recorder.report()
@@ -69,6 +70,19 @@ def test_every_average_and_counter_is_shown_whole(width: int) -> None:
     ):
         assert shown in text, shown
     assert "…" not in text
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("with_mass", [False, True])
+def test_estimated_coverage_is_shown_beside_the_hit_rate(with_mass: bool, width: int) -> None:
+    text = rendered({"recorder": report_of("a", with_mass, True), "counters": {}}, width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    assert "…" not in text
+    lines = [line for line in text.splitlines() if "75.00 %" in line and "93.75 %" in line]
+    assert len(lines) == 2, "of the request, and of all"
+    assert all(("87.50 %" in line) == with_mass for line in lines)
+    assert "estimated by" in " ".join(text.split())
+    assert "covered" not in rendered({"recorder": report_of("a", with_mass), "counters": {}}, width)
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -11,7 +11,7 @@ import torch
 from rheo_kernels.cuda.compile import Kernel, UnavailableError, compile_kernel
 from rheo_kernels.cuda.offload import TIMESTAMPS, CpuOffload
 from rheo_kernels.cuda.workspace import LISTS_AT_ONCE, Pipeline, TailPipeline, Workspace, offload_blocks
-from rheo_kernels.types import Coverage, RunnersUp, Selected, Tail
+from rheo_kernels.types import RunnersUp, Selected, Tail
 from rheo_kernels.types.offload_words import LINE, TAG_SHIFT, TOKEN_BITS
 from rheo_kernels.types.subcentroids import CENTRE_GROUPS, GROUPS
 
@@ -185,7 +185,6 @@ def attend_selected(
     layer: int = 0,
     runners_up: RunnersUp | None = None,
     tail: Tail | None = None,
-    coverage: Coverage | None = None,
 ) -> None:
     """Attend the selected pages of each KV head: hits from frames and, if ``host`` is given, misses from there.
 
@@ -220,9 +219,8 @@ def attend_selected(
     runners_up
         Pages that the selection left out and that may be loaded as far as the bus has time.
     tail
-        If given, the pages left out are attended, too, each as if its tokens all had the page's mean V.
-    coverage
-        If given with a ``tail`` and ``out``, counts the share of attention that all other pages have.
+        If given, the pages left out are attended, too, each as if its tokens all had the page's mean V. With ``out``,
+        its ``coverage`` counts the share of attention that all other pages have.
 
     Notes
     -----
@@ -255,7 +253,7 @@ def attend_selected(
         arguments.cpu_begin, arguments.offload = cpu_begin.data_ptr(), _offload(offload, layer, runners_up)
         arguments.offload.blocks = offload_blocks(pairs, Pipeline.of_shape(dim, page_size))
     if tail is not None:
-        arguments.tail = _tail(tail, workspace.tail_lse, coverage)
+        arguments.tail = _tail(tail, workspace.tail_lse)
     blocks = pairs * workspace.parts.splits + (0 if offload is None else arguments.offload.blocks)
     _launch(dim, page_size, group, q.dtype, modes, blocks, arguments)
 
@@ -318,8 +316,8 @@ def _offload(cpu: CpuOffload, layer: int, runners_up: RunnersUp | None) -> _Offl
     )
 
 
-def _tail(tail: Tail, split_lse: torch.Tensor, coverage: Coverage | None) -> _Tail:
-    summaries, layout = tail.summaries, tail.layout
+def _tail(tail: Tail, split_lse: torch.Tensor) -> _Tail:
+    summaries, layout, coverage = tail.summaries, tail.layout, tail.coverage
     if not tail.lse.is_contiguous() or summaries.stride()[1:] != (layout.width, 1):
         raise ValueError(
             f"the tail's estimates have strides {tail.lse.stride()} and its summaries {summaries.stride()}; "

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from rheo_kernels.triton.partial import LOG2_E
-from rheo_kernels.types import Partials
+from rheo_kernels.types import Coverage, Partials
 
 LN_2 = tl.constexpr(0.6931471805599453)
 BLOCK_ELEMENTS = 4096
@@ -22,6 +22,7 @@ def merge(
     host_out: torch.Tensor | None = None,
     host_lse: torch.Tensor | None = None,
     tail: Partials | None = None,
+    coverage: Coverage | None = None,
 ) -> torch.Tensor:
     """Combine all splits of up to three sets of partials, and a partial of the host's, if there is one.
 
@@ -36,6 +37,8 @@ def merge(
     host_out, host_lse
         Output and natural-log LSE of one more partial, ``[B, Hq, D]`` and ``[B, Hq]``, float32, contiguous, in mapped
         pinned memory or on the device.
+    coverage
+        If given with a ``tail``, counts the share of attention that all other partials have; updated atomically.
 
     Returns
     -------
@@ -48,6 +51,7 @@ def merge(
     """
     pairs, splits, group, dim = parts.out.shape
     block_d = triton.next_power_of_2(dim)
+    shares, slots = coverage or (None, None)
     _merge[(pairs * group,)](
         parts.out,
         parts.lse,
@@ -59,9 +63,13 @@ def merge(
         host_lse,
         out,
         lse,
+        shares,
+        slots,
         splits,
         0 if more is None else more.splits,
         0 if tail is None else tail.splits,
+        0 if shares is None else shares.shape[1],
+        0 if shares is None else shares.stride(0),
         GROUP=group,
         DIM=dim,
         BLOCK_D=block_d,
@@ -70,6 +78,7 @@ def merge(
         TAIL=tail is not None,
         HOST=host_out is not None,
         LSE=lse is not None,
+        COVERAGE=tail is not None and shares is not None,
         num_warps=4,
     )
     return out
@@ -109,9 +118,13 @@ def _merge(
     host_lse,
     out,
     lse,
+    shares,
+    slots,
     splits,
     more_splits,
     tail_splits,
+    heads,
+    stride_cr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -120,6 +133,7 @@ def _merge(
     TAIL: tl.constexpr,
     HOST: tl.constexpr,
     LSE: tl.constexpr,
+    COVERAGE: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     pair = row // GROUP
@@ -129,16 +143,17 @@ def _merge(
     top = tl.full([], float("-inf"), tl.float32)
     total = tl.full([], 0.0, tl.float32)
     mixed = tl.zeros([BLOCK_D], tl.float32)
+    if TAIL:
+        top, total, mixed = _fold(
+            tail_outs, tail_lses, pair, member, tail_splits, top, total, mixed, GROUP, DIM, BLOCK_D, BLOCK_S
+        )
+    tail_top, tail_total = top, total
     top, total, mixed = _fold(
         outs, lses, pair, member, splits, top, total, mixed, GROUP, DIM, BLOCK_D, BLOCK_S
     )
     if MORE:
         top, total, mixed = _fold(
             more_outs, more_lses, pair, member, more_splits, top, total, mixed, GROUP, DIM, BLOCK_D, BLOCK_S
-        )
-    if TAIL:
-        top, total, mixed = _fold(
-            tail_outs, tail_lses, pair, member, tail_splits, top, total, mixed, GROUP, DIM, BLOCK_D, BLOCK_S
         )
     if HOST:
         part_lse = tl.load(host_lse + row) * LOG2_E
@@ -155,3 +170,7 @@ def _merge(
     tl.store(out + row * DIM + d, (mixed / whole).to(out.dtype.element_ty), mask=inside)
     if LSE:
         tl.store(lse + row, tl.where(total > 0, (top + tl.log2(whole)) * LN_2, float("-inf")))
+    if COVERAGE:
+        left_out = tail_total * tl.exp2(tail_top - tl.where(top == float("-inf"), 0.0, top)) / whole
+        slot = tl.load(slots + pair // heads)
+        tl.atomic_add(shares + slot * stride_cr + pair % heads, (1 - left_out) / GROUP, sem="relaxed")

@@ -9,6 +9,16 @@ import torch
 from rheo_kernels.types.subcentroids import SubcentroidLayout
 
 
+class Coverage(NamedTuple):
+    """The recorder's sums of the share of attention that the selected pages have, in one layer."""
+
+    shares: torch.Tensor
+    """``[R, H]``, float32, contiguous in ``H``: every step adds ``1 - exp(tail LSE - LSE)``, a mean over the group; 1
+    where nothing is left out."""
+    slots: torch.Tensor
+    """Row of each request, ``[B]``, int64; padding has one of its own."""
+
+
 class Tail(NamedTuple):
     """The pages that a selection left out, in one layer: their estimates, and the summaries that hold their mean V."""
 
@@ -22,12 +32,5 @@ class Tail(NamedTuple):
     """Of the summaries."""
     num_pages: torch.Tensor | None = None
     """Pages of each list, ``[B]``, int32, where known: nothing is read past them. Written before the step's kernels."""
-
-
-class Coverage(NamedTuple):
-    """The recorder's sums of the share of attention that the selected pages have, in one layer."""
-
-    shares: torch.Tensor
-    """``[R, H]``, float32, contiguous in ``H``: every step adds ``1 - exp(tail LSE - LSE)``, a mean over the group."""
-    slots: torch.Tensor
-    """Row of each request, ``[B]``, int64."""
+    coverage: Coverage | None = None
+    """Where attention counts the share that these pages do not have; None: nowhere."""
