@@ -81,28 +81,31 @@ def _table(title: str, columns: dict[str, str], caption: str | None = None) -> T
 
 
 def _requests_table(recorder: dict[str, Any]) -> Table:
-    shares = {"covered": "estimated_coverage", "mass": "mass_covered"}
-    shares = {name: key for name, key in shares.items() if key in recorder["overall"]}
+    overall = recorder["overall"]
+    measured, estimated = "mass_covered" in overall, "estimated_coverage" in overall
+    shares = {"mass": "mass_covered"} if measured else {"covered": "estimated_coverage"} if estimated else {}
     names = ["steps", "samples", "hit rate", "pages hit", "selected", *shares]
     caption = (
         "samples: layers x KV heads x decode steps. hit rate: selected pages that had a frame, per sample. "
         "selected: pages of the context that were selected, which is what the budget allowed"
     )
-    if "covered" in shares:
+    if measured:
+        caption += ". mass: attention of the whole context that fell on them"
+        if uncounted := overall.get("mass_not_finite"):
+            caption += f" (not a finite number in {uncounted:,} samples, which are left out)"
+        if estimated:
+            caption += f", {_percent(overall['estimated_coverage'])} of all as estimated by page summaries"
+    elif estimated:
         caption += (
             ". covered: attention of the whole context that fell on them, as estimated by page summaries"
         )
-    if "mass" in shares:
-        caption += ". mass: attention of the whole context that fell on them"
-        if uncounted := recorder["overall"].get("mass_not_finite"):
-            caption += f" (not a finite number in {uncounted:,} samples, which are left out)"
     kept = recorder.get("kept_requests")
     if kept is not None:
         caption += f". all: the running requests and the last {kept:,} that ended"
     columns = {"request": "left", **dict.fromkeys(names, "right")}
     table = _table("Hit rate per request", columns, caption + ".")
     rows = [(entry["rid"], _number(entry["iterations"]), entry) for entry in recorder["requests"]]
-    for name, steps, entry in [*rows, ("all", "", recorder["overall"])]:
+    for name, steps, entry in [*rows, ("all", "", overall)]:
         row = [
             steps,
             _number(entry["samples"]),

@@ -45,6 +45,7 @@ def test_the_report_of_a_server_that_asks_for_a_key(server, capsys, monkeypatch)
     assert main(["report", "--url", server.base_url]) == server_info.NOT_ALLOWED
     assert main(["report", "--url", server.base_url, "--api-key", KEY]) == 0
     text = capsys.readouterr().out
+    assert "as estimated by page summaries" in " ".join(text.split())
     assert all(name in text for name in NAMES)
 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
