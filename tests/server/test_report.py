@@ -56,7 +56,9 @@ def test_the_report_of_a_server_that_asks_for_a_key(server, capsys, monkeypatch)
     long = state["recorder"]["requests"][0]
     assert 0.2 < long["selected_share"] < 0.35
     assert 0 < long["mass_covered"] <= 1
-    assert long["estimated_coverage"] == pytest.approx(long["mass_covered"], abs=0.05)
+    assert -0.01 < long["estimated_coverage"] - long["mass_covered"] < 0.1, (
+        "mean keys understate what is left out"
+    )
     assert long["mass_not_finite"] == state["not_finite"] == 0
     longest, other = state["prefixes"]
     assert (longest["tokens"], longest["shared_tokens"]) == (672, 320)
