@@ -128,7 +128,7 @@ def test_what_is_rendered_is_current(name: str, tmp_path: Path) -> None:
     assert copy.read_text() == page.read_text()
 
 
-HELPERS = {"exclude", "fetch_splits", "num_splits", "tail_splits"}
+HELPERS = {"fetch_splits", "num_splits", "tail_splits"}
 """What `rheo_kernels.triton` exports beside kernels, and a launch that is part of `tail`."""
 
 

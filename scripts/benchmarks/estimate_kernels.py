@@ -21,7 +21,7 @@ from common.measurement import gpu_in_words, keep_result, result_document
 from rheo_kernels.cuda.attend import Workspace, attend_selected
 from rheo_kernels.cuda.estimate import estimate, log_shares
 from rheo_kernels.cuda.select_resolve import select_resolve
-from rheo_kernels.triton import exclude, tail, tail_splits
+from rheo_kernels.triton import tail, tail_splits
 from rheo_kernels.types import Estimates, Partials, Selected, Tail
 from rheo_kernels.types.subcentroids import SubcentroidLayout, subcentroid_layout
 
@@ -69,8 +69,10 @@ def measure(
         "log_shares": time_us([lambda: log_shares(found, seq_lens, size, scores)]),
         "estimate_floor": (listed * layout.value_offset + written) / rate,
     }
-    exclude(found.lse, indices, counts)
-    result["exclude"] = time_us([lambda: exclude(found.lse, indices, counts)])
+    left_out = order[..., selected:].repeat_interleave(GROUP, 1)
+    found.lse.copy_(
+        torch.full_like(found.lse, -torch.inf).scatter_(2, left_out, found.lse.gather(2, left_out))
+    )
     result["tail"] = time_us(tails)
     result["tail_floor"] = (listed * (layout.width - layout.scales_offset) + written) / rate
     result["path_floor"] = (listed * layout.width + written) / rate

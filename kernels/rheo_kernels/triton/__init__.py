@@ -25,7 +25,7 @@ from rheo_kernels.triton.select import select
 from rheo_kernels.triton.select_resolve import select_resolve
 from rheo_kernels.triton.stage import stage
 from rheo_kernels.triton.subcentroids import summarise_subcentroids
-from rheo_kernels.triton.tail import exclude, tail, tail_splits
+from rheo_kernels.triton.tail import tail, tail_splits
 from rheo_kernels.triton.transfer import load, save
 from rheo_kernels.triton.values import gather_misses, value_frames
 from rheo_kernels.triton.write import write
@@ -39,7 +39,6 @@ __all__ = [
     "attend_fetch",
     "describe",
     "estimate",
-    "exclude",
     "fetch_splits",
     "fill",
     "gather_misses",

@@ -17,36 +17,11 @@ PAGES_PER_TILE = 32
 MOST_SPLITS = 64
 """What is worth merging: every split costs ``4 D`` bytes for each query head."""
 TAIL_WARPS = 4
-BLOCK_S = 128
-"""Selected entries that one step of `exclude` looks at."""
 
 
 def tail_splits(pairs: int, width: int) -> int:
     """Into how many programs to split each of ``pairs`` page lists of up to ``width`` pages."""
     return max(min(triton.cdiv(PROGRAMS, pairs), triton.cdiv(width, PAGES_PER_TILE), MOST_SPLITS), 1)
-
-
-def exclude(lse: torch.Tensor, indices: torch.Tensor, num_selected: torch.Tensor) -> None:
-    """Set the estimates of selected pages to ``-inf``, for every query head of a group.
-
-    Parameters
-    ----------
-    lse
-        Estimates, ``[B, Hq, M]``, float32, contiguous; written.
-    indices
-        Selected entries of each page list, ``[B, H, S]``, int32, contiguous.
-    num_selected
-        How many of the columns of ``indices`` count, ``[B, H]``, int32, contiguous.
-
-    Notes
-    -----
-    Reads 4 bytes for each selected page and writes 4 for each query head; bound by latency.
-    """
-    batch, heads, columns = indices.shape
-    queries, width = lse.shape[1:]
-    _exclude[(triton.cdiv(columns, BLOCK_S), batch * heads)](
-        lse, indices, num_selected, columns, width, GROUP=queries // heads, BLOCK_S=BLOCK_S, num_warps=1
-    )
 
 
 def tail(
@@ -61,7 +36,7 @@ def tail(
     Parameters
     ----------
     lse
-        Estimates without those of selected pages (`exclude`), ``[B, Hq, M]``, float32, contiguous.
+        Estimates without those of selected pages (see `select_resolve`), ``[B, Hq, M]``, float32, contiguous.
     summaries
         One layer's summaries, ``[H, N, W]``, uint8, contiguous.
     pages
@@ -112,18 +87,6 @@ def tail(
         num_warps=TAIL_WARPS,
     )
     return partials
-
-
-@triton.jit
-def _exclude(lse, indices, num_selected, columns, width, GROUP: tl.constexpr, BLOCK_S: tl.constexpr):
-    pair = tl.program_id(1).to(tl.int64)
-    column = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
-    taken = column < tl.minimum(tl.load(num_selected + pair), columns)
-    index = tl.load(indices + pair * columns + column, mask=taken, other=-1)
-    taken = taken & (index >= 0)
-    for member in tl.static_range(GROUP):
-        row = lse + (pair * GROUP + member) * width
-        tl.store(row + index, tl.full([BLOCK_S], float("-inf"), tl.float32), mask=taken)
 
 
 @triton.jit(do_not_specialize=["splits"])
