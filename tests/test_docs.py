@@ -129,7 +129,7 @@ def test_what_is_rendered_is_current(name: str, tmp_path: Path) -> None:
 
 
 HELPERS = {"fetch_splits", "num_splits", "tail_splits"}
-"""What `rheo_kernels.triton` exports beside kernels, and a launch that is part of `tail`."""
+"""What `rheo_kernels.triton` exports beside kernels."""
 
 
 def kernel_rows() -> dict[str, str]:

@@ -52,8 +52,6 @@ def measure(
     seq_lens = torch.full((batch,), context, dtype=torch.int32, device=device)
     selected = int(budget_ratio * width)
     order = torch.rand((batch, HEADS, width), device=device).argsort(-1)
-    indices = order[..., :selected].to(torch.int32).contiguous()
-    counts = torch.full((batch, HEADS), selected, dtype=torch.int32, device=device)
     found = Estimates.allocate(batch, queries, width, device)
     scores = torch.empty((batch, HEADS, width), device=device)
     splits = tail_splits(batch * HEADS, width)
@@ -69,10 +67,7 @@ def measure(
         "log_shares": time_us([lambda: log_shares(found, seq_lens, size, scores)]),
         "estimate_floor": (listed * layout.value_offset + written) / rate,
     }
-    left_out = order[..., selected:].repeat_interleave(GROUP, 1)
-    found.lse.copy_(
-        torch.full_like(found.lse, -torch.inf).scatter_(2, left_out, found.lse.gather(2, left_out))
-    )
+    found.lse.scatter_(2, order[..., :selected].repeat_interleave(GROUP, 1), -torch.inf)
     result["tail"] = time_us(tails)
     result["tail_floor"] = (listed * (layout.width - layout.scales_offset) + written) / rate
     result["path_floor"] = (listed * layout.width + written) / rate
