@@ -55,7 +55,7 @@ class RheoConfig:
     budget_min_pages: int = 64
     """Fewest pages the budget may be, however short the request."""
     budget_max_pages: int | None = None
-    """Most pages the budget may be, however long the request."""
+    """Most pages the budget may be, however long the request; at least ``budget_min_pages``."""
     sink_pages: int = 1
     """First pages of a request, always selected."""
     window_pages: int = 2
@@ -106,9 +106,11 @@ class RheoConfig:
             coerced = _typed(field.name, value, _HINTS[field.name])
             object.__setattr__(self, field.name, coerced)
         _in_range("budget_ratio", self.budget_ratio, low=0, high=1, open_low=True)
-        _in_range("budget_min_pages", self.budget_min_pages, low=1)
-        _in_range("sink_pages", self.sink_pages, low=0)
-        _in_range("window_pages", self.window_pages, low=1)
+        _in_range("budget_min_pages", self.budget_min_pages, low=1, high=EVERY_LENGTH)
+        _in_range("sink_pages", self.sink_pages, low=0, high=EVERY_LENGTH)
+        _in_range("window_pages", self.window_pages, low=1, high=EVERY_LENGTH)
+        if self.budget_max_pages is not None:
+            _in_range("budget_max_pages", self.budget_max_pages, low=1, high=EVERY_LENGTH)
         if self.dense_threshold is not None:
             _in_range("dense_threshold", self.dense_threshold, low=0)
         _in_range("importance_alpha", self.importance_alpha, low=0, high=1, open_low=True)

@@ -34,6 +34,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     *(({"budget_ratio": value}, "above 0, at most 1") for value in (0, -0.1, 1.01)),
     *(({"budget_ratio": value}, "a finite number") for value in ("0.1", None, True, [0.1], float("nan"))),
     ({"budget_min_pages": 0}, "at least 1"),
+    *(
+        ({name: 10**20}, "at most 2147483647")
+        for name in ("budget_min_pages", "budget_max_pages", "sink_pages", "window_pages")
+    ),
     *(({"budget_min_pages": value}, "a whole number") for value in (1.5, "16", None, False)),
     ({"budget_max_pages": 63}, "at least budget_min_pages=64"),
     ({"budget_max_pages": 20.0}, "a whole number"),
