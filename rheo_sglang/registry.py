@@ -30,7 +30,21 @@ class Registry(Generic[T]):
         self._classes: dict[str, type[T]] = {}
 
     def register(self, cls: type[T]) -> type[T]:
-        """Decorator: add a class under its ``name``; raises `ConfigError` if another one has it."""
+        """Decorator: add a class under its ``name``.
+
+        Raises
+        ------
+        ConfigError
+            If it has no name or lacks methods, or another class has the name.
+        """
+        name = getattr(cls, "name", None)
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"{self.kind}: {_place(cls)} has name={name!r}; allowed: a text of its own")
+        missing = sorted(getattr(cls, "__abstractmethods__", ()))
+        if missing:
+            raise ConfigError(
+                f"{self.kind}={name!r}: {_place(cls)} lacks {', '.join(missing)}; allowed: classes with every method"
+            )
         known = self._classes.setdefault(cls.name, cls)
         if known is not cls:
             raise ConfigError(
