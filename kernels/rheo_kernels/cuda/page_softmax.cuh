@@ -8,11 +8,11 @@
 // Macros: BF16 (else fp16), DIM, PAGE (tokens), GROUP (query heads per KV head).
 #pragma once
 
+#include "exponentials.cuh"
 #include "words.cuh"
 
 namespace {
 
-constexpr float kLog2E = 1.4426950408889634f;
 constexpr int kBlockBytes = 2 * 2 * DIM * PAGE;  // one page, K and V
 constexpr int kValues = 2 * DIM * PAGE;          // offset of V in it
 constexpr int kHeadTiles = (GROUP + 7) / 8;      // products' columns: 8 query heads each
@@ -29,14 +29,6 @@ struct Softmax {
     float total[kHeadTiles][2];  // over the tokens of this lane row only
     float mixed[kLaneDims / 2][kHeadTiles][4];
 };
-
-__device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
-
-__device__ __forceinline__ float power_of_2(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 
 template <bool kBf16 = BF16>
 __device__ __forceinline__ u32 pack(float low, float high) {

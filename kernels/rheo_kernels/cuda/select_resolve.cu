@@ -11,6 +11,7 @@
 // may overlap the kernel before it, which writes scores or budgets, and the kernel after it). Lists of up to THREADS * ITEMS
 // pages, 32768 at most.
 
+#include "launch_order.cuh"
 #include "words.cuh"
 
 namespace {
@@ -96,18 +97,6 @@ struct Shared {
 };
 
 __shared__ Shared shared;
-
-__device__ __forceinline__ void release_next_kernel() {
-#ifdef PDL
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
-__device__ __forceinline__ void wait_for_last_kernel() {
-#ifdef PDL
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
 
 // Position in the page list of a thread's item.
 __device__ __forceinline__ int position_of(int item) {

@@ -24,7 +24,6 @@ from rheo_kernels.triton.score import score
 from rheo_kernels.triton.select import select
 from rheo_kernels.triton.select_resolve import select_resolve
 from rheo_kernels.triton.stage import stage
-from rheo_kernels.triton.subcentroids import summarise_subcentroids
 from rheo_kernels.triton.tail import tail, tail_splits
 from rheo_kernels.triton.transfer import load, save
 from rheo_kernels.triton.values import gather_misses, value_frames
@@ -55,7 +54,6 @@ __all__ = [
     "select",
     "select_resolve",
     "stage",
-    "summarise_subcentroids",
     "tail",
     "tail_splits",
     "update_importance",

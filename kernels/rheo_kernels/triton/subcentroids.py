@@ -2,142 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
 from rheo_kernels.types import subcentroids as types
-from rheo_kernels.types.subcentroids import CENTRE_GROUPS, GROUPS, LEVELS, SubcentroidLayout
 
-SUMMARISE_WARPS = 4
 CENTRE_LEVEL = tl.constexpr(types.CENTRE_LEVEL)
 LEAST_SCALE = tl.constexpr(types.LEAST_SCALE)
 LARGEST_SCALE = tl.constexpr(types.LARGEST_SCALE)
 LARGEST_CENTRE_SCALE = tl.constexpr(types.LARGEST_CENTRE_SCALE)
-
-
-def summarise_subcentroids(
-    blocks: torch.Tensor,
-    index: torch.Tensor,
-    pages: torch.Tensor,
-    counts: torch.Tensor,
-    summaries: torch.Tensor,
-    layout: SubcentroidLayout,
-) -> None:
-    """Summarise pages anew from their blocks; see `rheo_kernels.reference.summarise_subcentroids`.
-
-    Parameters
-    ----------
-    blocks
-        One layer's blocks, ``[H, X, 2, D * P]`` (any strides over ``H`` and ``X``): frames or host pages.
-    index
-        Block of each page, ``[H, C]`` (any strides), int32; negative skips it.
-    pages
-        Logical pages, ``[C]``, int32; 0 marks padding, which is skipped.
-    counts
-        Tokens that each page holds, ``[C]``, integer.
-    summaries
-        One layer's summaries, ``[H, N, W]``, uint8, contiguous in ``W``; written.
-    layout
-        Of the summaries.
-
-    Notes
-    -----
-    Reads ``4 P D`` bytes a page in a 16-bit dtype and writes ``W``. A page is folded as a whole by one program,
-    in one order, so its summary is bitwise the same however its tokens came. Memory bound.
-    """
-    heads, dim = blocks.shape[0], layout.head_dim
-    _summarise[(pages.shape[0], heads)](
-        blocks,
-        index,
-        pages,
-        counts,
-        summaries,
-        blocks.stride(0),
-        blocks.stride(1),
-        index.stride(0),
-        index.stride(1),
-        summaries.stride(0),
-        summaries.stride(1),
-        DIM=dim,
-        HALF=dim // 2,
-        BLOCK_H=triton.next_power_of_2(dim // 2),
-        PAGE_SIZE=layout.page_size,
-        ROWS=layout.rows,
-        BLOCK_ROWS=layout.interleaved_rows,
-        COLUMNS=layout.columns,
-        CENTRE=layout.centre_offset,
-        SCALES=layout.scales_offset,
-        VALUE=layout.value_offset,
-        CENTRE_BITS=layout.centre_bits,
-        GROUPS=GROUPS,
-        CENTRE_GROUPS=CENTRE_GROUPS,
-        LEVELS=LEVELS,
-        num_warps=SUMMARISE_WARPS,
-    )
-
-
-@triton.jit
-def _summarise(
-    blocks,
-    index,
-    pages,
-    counts,
-    summaries,
-    stride_bh,
-    stride_bx,
-    stride_ih,
-    stride_ic,
-    stride_sh,
-    stride_sn,
-    DIM: tl.constexpr,
-    HALF: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    PAGE_SIZE: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    CENTRE: tl.constexpr,
-    SCALES: tl.constexpr,
-    VALUE: tl.constexpr,
-    CENTRE_BITS: tl.constexpr,
-    GROUPS: tl.constexpr,
-    CENTRE_GROUPS: tl.constexpr,
-    LEVELS: tl.constexpr,
-):
-    entry = tl.program_id(0)
-    head = tl.program_id(1).to(tl.int64)
-    page = tl.load(pages + entry).to(tl.int64)
-    place = tl.load(index + head * stride_ih + entry * stride_ic).to(tl.int64)
-    if (page > 0) & (place >= 0):
-        count = tl.load(counts + entry).to(tl.int32)
-        block = blocks + head * stride_bh + place * stride_bx
-        h = tl.arange(0, BLOCK_H)
-        t = tl.arange(0, PAGE_SIZE)
-        held = (h < HALF)[:, None] & (t < count)[None, :]
-        key = block + (h * PAGE_SIZE)[:, None] + t[None, :]
-        value = block + DIM * PAGE_SIZE + h[:, None] + (t * DIM)[None, :]
-        store_subcentroids(
-            summaries + head * stride_sh + page * stride_sn,
-            tl.load(key, mask=held, other=0.0).to(tl.float32),
-            tl.load(key + HALF * PAGE_SIZE, mask=held, other=0.0).to(tl.float32),
-            tl.load(value, mask=held, other=0.0).to(tl.float32),
-            tl.load(value + HALF, mask=held, other=0.0).to(tl.float32),
-            count,
-            HALF,
-            BLOCK_H,
-            PAGE_SIZE,
-            ROWS,
-            BLOCK_ROWS,
-            COLUMNS,
-            CENTRE,
-            SCALES,
-            VALUE,
-            CENTRE_BITS,
-            GROUPS,
-            CENTRE_GROUPS,
-            LEVELS,
-        )
 
 
 @triton.jit
