@@ -1,8 +1,11 @@
 """How a start that rheo cannot serve ends: one sentence at the terminal, the exception in a program.
 
 Model and pool sizes are known only in SGLang's scheduler processes, whose exceptions SGLang logs with tracebacks. A
-scheduler process that rheo refuses leaves its sentence in a file instead and exits with `EXIT_STATUS`; the process that
+scheduler process that rheo refuses leaves its sentence in a file instead and exits with `SCHEDULER_REFUSED`; the process that
 the user started reads it from there.
+
+By then both have ZeroMQ sockets with messages that nobody will read. Should Python's shutdown collect a context while its
+sockets are open, it waits for these messages forever, so these two processes end without it.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ from typing import Any, NoReturn
 
 from rheo_sglang.errors import ConfigError
 
-EXIT_STATUS = 78
+REFUSED = 2
+"""Exit status of the process that the user started, as for a bad argument."""
+SCHEDULER_REFUSED = 78
 """Of a scheduler process that was refused: `EX_CONFIG` of sysexits.h."""
 SENTENCE_FILE = "RHEO_REFUSAL_FILE"
 """Environment variable: where the first scheduler process that is refused writes why."""
@@ -41,8 +46,8 @@ def refuse(error: ConfigError) -> NoReturn:
     """End the start in the process that the user started."""
     if not _from_command_line:
         raise error
-    print(f"rheo: error: {str(error).removeprefix('rheo: ')}", file=sys.stderr)
-    sys.exit(2)
+    _tell(error)
+    sys.exit(REFUSED)
 
 
 def end_scheduler(original: Any, scheduler: Any, server_args: Any, *args: Any, **kwargs: Any) -> None:
@@ -62,7 +67,7 @@ def end_scheduler(original: Any, scheduler: Any, server_args: Any, *args: Any, *
         with contextlib.suppress(FileExistsError):
             os.link(own, file)
         own.unlink()
-        sys.exit(EXIT_STATUS)
+        _exit(SCHEDULER_REFUSED)
 
 
 def report_dead_scheduler(result: Exception, rank: int, process: Any) -> Exception:
@@ -71,5 +76,27 @@ def report_dead_scheduler(result: Exception, rank: int, process: Any) -> Excepti
     if file is not None and Path(file).exists():
         sentence = Path(file).read_text()
         Path(file).unlink()
-        refuse(ConfigError(sentence))
+        error = ConfigError(sentence)
+        if not _from_command_line:
+            raise error
+        _end_children()
+        _tell(error)
+        _exit(REFUSED)
     return result
+
+
+def _tell(error: ConfigError) -> None:
+    print(f"rheo: error: {str(error).removeprefix('rheo: ')}", file=sys.stderr)
+
+
+def _end_children() -> None:
+    from sglang.srt.utils import kill_process_tree
+
+    kill_process_tree(os.getpid(), include_parent=False)
+
+
+def _exit(status: int) -> NoReturn:
+    """End this process at once."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
