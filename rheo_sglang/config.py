@@ -94,6 +94,8 @@ class RheoConfig:
     what prefill, summaries and page table take."""
     frame_pool_tokens: int | None = None
     """Size of the frame pool in tokens, instead of GiB."""
+    working_set_steps: int = 64
+    """Decode steps over which working sets are counted: the distinct pages that a request selected in them."""
     recorder: Literal["off", "hits", "mass"] = "hits"
     """Count hits per request, layer and KV head; ``mass`` also measures the attention mass that the selection
     covers, by attending the rest as well (a diagnosis for a test server: steps run by the torch reference engine)."""
@@ -111,6 +113,7 @@ class RheoConfig:
         _in_range("window_pages", self.window_pages, low=1, high=EVERY_LENGTH)
         if self.budget_max_pages is not None:
             _in_range("budget_max_pages", self.budget_max_pages, low=1, high=EVERY_LENGTH)
+        _in_range("working_set_steps", self.working_set_steps, low=1, high=EVERY_LENGTH)
         if self.dense_threshold is not None:
             _in_range("dense_threshold", self.dense_threshold, low=0)
         _in_range("importance_alpha", self.importance_alpha, low=0, high=1, open_low=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from rheo_kernels.types import Stamps
 from rheo_sglang.selection import SUMMARIES
 from rheo_sglang.tiering import POLICIES, Activity, PolicyInputs, TieringPolicy
 
@@ -50,10 +51,14 @@ class PageTable:
         Pages that have a summary, ``[N]``, bool.
     total_summarised_tokens
         Keys folded into summaries since the start, counted once per token; never falls.
+    stamped
+        Decode step in which each page was selected last, 0 = never, ``[L, H, N]``, int32.
     activity
         Decode steps so far, and when a running request last listed each page.
     policy
         Values pages; owns its state, which lives on ``device``.
+    stamps
+        What a layer's selection stamps its pages with, for every layer.
 
     Notes
     -----
@@ -85,10 +90,12 @@ class PageTable:
         self.summaries = torch.zeros(shape, dtype=kind.dtype(dtype), device=device)
         self.summarised = torch.zeros(pages, dtype=torch.bool, device=device)
         self.total_summarised_tokens = 0
+        self.stamped = torch.zeros_like(self.frame_of)
         self.activity = Activity(pages, device)
         self.triton = torch.device(device).type == "cuda" if triton is None else triton
         inputs = PolicyInputs(layers, kv_heads, pages, self.activity, importance_alpha, self.triton)
         self.policy: TieringPolicy = POLICIES[policy](inputs)
+        self.stamps = [Stamps(self.step, layer) for layer in self.stamped]
         self._notes: list[tuple[str, tuple[torch.Tensor, ...]]] = []
 
     @property
@@ -122,7 +129,7 @@ class PageTable:
         self._notes.append(("release", (pages,)))
 
     def fold(self, duplicates: torch.Tensor, survivors: torch.Tensor) -> None:
-        """Note that duplicate pages are about to be freed in favour of equal ones, which inherit their worth.
+        """Note that duplicate pages are about to be freed in favour of equal ones, which inherit worth and stamps.
 
         Parameters
         ----------
@@ -153,10 +160,14 @@ class PageTable:
         pages = pages.long()
         self.unsaved.index_fill_(1, pages, False)
         self.summarised.index_fill_(0, pages, False)
+        self.stamped.index_fill_(2, pages, 0)
         self.policy.release(pages)
 
     def _fold(self, duplicates: torch.Tensor, survivors: torch.Tensor) -> None:
-        self.policy.fold(duplicates.long(), survivors.long())
+        duplicates, survivors = duplicates.long(), survivors.long()
+        latest = torch.maximum(self.stamped[:, :, survivors], self.stamped[:, :, duplicates])
+        self.stamped[:, :, survivors] = latest
+        self.policy.fold(duplicates, survivors)
 
     def _clear(self) -> None:
         self._release(torch.arange(self.pages, device=self.frame_of.device))

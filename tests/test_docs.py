@@ -128,7 +128,7 @@ def test_what_is_rendered_is_current(name: str, tmp_path: Path) -> None:
     assert copy.read_text() == page.read_text()
 
 
-HELPERS = {"fetch_splits", "num_splits", "tail_splits"}
+HELPERS = {"fetch_splits", "num_splits", "tail_splits", "total_programs"}
 """What `rheo_kernels.triton` exports beside kernels."""
 
 

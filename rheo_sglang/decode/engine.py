@@ -14,6 +14,7 @@ from rheo_sglang.decode.variant import Variant
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.prefill import Prefill, PrefillBatch, SeedAdmission
 from rheo_sglang.recorder import Recorder
+from rheo_sglang.working_sets import WorkingSets
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class DecodeEngine(ABC):
         Shapes that steps are captured in, the one for the least work first; empty if they are not captured.
     prefill
         Attends prompts.
+    working_sets
+        Counts which pages requests selected of late.
     ended_by_model
         Whether `end_step` is called once the logits are launched. The last layer does it otherwise.
     """
@@ -97,6 +100,8 @@ class DecodeEngine(ABC):
         self.prefill = Prefill(
             inputs.config, inputs.table, inputs.host, inputs.frames, inputs.page_size, residency
         )
+        rows = inputs.req_to_token.shape[0]
+        self.working_sets = WorkingSets(inputs.table, inputs.config.working_set_steps, rows)
         self.ended_by_model = False
 
     @property

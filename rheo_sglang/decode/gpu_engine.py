@@ -147,6 +147,9 @@ class GpuDecodeEngine(DecodeEngine):
             step.batch,
         )
         table.total_summarised_tokens += live
+        self.working_sets.begin_step(
+            step.batch, rids, -(-longest // self.page_size) <= self.budget.dense_pages
+        )
         offsets = (lengths - 1) % self.page_size
         if self.fresh_tails or bool((offsets == 0).any()):
             self.residency.claim(step.batch.tail_pages, filled=self.fresh_tails)
@@ -257,6 +260,7 @@ class GpuDecodeEngine(DecodeEngine):
             self.residency.accessed[layer],
             self._counters(layer, step),
             lse=None if tail is None else tail.lse,
+            stamps=self.table.stamps[layer],
             **({} if runners_up is None else {"runners_up": runners_up}),
         )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from rheo_kernels import cpu, reference
-from rheo_kernels.reference import append, merge, resolve, runners_up, save, tail
+from rheo_kernels.reference import append, merge, resolve, runners_up, save, stamp_selected, tail
 from rheo_kernels.types import DecodeBatch, Selected
 from rheo_kernels.types.summary import EstimatingSummary
 from rheo_sglang.decode.batch import build_decode_batch
@@ -104,6 +104,7 @@ class ReferenceDecodeEngine(DecodeEngine):
         self.table.begin_step()
         self.table.note_summaries(batch.tail_pages.long() * self.page_size, self.page_size)
         self.table.list_pages(batch.pages, batch.num_pages)
+        self.working_sets.begin_step(batch, rids, -(-longest // self.page_size) <= self.budget.dense_pages)
 
     def forward(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, out: torch.Tensor
@@ -123,6 +124,7 @@ class ReferenceDecodeEngine(DecodeEngine):
         scores, indices, estimated = selection
         page_table = table.frame_of[layer]
         selected = resolve(indices, batch.pages, batch.seq_lens, page_table, self.page_size)
+        stamp_selected(selected.pages, table.stamps[layer])
         left_out = runners_up(scores, indices, batch.pages, batch.num_pages, page_table, self.num_runners_up)
         table.policy.on_step(layer, scores, selected, batch.pages, batch.num_pages)
         attended, lse = self._attend(layer, q, selected, scale)

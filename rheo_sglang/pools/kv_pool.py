@@ -89,7 +89,7 @@ class RheoKVPool(KVCache):
             self.host.nbytes / (1 << 30),
             frame_pages * page_size,
             self.mem_usage,
-            (self.table.summaries.nbytes + 3 * self.table.policy.worth.nbytes) / (1 << 30),
+            (self.table.summaries.nbytes + 4 * self.table.policy.worth.nbytes) / (1 << 30),
             page_size,
         )
 

@@ -60,12 +60,12 @@ class KVShape:
         return tokens * 2 * self.token_bytes // self.layers * 5 // 4
 
     def table_bytes(self, summary: str) -> int:
-        """HBM bytes that every logical page costs: its summaries, and 12 for each layer and KV head.
+        """HBM bytes that every logical page costs: its summaries, and 16 for each layer and KV head.
 
-        Of these the page table takes 4 and worth 4; 4 are set aside for notes of pages and frames.
+        Of these the page table takes 4, worth 4 and stamps 4; 4 are set aside for notes of pages and frames.
         """
         row_bytes = SUMMARIES[summary]().bytes_per_page(self.head_dim, self.page_size, self.dtype)
-        return self.layers * self.kv_heads * (row_bytes + 3 * 4)
+        return self.layers * self.kv_heads * (row_bytes + 4 * 4)
 
 
 @dataclass(frozen=True)

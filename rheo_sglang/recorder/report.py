@@ -29,7 +29,7 @@ def render_report(state: dict[str, Any]) -> RenderableType:
     Parameters
     ----------
     state
-        The ``rheo`` object of a server's internal state: ``recorder``, ``counters``, ``misses`` and
+        The ``rheo`` object of a server's internal state: ``recorder``, ``counters``, ``working_sets``, ``misses`` and
         ``prefixes``. Names that clients chose are shown as they are, never as markup.
     """
     parts: list[RenderableType] = []
@@ -41,6 +41,8 @@ def render_report(state: dict[str, Any]) -> RenderableType:
     else:
         parts += [_requests_table(recorder), _averages_table(recorder["overall"])]
     parts.append(_counters_table(state.get("counters", {})))
+    if state.get("working_sets", {}).get("requests"):
+        parts.append(_working_sets_table(state["working_sets"]))
     if state.get("misses"):
         parts.append(_misses_table(state["misses"]))
     if state.get("prefixes"):
@@ -157,6 +159,28 @@ def _counters_table(counters: dict[str, Any]) -> Table:
     for name, value in counters.items():
         label, unit = COUNTERS.get(name, (name.replace("_", " "), ""))
         table.add_row(_name(label), _number(value), unit)
+    return table
+
+
+def _working_sets_table(sets: dict[str, Any]) -> Table:
+    frames = sets["frames"]
+    table = _table(
+        f"Working sets of the last {_number(sets['steps'])} steps",
+        {"of": "left", "pages": "right", "of frames": "right", "fewest": "right", "most": "right"},
+        f"Distinct pages that were selected, per layer and KV head, of {_number(frames)} frames, before step "
+        f"{_number(sets['counted_at'])}. pages: the mean; fewest, most: of any KV head. A request's pages count for it "
+        "alone, those of a layer once for all requests.",
+    )
+    rows = [(request["rid"], request["pages"], request["per_head"]) for request in sets["requests"]]
+    rows += [
+        (f"layer {layer}", pages, heads)
+        for layer, (pages, heads) in enumerate(zip(sets["layers"], sets["per_layer_head"], strict=True))
+    ]
+    for name, pages, heads in rows:
+        share = _percent(pages / frames)
+        table.add_row(
+            _name(name), _number(pages, ",.1f"), share, *(_number(end) for end in (min(heads), max(heads)))
+        )
     return table
 
 

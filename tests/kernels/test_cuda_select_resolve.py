@@ -16,7 +16,7 @@ from rheo_kernels import reference
 from rheo_kernels.cuda import compile as compile_module
 from rheo_kernels.cuda.compile import compile_cubin
 from rheo_kernels.cuda.select_resolve import MAX_PAGES, SOURCE, block_shape, defines, select_resolve
-from rheo_kernels.types import HitCounters, RunnersUp, Selected
+from rheo_kernels.types import HitCounters, RunnersUp, Selected, Stamps
 
 pytestmark = pytest.mark.usefixtures("cuda_kernels")
 
@@ -248,6 +248,25 @@ def test_estimates_of_selected_pages_are_excluded(
         assert torch.equal(mine, theirs), name
     assert torch.equal(lse, left_out(before, out))
     assert lse.isinf().any()
+
+
+@pytest.mark.parametrize("language", ["cuda", "triton"])
+@pytest.mark.parametrize("columns", [120, 4100, 16384])
+def test_selected_pages_are_stamped_with_the_step_and_no_others(
+    columns: int, language: str, rng: torch.Generator
+) -> None:
+    from rheo_kernels import triton as kernels
+
+    counts = [columns, 1, 33, 0] if columns < 10000 else [columns]
+    inputs = Inputs.draw(Case(counts, width=columns // 8, frames=columns // 3), rng)
+    step = torch.tensor(9, dtype=torch.int32, device=rng.device)
+    layers = integers(0, 8, (2, *inputs.table.shape), rng)
+    before = layers.clone()
+    run = select_resolve if language == "cuda" else kernels.select_resolve
+    out, _, _ = inputs.run(run, stamps=Stamps(step, layers[1]))
+    reference.stamp_selected(out.pages, Stamps(step, before[1]))
+    assert torch.equal(layers, before)
+    assert int((layers == 9).sum()) >= int(out.num_selected.sum()) > 0
 
 
 def check_runners_up(case: Case, room: int, rng: torch.Generator) -> int:

@@ -102,6 +102,7 @@ def test_asking_changes_nothing() -> None:
         table.summarised,
         table.summaries,
         table.policy.worth,
+        table.stamped,
     ]
     counts = [counter for counter in server.backend.engine.recorder.counts if counter is not None]
     before = [tensor.clone() for tensor in (*tensors, *counts)]

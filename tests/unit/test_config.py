@@ -27,6 +27,7 @@ GOOD = {
     "miss_mode": "fetch",
     "host_pool_gib": 2.0,
     "frame_pool_tokens": 4096,
+    "working_set_steps": 16,
     "recorder": "mass",
 }
 
@@ -69,6 +70,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"frame_pool_gib": 1, "frame_pool_tokens": 64}, "not both"),
     ({"host_pool_gib": 1, "frame_pool_gib": 2}, "at least frame_pool_gib=2.0"),
     ({"cpu_threads": 0}, "at least 1, at most 256"),
+    ({"working_set_steps": 0}, "at least 1"),
+    ({"working_set_steps": 1.5}, "a whole number"),
     ({"recorder": "on"}, "off, hits, mass"),
     ({"recorder": False}, "off, hits, mass"),
     *(({"budget": value}, "fixed") for value in (0.1, "share", None)),

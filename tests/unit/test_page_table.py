@@ -62,3 +62,15 @@ def test_after_a_flush_every_counter_but_the_totals_is_back_at_its_start() -> No
         assert changed == {"total_summarised_tokens"}
         assert counted["total_summarised_tokens"] == 8 * 16
         table.settle()
+
+
+def test_stamps_go_with_freed_pages_and_survivors_inherit_the_latest() -> None:
+    """Whoever gets a freed page next has not selected it."""
+    table = filled()
+    table.stamped[:, :, 1:8] = torch.arange(1, 8, dtype=torch.int32)
+    note(table)
+    table.fold(torch.tensor([5]), torch.tensor([3]))
+    table.release(torch.tensor([5]))
+    table.settle()
+    for row in table.stamped.flatten(0, 1):
+        assert row.tolist() == [0, 0, 0, 5, 0, 0, 6, 0, 0, 0, 0, 0]

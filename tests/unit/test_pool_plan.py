@@ -43,8 +43,8 @@ def refusal(config: RheoConfig, **room: float) -> str:
 def test_a_page_holds_k_and_v_of_all_layers_and_heads() -> None:
     assert SHAPE.token_bytes == 2 * 2 * 2 * 64 * 2
     assert SHAPE.page_bytes == 32 * SHAPE.token_bytes
-    assert SHAPE.table_bytes("bound") == 2 * 2 * (2 * 64 * 2 + 12)
-    assert SHAPE.table_bytes("mean") == 2 * 2 * (64 * 2 + 12)
+    assert SHAPE.table_bytes("bound") == 2 * 2 * (2 * 64 * 2 + 16)
+    assert SHAPE.table_bytes("mean") == 2 * 2 * (64 * 2 + 16)
 
 
 def test_sizes_that_were_asked_for_are_given() -> None:

@@ -88,6 +88,23 @@ def test_estimated_coverage_is_shown_beside_the_hit_rate(with_mass: bool, width:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
+def test_working_sets_are_shown_against_the_frames(width: int) -> None:
+    sets = {
+        "steps": 64,
+        "frames": 400,
+        "counted_at": 81,
+        "layers": [300.0, 100.5],
+        "per_layer_head": [[290, 310], [100, 101]],
+        "requests": [{"rid": "[/a]", "pages": 150.2, "per_head": [140.4, 160.0]}],
+    }
+    text = rendered({"recorder": None, "counters": {}, "working_sets": sets}, width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    for shown in ("[/a]", "150.2", "37.55 %", "140.4", "160.0", "layer 1", "100.5", "75.00 %", "310", "400"):
+        assert shown in text, shown
+    assert "Working sets" not in rendered({"recorder": None, "working_sets": {**sets, "requests": []}}, width)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
 def test_totals_say_what_they_count(width: int) -> None:
     text = " ".join(rendered({"recorder": report_of("a"), "counters": {"frames_total": 9}}, width).split())
     assert "the last 256 that ended" in text

@@ -52,7 +52,9 @@ struct Arguments {
     u64* hit_total;
     u64* selected_total;
     const int* slots;        // [B], 64 bits, below 2^31: the low words are read
-    long long stride_sb, stride_sh, stride_pb, stride_bb, stride_bh, stride_th, stride_ah, stride_cr;
+    const int* step;         // number of the step
+    int* stamped;            // [H, N], the step in which a page was selected last; null: not stamped
+    long long stride_sb, stride_sh, stride_pb, stride_bb, stride_bh, stride_th, stride_ah, stride_cr, stride_mh;
     int columns, width, runners_up, sink_pages, window_pages, page_size;
     int words_per_length;    // 2 where seq_lens are 64 bits wide
     int group;               // G, query heads that an estimate is for
@@ -285,6 +287,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
     if constexpr (kPagesInRegisters) load_row(list, a.columns, pages);
     const int count = max(0, min(a.num_pages[request], a.columns));
     const int length = a.seq_lens[request * a.words_per_length];
+    const int now = a.stamped == nullptr ? 0 : *a.step;
     if (threadIdx.x == 0) shared.num_runners_up = 0;
     release_next_kernel();
     wait_for_last_kernel();
@@ -427,6 +430,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
             a.out_valid[column] = valid;
             a.out_indices[column] = index;
             if (frame >= 0 && a.accessed != nullptr) a.accessed[head * a.stride_ah + frame] = 1;
+            if (index >= 0 && a.stamped != nullptr) a.stamped[head * a.stride_mh + page] = now;
             if (index >= 0 && a.lse != nullptr)
                 for (int g = 0; g < a.group; ++g)
                     a.lse[(pair * a.group + g) * a.columns + index] = __uint_as_float(0xff800000u);

@@ -7,7 +7,7 @@ import ctypes
 import torch
 
 from rheo_kernels.cuda.compile import Kernel, compile_kernel
-from rheo_kernels.types import HitCounters, RunnersUp, Selected
+from rheo_kernels.types import HitCounters, RunnersUp, Selected, Stamps
 
 SOURCE = "select_resolve.cu"
 MAX_PAGES = 2**15
@@ -38,9 +38,14 @@ class _Arguments(ctypes.Structure):
                 "hit_total",
                 "selected_total",
                 "slots",
+                "step",
+                "stamped",
             )
         ),
-        *((f"stride_{name}", ctypes.c_int64) for name in ("sb", "sh", "pb", "bb", "bh", "th", "ah", "cr")),
+        *(
+            (f"stride_{name}", ctypes.c_int64)
+            for name in ("sb", "sh", "pb", "bb", "bh", "th", "ah", "cr", "mh")
+        ),
         *(
             (name, ctypes.c_int32)
             for name in (
@@ -72,6 +77,7 @@ def select_resolve(
     counters: HitCounters | None = None,
     runners_up: RunnersUp | None = None,
     lse: torch.Tensor | None = None,
+    stamps: Stamps | None = None,
 ) -> Selected:
     """Select pages as `select` does and resolve them as `resolve` does; list hits before misses.
 
@@ -105,6 +111,8 @@ def select_resolve(
     lse
         Estimates, ``[B, Hq, M]``, float32, contiguous: those of selected pages become ``-inf``, for every query head of
         a group.
+    stamps
+        This layer's stamps; those of selected pages become the current step.
 
     Returns
     -------
@@ -120,12 +128,13 @@ def select_resolve(
 
     Notes
     -----
-    Reads ``8 M`` bytes a row and 4 a selected page, writes ``20 S`` a row and 4 bytes an excluded estimate, on one
-    multiprocessor per row. Bound by latency: three dependent reads of global memory and about ten barriers of one
-    block.
+    Reads ``8 M`` bytes a row and 4 a selected page, writes ``20 S`` a row, 4 bytes an excluded estimate and 4 a
+    stamp, on one multiprocessor per row. Bound by latency: three dependent reads of global memory and about ten
+    barriers of one block.
     """
     batch, heads, columns = scores.shape
     rates, hits, selected, slots = counters or (None, None, None, None)
+    step, stamped = stamps or (None, None)
     if lse is not None and not (lse.is_contiguous() and lse.shape[::2] == (batch, columns)):
         raise ValueError(
             f"lse has shape {tuple(lse.shape)} and strides {lse.stride()}; "
@@ -150,6 +159,8 @@ def select_resolve(
         _address("counters.hits", hits, torch.int64),
         _address("counters.selected", selected, torch.int64),
         _address("counters.slots", slots, torch.int64),
+        _address("stamps.step", step, torch.int32, any_stride=True),
+        _address("stamps.selected", stamped, torch.int32),
         scores.stride(0),
         scores.stride(1),
         pages.stride(0),
@@ -158,6 +169,7 @@ def select_resolve(
         page_table.stride(0),
         0 if accessed is None else accessed.stride(0),
         0 if rates is None else rates.stride(0),
+        0 if stamped is None else stamped.stride(0),
         columns,
         out.pages.shape[2],
         0 if runners_up is None else runners_up.pages.shape[2],

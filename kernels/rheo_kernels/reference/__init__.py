@@ -44,6 +44,7 @@ from rheo_kernels.reference.subcentroids import PageEstimate, decode_subcentroid
 from rheo_kernels.reference.tail import tail
 from rheo_kernels.reference.transfer import load, save
 from rheo_kernels.reference.value_frames import value_frames
+from rheo_kernels.reference.working_sets import count_working_sets, stamp_selected
 from rheo_kernels.reference.write import write
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "attend_dense",
     "block_keys",
     "block_values",
+    "count_working_sets",
     "decode_subcentroids",
     "estimate",
     "fill",
@@ -74,6 +76,7 @@ __all__ = [
     "score",
     "select",
     "stage",
+    "stamp_selected",
     "summarise_subcentroids",
     "tail",
     "update_importance",

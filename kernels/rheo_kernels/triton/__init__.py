@@ -27,6 +27,7 @@ from rheo_kernels.triton.stage import stage
 from rheo_kernels.triton.tail import tail, tail_splits
 from rheo_kernels.triton.transfer import load, save
 from rheo_kernels.triton.values import gather_misses, value_frames
+from rheo_kernels.triton.working_sets import count_working_sets, total_programs
 from rheo_kernels.triton.write import write
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "attend",
     "attend_dense",
     "attend_fetch",
+    "count_working_sets",
     "describe",
     "estimate",
     "fetch_splits",
@@ -56,6 +58,7 @@ __all__ = [
     "stage",
     "tail",
     "tail_splits",
+    "total_programs",
     "update_importance",
     "value_frames",
     "write",

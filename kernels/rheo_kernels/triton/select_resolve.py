@@ -8,7 +8,7 @@ import triton.language as tl
 
 from rheo_kernels.triton.launch import row_block, row_warps
 from rheo_kernels.triton.select import choose
-from rheo_kernels.types import HitCounters, Selected
+from rheo_kernels.types import HitCounters, Selected, Stamps
 
 
 def select_resolve(
@@ -25,6 +25,7 @@ def select_resolve(
     accessed: torch.Tensor | None = None,
     counters: HitCounters | None = None,
     lse: torch.Tensor | None = None,
+    stamps: Stamps | None = None,
 ) -> Selected:
     """Select pages as `select` does and resolve them as `resolve` does; list hits before misses.
 
@@ -54,6 +55,8 @@ def select_resolve(
     lse
         Estimates, ``[B, Hq, M]``, float32, contiguous: those of selected pages become ``-inf``, for every query head of
         a group.
+    stamps
+        This layer's stamps; those of selected pages become the current step.
 
     Returns
     -------
@@ -62,13 +65,14 @@ def select_resolve(
 
     Notes
     -----
-    Reads ``4 M`` bytes a row and 8 a selected page, writes ``20 S`` a row and 4 bytes an excluded estimate; bound by
-    latency.
+    Reads ``4 M`` bytes a row and 8 a selected page, writes ``20 S`` a row, 4 bytes an excluded estimate and 4 a stamp;
+    bound by latency.
     """
     batch, heads, columns = scores.shape
     width = out.pages.shape[2]
     block = row_block(columns)
     rates, hits, selected, slots = counters or (None, None, None, None)
+    step, stamped = stamps or (None, None)
     _select_resolve[(batch, heads)](
         scores,
         pages,
@@ -83,6 +87,8 @@ def select_resolve(
         hits,
         selected,
         slots,
+        step,
+        stamped,
         columns,
         width,
         sink_pages,
@@ -95,12 +101,14 @@ def select_resolve(
         page_table.stride(0),
         0 if accessed is None else accessed.stride(0),
         0 if rates is None else rates.stride(0),
+        0 if stamped is None else stamped.stride(0),
         PAGE_SIZE=page_size,
         BLOCK_M=block,
         BLOCK_S=triton.next_power_of_2(width),
         GROUP=0 if lse is None else lse.shape[1] // heads,
         MARK=accessed is not None,
         COUNT=counters is not None,
+        STAMP=stamps is not None,
         num_warps=row_warps(block),
     )
     return out
@@ -134,6 +142,8 @@ def _select_resolve(
     hit_total,
     selected_total,
     slots,
+    step,
+    stamped,
     columns,
     width,
     sink_pages,
@@ -146,12 +156,14 @@ def _select_resolve(
     stride_th,
     stride_ah,
     stride_cr,
+    stride_mh,
     PAGE_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_S: tl.constexpr,
     GROUP: tl.constexpr,
     MARK: tl.constexpr,
     COUNT: tl.constexpr,
+    STAMP: tl.constexpr,
 ):
     request = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1).to(tl.int64)
@@ -196,6 +208,9 @@ def _select_resolve(
         tl.store(estimates + index, tl.full([BLOCK_S], float("-inf"), tl.float32), mask=taken)
     if MARK:
         tl.store(accessed + head * stride_ah + frame, tl.full([BLOCK_S], 1, tl.int8), mask=resident)
+    if STAMP:
+        now = tl.zeros([BLOCK_S], tl.int32) + tl.load(step)
+        tl.store(stamped + head * stride_mh + page, now, mask=taken)
     if COUNT:
         counter = tl.load(slots + request) * stride_cr + head
         share = num_hits.to(tl.float32) / tl.maximum(num_selected, 1).to(tl.float32)

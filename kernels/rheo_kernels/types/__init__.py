@@ -5,7 +5,7 @@ from rheo_kernels.types.batch import DecodeBatch
 from rheo_kernels.types.estimates import Estimates
 from rheo_kernels.types.idle_decay import IdleDecay
 from rheo_kernels.types.partials import Partials
-from rheo_kernels.types.selection import HitCounters, RunnersUp, Selected
+from rheo_kernels.types.selection import HitCounters, RunnersUp, Selected, Stamps
 from rheo_kernels.types.tail import Coverage, Tail
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "Partials",
     "RunnersUp",
     "Selected",
+    "Stamps",
     "Tail",
 ]

@@ -1,4 +1,4 @@
-"""Selected, RunnersUp, HitCounters: what one layer's selection gives."""
+"""Selected, RunnersUp, HitCounters, Stamps: what one layer's selection gives."""
 
 from __future__ import annotations
 
@@ -56,3 +56,12 @@ class HitCounters(NamedTuple):
     """``[R, H]``, int64, strides of ``rates``."""
     slots: torch.Tensor
     """Row of each request in the recorder's counters, ``[B]``, int64."""
+
+
+class Stamps(NamedTuple):
+    """When each page of one layer was selected last; every selection stamps its pages with the current step."""
+
+    step: torch.Tensor
+    """Number of the step, 1 or more, scalar, int32."""
+    selected: torch.Tensor
+    """Step in which each page was selected last, 0 = never, ``[H, N]``, int32."""
