@@ -1,6 +1,7 @@
 """RheoServer: a real server with the rheo backend on a test model, as a context manager."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +34,8 @@ class RheoServer(SGLangServer):
         Further command line arguments.
     environment : mapping, optional
         Further environment variables.
+    ranks : int
+        Ranks of tensor parallelism. SGLang wants to be told the cores of each where a machine has fewer NUMA nodes.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class RheoServer(SGLangServer):
         max_running_requests: int = 8,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        ranks: int = 1,
     ) -> None:
         line = ["--attention-backend", backend, "--max-running-requests", str(max_running_requests)]
         if rheo_config is not None:
@@ -55,6 +59,12 @@ class RheoServer(SGLangServer):
         variables = dict(environment or {})
         if backend != "rheo" and self.needs_triton_interpreter():
             variables["TRITON_INTERPRET"] = "1"
+        if ranks > 1:
+            line += ["--tp-size", str(ranks)]
+            cores = sorted(os.sched_getaffinity(0))
+            variables["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(
+                str(cores[rank % len(cores)]) for rank in range(ranks)
+            )
         super().__init__(MODELS / model, [*line, *arguments], log, environment=variables)
 
     @staticmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,10 +14,11 @@ NEW_TOKENS = 24
 RETRACTING = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"}
 """SGLang's own switch for tests: retract a running request every seven steps."""
 EXACT = {"budget_ratio": 1.0, "frame_pool_tokens": 512}
-SERVERS = {
+# The model of group 8 has one KV head: with two ranks each holds it, and half of its query heads.
+SERVERS: dict[str, dict[str, Any]] = {
     "tiny-llama-group4": {"page_size": 16},
     "tiny-llama-group1": {"page_size": 64, "arguments": ["--chunked-prefill-size", "512"]},
-    "tiny-llama-group8": {"arguments": ["--disable-radix-cache"], "environment": RETRACTING},
+    "tiny-llama-group8": {"arguments": ["--disable-radix-cache"], "environment": RETRACTING, "ranks": 2},
     "tiny-qwen3-group4": {"page_size": 32, "rheo_config": {**EXACT, "miss_mode": "fetch", "policy": "lru"}},
 }
 

@@ -1,4 +1,4 @@
-"""Sharing, overload, aborts and limits on one server: nothing is lost, nothing leaks, nobody is harmed."""
+"""Sharing, overload, aborts and limits on a server: nothing is lost, nothing leaks, nobody is harmed."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ SPARSE = {
 }
 
 
-@pytest.fixture(scope="module")
-def server(serve):
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.newest)], ids=["alone", "two ranks"])
+def server(serve, request):
     return serve(
         "tiny-llama-group4",
         page_size=PAGE,
         rheo_config=SPARSE,
         max_running_requests=16,
+        ranks=request.param,
         arguments=["--max-total-tokens", str(POOL_TOKENS), "--context-length", str(CONTEXT)],
     )
 
