@@ -37,6 +37,8 @@ class RheoAttentionBackend(AttentionBackend):
     ----------
     engine
         Runs decode steps and prefill passes.
+    token_to_kv_pool, req_to_token_pool
+        What models and SGLang's runners ask an attention backend for.
     rids
         Ids of the requests of the next decode step.
     capturing
@@ -57,7 +59,8 @@ class RheoAttentionBackend(AttentionBackend):
                 f"--attention-backend: 'rheo' does not support the KV pool {type(pool).__name__} of this model; "
                 "allowed: dense GQA or MHA models (Llama, Qwen3, ...)"
             )
-        self.pool = pool
+        self.pool = self.token_to_kv_pool = pool
+        self.req_to_token_pool = runner.req_to_token_pool
         self.chunk_tokens = runner.server_args.chunked_prefill_size or 0
         self.engine = make_engine(engine_inputs(runner, pool))
         self.engine.ended_by_model = runner.server_args.pp_size == 1 and call_after_logits(

@@ -21,6 +21,7 @@ from rheo_sglang.refusal import (
 MODEL_CONFIG = "sglang.srt.configs.model_config.ModelConfig"
 CONFIGURATOR = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator"
 ENGINE = "sglang.srt.entrypoints.engine"
+FUSED_WRITE = "sglang.srt.models.utils.enable_fused_set_kv_buffer"
 GRAPH_RUNNER = "sglang.srt.model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner"
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
@@ -59,6 +60,7 @@ def register() -> None:
     HookRegistry.register(f"{GRAPH_RUNNER}.capture_one_shape", capture_variants, HookType.AROUND)
     HookRegistry.register(f"{GRAPH_RUNNER}._make_graph_key", label_graph, HookType.AFTER)
     HookRegistry.register(f"{GRAPH_RUNNER}.load_batch", note_requests, HookType.BEFORE)
+    HookRegistry.register(FUSED_WRITE, writes_kv_with_rope, HookType.AROUND)
     if compat.without_triton():
         compat.interpret_triton()
         HookRegistry.register("sglang.srt.utils.common.support_triton", no_triton, HookType.REPLACE)
@@ -223,6 +225,16 @@ def note_requests(runner: Any, forward_batch: Any, *args: Any, **kwargs: Any) ->
     backend = served_backend(runner)
     if backend is not None:
         backend.rids = forward_batch.rids
+
+
+def writes_kv_with_rope(original: Any, *args: Any, **kwargs: Any) -> bool:
+    """Whether a model may write K and V in the kernel that applies rotary embeddings: not into pages, which are no
+    ``[slots, heads, dim]``; then it hands them to the backend."""
+    from sglang.srt.model_executor.forward_context import get_attn_backend
+
+    from rheo_sglang.backend import RheoAttentionBackend
+
+    return not isinstance(get_attn_backend(), RheoAttentionBackend) and original(*args, **kwargs)
 
 
 def no_triton(backend: str) -> bool:

@@ -1,11 +1,11 @@
 """How a start that rheo cannot serve ends: one sentence at the terminal, the exception in a program.
 
 Model and pool sizes are known only in SGLang's scheduler processes, whose exceptions SGLang logs with tracebacks. A
-scheduler process that rheo refuses leaves its sentence in a file instead and exits with `SCHEDULER_REFUSED`; the process that
-the user started reads it from there.
+scheduler process that rheo refuses leaves its sentence in a file instead and exits with `SCHEDULER_REFUSED`; the
+process that the user started reads it from there.
 
-By then both have ZeroMQ sockets with messages that nobody will read. Should Python's shutdown collect a context while its
-sockets are open, it waits for these messages forever, so these two processes end without it.
+By then both have ZeroMQ sockets with messages that nobody will read. Should Python's shutdown collect a context while
+its sockets are open, it waits for these messages forever, so these two processes end without it.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ bytes. Random weights show that the machinery is right; hit rates and accuracy n
 
 import argparse
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
 WEIGHT_STD = 0.08
 NORM_STD = 0.1
 
@@ -39,11 +46,18 @@ class TinyModel:
     name : str
         Directory name.
     family : str
-        `llama` or `qwen3`; Qwen3 normalises queries and keys per head.
+        `llama`, `qwen2` (biases on queries, keys and values), `qwen3` (normalises queries and keys per head) or
+        `qwen3_moe` (the same, with experts instead of one MLP).
     heads, kv_heads, head_dim : int
         Query heads, KV heads, and channels of a head.
     layers, hidden, intermediate, context : int
         Layers, channels of the residual stream and of the MLP, and the longest context in tokens.
+    experts, chosen : int
+        Experts of a layer, of `intermediate` channels each, and how many of them a token takes.
+    tied : bool
+        Whether the output layer's weights are the embeddings.
+    rope : mapping
+        How positions are scaled past the length that the model was trained with; empty if they are not.
     """
 
     name: str
@@ -55,12 +69,15 @@ class TinyModel:
     hidden: int = 256
     intermediate: int = 512
     context: int = 16384
+    experts: int = 0
+    chosen: int = 0
+    tied: bool = False
+    rope: Mapping[str, Any] = field(default_factory=dict)
 
     def config(self, vocab_size: int) -> dict[str, Any]:
         """Contents of `config.json`."""
-        architecture = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}[self.family]
-        return {
-            "architectures": [architecture],
+        config: dict[str, Any] = {
+            "architectures": [ARCHITECTURES[self.family]],
             "model_type": self.family,
             "hidden_act": "silu",
             "hidden_size": self.hidden,
@@ -74,12 +91,24 @@ class TinyModel:
             "rope_theta": 10000.0,
             "vocab_size": vocab_size,
             "attention_bias": False,
-            "tie_word_embeddings": False,
+            "tie_word_embeddings": self.tied,
             "torch_dtype": "float32",
             "bos_token_id": BOS,
             "eos_token_id": EOS,
             "pad_token_id": PAD,
         }
+        if self.rope:
+            config["rope_scaling"] = dict(self.rope)
+        if self.experts:
+            config |= {
+                "num_experts": self.experts,
+                "num_experts_per_tok": self.chosen,
+                "moe_intermediate_size": self.intermediate,
+                "norm_topk_prob": True,
+                "decoder_sparse_step": 1,
+                "mlp_only_layers": [],
+            }
+        return config
 
     def shapes(self, vocab_size: int) -> dict[str, tuple[int, ...]]:
         """Name and shape of every parameter, in Hugging Face's layout."""
@@ -91,23 +120,55 @@ class TinyModel:
             "self_attn.v_proj": (key_value, self.hidden),
             "self_attn.o_proj": (self.hidden, query),
             "post_attention_layernorm": (self.hidden,),
-            "mlp.gate_proj": (self.intermediate, self.hidden),
-            "mlp.up_proj": (self.intermediate, self.hidden),
-            "mlp.down_proj": (self.hidden, self.intermediate),
         }
-        if self.family == "qwen3":
+        for mlp in [f"mlp.experts.{number}" for number in range(self.experts)] or ["mlp"]:
+            layer |= {
+                f"{mlp}.gate_proj": (self.intermediate, self.hidden),
+                f"{mlp}.up_proj": (self.intermediate, self.hidden),
+                f"{mlp}.down_proj": (self.hidden, self.intermediate),
+            }
+        if self.experts:
+            layer["mlp.gate"] = (self.experts, self.hidden)
+        if self.family.startswith("qwen3"):
             layer |= {"self_attn.q_norm": (self.head_dim,), "self_attn.k_norm": (self.head_dim,)}
+        biases = {"q_proj": query, "k_proj": key_value, "v_proj": key_value} if self.family == "qwen2" else {}
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab_size, self.hidden)}
         for index in range(self.layers):
             shapes |= {f"model.layers.{index}.{name}.weight": shape for name, shape in layer.items()}
-        return shapes | {"model.norm.weight": (self.hidden,), "lm_head.weight": (vocab_size, self.hidden)}
+            shapes |= {
+                f"model.layers.{index}.self_attn.{name}.bias": (size,) for name, size in biases.items()
+            }
+        shapes["model.norm.weight"] = (self.hidden,)
+        return shapes if self.tied else {**shapes, "lm_head.weight": (vocab_size, self.hidden)}
 
 
+LLAMA_3_1 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 512,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
 TINY_MODELS = (
     TinyModel("tiny-llama-group4", "llama", heads=8, kv_heads=2),
     TinyModel("tiny-llama-group1", "llama", heads=4, kv_heads=4),
     TinyModel("tiny-llama-group8", "llama", heads=8, kv_heads=1),
     TinyModel("tiny-qwen3-group4", "qwen3", heads=8, kv_heads=2, head_dim=32),
+    TinyModel("tiny-llama31-group2", "llama", heads=4, kv_heads=2, rope=LLAMA_3_1),
+    TinyModel(
+        *("tiny-qwen2-group16", "qwen2"),
+        heads=16,
+        kv_heads=1,
+        head_dim=32,
+        hidden=512,
+        context=2048,
+        tied=True,
+        rope=YARN,
+    ),
+    TinyModel(
+        "tiny-qwen3-moe", "qwen3_moe", heads=8, kv_heads=2, head_dim=32, intermediate=64, experts=8, chosen=2
+    ),
 )
 
 
@@ -130,7 +191,10 @@ def random_weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, t
     weights = {}
     for name, shape in shapes.items():
         noise = torch.randn(shape, generator=generator)
-        weights[name] = 1.0 + NORM_STD * noise if len(shape) == 1 else WEIGHT_STD * noise
+        if name.endswith("norm.weight"):
+            weights[name] = 1.0 + NORM_STD * noise
+        else:
+            weights[name] = WEIGHT_STD * noise
     return weights
 
 

@@ -22,7 +22,9 @@ SPARSE = {
 }
 
 
-@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.newest)], ids=["alone", "two ranks"])
+@pytest.fixture(
+    scope="module", params=[1, pytest.param(2, marks=pytest.mark.newest)], ids=["alone", "two ranks"]
+)
 def server(serve, request):
     return serve(
         "tiny-llama-group4",

@@ -133,6 +133,17 @@ def test_models_of_another_backend_are_not_checked() -> None:
     assert plugin.check_model(model, unresolved_arguments(attention_backend="triton")) is model
 
 
+@pytest.mark.parametrize("rheo", [True, False])
+def test_models_write_no_kv_into_pages_themselves(rheo: bool) -> None:
+    from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
+
+    from rheo_sglang.backend import RheoAttentionBackend
+
+    backend = object.__new__(RheoAttentionBackend) if rheo else object()
+    with forward_context(ForwardContext(attn_backend=backend)):
+        assert plugin.writes_kv_with_rope(lambda batch: True, None) == (not rheo)
+
+
 def test_a_bad_start_of_a_program_is_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENVIRONMENT, raising=False)
     monkeypatch.setattr(refusal, "_from_command_line", False)
