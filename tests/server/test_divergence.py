@@ -76,6 +76,7 @@ def save_few_prompts(server, folder: Path) -> None:
     Prompts(texts, {"recall": recall}).save(folder)
 
 
+@pytest.mark.newest
 def test_a_small_budget_diverges_and_the_dense_one_does_not(serve, smollm2, tmp_path):
     kept = tmp_path / "dense.jsonl.gz"
     server = serve(smollm2, rheo_config=DENSE, max_running_requests=2, arguments=FORCING)
