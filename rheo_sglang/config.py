@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from rheo_sglang.budget import BUDGETS, BudgetRule, BudgetTable
+from rheo_sglang.budget import BUDGETS, BudgetRule, BudgetSettings, BudgetTable
 from rheo_sglang.errors import FLAG, ConfigError, reject
 from rheo_sglang.registry import Registry
 from rheo_sglang.selection import SUMMARIES, EstimatingSummary
@@ -178,16 +178,26 @@ class RheoConfig:
         """The budget rule, which is given the ratio as the decimal that was written."""
         return BUDGETS[self.budget](Fraction(repr(self.budget_ratio)))
 
-    def budget_table(self, page_size: int, max_pages: int, device: str | torch.device = "cpu") -> BudgetTable:
-        """Pages that requests of up to ``max_pages`` pages may select, on ``device``."""
+    def budget_settings(self) -> BudgetSettings:
+        """What bounds the pages of a request that has no settings of its own."""
+        return BudgetSettings(Fraction(repr(self.budget_ratio)), self.budget_min_pages, self.budget_max_pages)
+
+    def budget_table(
+        self,
+        page_size: int,
+        max_pages: int,
+        device: str | torch.device = "cpu",
+        requests: int = 1,
+    ) -> BudgetTable:
+        """Pages that ``requests`` requests of up to ``max_pages`` pages may select, on ``device``."""
         return BudgetTable(
-            self.budget_rule(),
+            BUDGETS[self.budget],
             max_pages,
             page_size,
-            least=self.budget_min_pages,
-            most=self.budget_max_pages,
+            self.budget_settings(),
             forced=self.sink_pages + self.window_pages,
             dense_tokens=self.dense_tokens,
+            requests=requests,
             device=device,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from rheo_sglang.budget.base import BUDGETS, BudgetRule
+from rheo_sglang.budget.share import share_of
 
 
 @BUDGETS.register
@@ -19,6 +20,5 @@ class FixedBudget(BudgetRule):
         return self.ratio == 1
 
     def cap(self, num_pages: torch.Tensor) -> torch.Tensor:
-        """The share, in Python's integers: a ratio of 17 digits times a million pages exceeds 64 bits."""
-        share, whole = self.ratio.numerator, self.ratio.denominator
-        return torch.tensor([-(-pages * share // whole) for pages in num_pages.tolist()], dtype=torch.int64)
+        """The share."""
+        return share_of(num_pages, self.ratio)

@@ -1,66 +1,142 @@
-"""BudgetTable: the most pages that a request may select, for every number of pages that it can have."""
+"""BudgetTable: how many pages a request may select, by its settings, for every number of pages that it can have."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
 import torch
 
+from rheo_kernels.types import Budgets
 from rheo_sglang.budget.base import BudgetRule
+from rheo_sglang.budget.rows import SettingRows
+from rheo_sglang.budget.settings import BudgetSettings
+from rheo_sglang.budget.share import share_of
 
 
 class BudgetTable:
-    """A rule's caps within the bounds that settings give, computed once.
+    """A rule's caps within the bounds that settings give, computed once for each set of settings in use.
 
-    The batch's description on CPU and GPU and the widths of selections all read ``caps``. A request of up to
+    The batch's description on CPU and GPU and the widths of selections all read it. A request of up to
     ``dense_tokens``, rounded up to whole pages, selects all of them. Any other one selects at least ``least`` and the
-    pages that are always selected, at most ``most`` unless those are more, and never more than it has.
+    pages that are always selected, at most ``most`` unless those are more, and never more than it has. Scores may let
+    that grow up to a limit (`rheo_kernels.reference.allow`).
+
+    Row 0 holds the server's own settings. Others get a row when a request with them is first seen (`SettingRows`), and
+    the tensors grow then: both happen before a step's graph, which reads none of this.
 
     Parameters
     ----------
     rule
-        Budget rule.
+        Budget rule, made from a ratio.
     max_pages
         Pages of the longest request.
     page_size
         Tokens per page.
-    least, most
-        Bounds of the cap, in pages; ``most`` may be None.
+    settings
+        The server's.
+    largest
+        Settings that bound those of requests: none selects more pages than the greater of these and the server's would.
+        The server's by default.
     forced
         Pages that are always selected: sinks and window.
     dense_tokens
         Tokens up to which a request selects all its pages.
+    requests
+        ``R``, rows of SGLang's token table.
     device
-        Where ``caps`` lives.
+        Where the tensors live.
 
     Attributes
     ----------
-    caps
-        ``[max_pages + 1]``, int32.
+    rule
+        The budget rule with the server's ratio.
+    tensors
+        What a batch's description reads; replaced when they grow.
     dense_pages
         ``dense_tokens`` in pages.
     """
 
     def __init__(
         self,
-        rule: BudgetRule,
+        rule: Callable[[Fraction], BudgetRule],
         max_pages: int,
         page_size: int,
-        least: int = 1,
-        most: int | None = None,
+        settings: BudgetSettings,
+        largest: BudgetSettings | None = None,
         forced: int = 1,
         dense_tokens: int = 0,
+        requests: int = 1,
         device: str | torch.device = "cpu",
     ) -> None:
-        self.rule = rule
+        self.make_rule = rule
+        self.rule = rule(settings.ratio)
         self.max_pages = max_pages
         self.page_size = page_size
         self.forced = forced
         self.dense_pages = -(-dense_tokens // page_size)
-        pages = torch.arange(max_pages + 1)
-        caps = rule.cap(pages).clamp(min=least, max=most).clamp(min=forced)
-        caps = torch.where(pages <= self.dense_pages, pages, torch.minimum(caps, pages)).to(torch.int32)
-        self.caps = caps.to(device)
-        self._widest = caps.cummax(0).values.tolist()
+        self._rows = SettingRows(settings, requests)
+        self._most = torch.arange(max_pages + 1)
+        caps, limits = self._bounds(settings)
+        self._most = torch.maximum(limits, self._bounds(largest or settings)[1])
+        self._widest = self._most.cummax(0).values.tolist()
+        self.tensors = Budgets(
+            caps[None].to(device, torch.int32),
+            limits[None].to(device, torch.int32),
+            torch.tensor([settings.floor], dtype=torch.float32, device=device),
+            torch.zeros(requests, dtype=torch.int32, device=device),
+        )
+
+    @property
+    def caps(self) -> torch.Tensor:
+        """Pages that a request with the server's settings may select, by its number of pages, int32."""
+        return self.tensors.caps[0]
 
     def width(self, pages: int) -> int:
         """``S``: the widest selection of a batch whose longest request has ``pages`` pages."""
         return self._widest[pages]
+
+    def assign(self, requests: Sequence[int], settings: Sequence[BudgetSettings | None]) -> None:
+        """Set what bounds requests from now on; nothing is copied to the device unless something changes.
+
+        Parameters
+        ----------
+        requests
+            Rows of SGLang's token table, each once.
+        settings
+            Of the request that has the row; None for the server's.
+        """
+        changes = self._rows.assign(requests, settings)
+        for row, added in changes.added.items():
+            self._write(row, added)
+        if changes.setting_of:
+            moved = torch.tensor([list(changes.setting_of), list(changes.setting_of.values())])
+            where, rows = self._to_device(moved)
+            self.tensors.setting_of.index_copy_(0, where, rows.int())
+
+    def _bounds(self, settings: BudgetSettings) -> tuple[torch.Tensor, torch.Tensor]:
+        """Caps and limits of settings for every number of pages, ``[max_pages + 1]``, int64."""
+        pages = torch.arange(self.max_pages + 1)
+        caps = self.make_rule(settings.ratio).cap(pages)
+        caps = caps.clamp(min=settings.least, max=settings.most).clamp(min=self.forced)
+        limits = torch.maximum(caps, share_of(pages, settings.limit_ratio))
+        dense = pages <= self.dense_pages
+        most = torch.minimum(self._most, pages)
+        caps, limits = (torch.where(dense, pages, torch.minimum(bound, most)) for bound in (caps, limits))
+        return caps, limits
+
+    def _write(self, row: int, settings: BudgetSettings) -> None:
+        """Write a row, in tensors twice as large if there is none such."""
+        if row >= len(self.tensors.caps):
+            caps, limits, floors = (torch.cat((table, torch.zeros_like(table))) for table in self.tensors[:3])
+            self.tensors = Budgets(caps, limits, floors, self.tensors.setting_of)
+        caps, limits = self._bounds(settings)
+        self.tensors.caps[row].copy_(self._to_device(caps))
+        self.tensors.limits[row].copy_(self._to_device(limits))
+        self.tensors.floors[row].fill_(settings.floor)
+
+    def _to_device(self, on_host: torch.Tensor) -> torch.Tensor:
+        device = self.tensors.caps.device
+        if device.type == "cuda":
+            on_host = on_host.pin_memory()
+        return on_host.to(device, non_blocking=True)

@@ -30,13 +30,15 @@ def build_decode_batch(
     page_size
         Tokens per page.
     budget
-        Pages that requests may select.
+        Pages that requests may select, by their settings.
     """
     seq_lens = seq_lens.to(torch.int32)
     pages = page_lists(req_to_token, rows, max_seq_len, page_size)
     num_pages = (seq_lens + page_size - 1) // page_size
     tail_pages = pages.gather(1, (num_pages - 1).long()[:, None]).squeeze(1)
     tail_offsets = (seq_lens - 1) % page_size
+    budgets = budget.tensors
+    setting, counts = budgets.setting_of[rows.long()].long(), num_pages.long()
     return DecodeBatch(
         pages=pages,
         num_pages=num_pages,
@@ -45,5 +47,7 @@ def build_decode_batch(
         tail_pages=tail_pages,
         tail_offsets=tail_offsets,
         filled=tail_pages.masked_fill(tail_offsets < page_size - 1, 0),
-        budget=budget.caps[num_pages.long()],
+        budget=budgets.caps[setting, counts],
+        limit=budgets.limits[setting, counts],
+        floor=budgets.floors[setting],
     )

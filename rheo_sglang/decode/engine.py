@@ -96,7 +96,8 @@ class DecodeEngine(ABC):
         self.context_len = inputs.context_len
         self.recorder = inputs.recorder
         max_pages = -(-inputs.context_len // inputs.page_size)
-        self.budget = inputs.config.budget_table(inputs.page_size, max_pages, inputs.frames.device)
+        requests = inputs.req_to_token.shape[0]
+        self.budget = inputs.config.budget_table(inputs.page_size, max_pages, inputs.frames.device, requests)
         self.prefill = Prefill(
             inputs.config, inputs.table, inputs.host, inputs.frames, inputs.page_size, residency
         )

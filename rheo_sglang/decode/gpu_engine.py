@@ -139,7 +139,7 @@ class GpuDecodeEngine(DecodeEngine):
             seq_lens,
             live,
             self.page_size,
-            self.budget.caps,
+            self.budget.tensors,
             table.step,
             table.last_active,
             table.summarised,
@@ -265,16 +265,15 @@ class GpuDecodeEngine(DecodeEngine):
         )
 
     def _allowed(self, step: SparseBuffers[Any]) -> torch.Tensor:
-        """Pages that each request and KV head may select: the cap, unless the budget rule reads scores."""
-        batch, budget = step.batch, self.budget
-        caps = batch.budget[:, None].expand(-1, self.heads.kv_heads)
+        """Pages that each request and KV head may select: the budget, unless the budget rule reads scores."""
+        batch, budget, kv_heads = step.batch, self.budget, self.heads.kv_heads
         if not budget.rule.reads_scores:
-            return caps
+            return batch.budget[:, None].expand(-1, kv_heads)
         return allow(
             budget.rule.allow_kernel,
             step.scores,
             batch.num_pages,
-            caps,
+            batch.limit[:, None].expand(-1, kv_heads),
             budget.forced,
             budget.dense_pages,
             step.allowed,

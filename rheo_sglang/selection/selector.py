@@ -98,10 +98,12 @@ class Selector:
             Softmax scale.
         """
         scores, lse = self._score(q, summaries, batch, scale)
-        budget = batch.budget[:, None].expand(-1, summaries.shape[0])
+        budget, limit = (
+            bound[:, None].expand(-1, summaries.shape[0]) for bound in (batch.budget, batch.limit)
+        )
         if self.rule is not None and self.rule.reads_scores:
             forced = self.sink_pages + self.window_pages
-            budget = allow(self.rule.allow, scores, batch.num_pages, budget, forced, self.dense_pages)
+            budget = allow(self.rule.allow, scores, batch.num_pages, limit, forced, self.dense_pages)
         selected = select(scores, batch.num_pages, budget, self.sink_pages, self.window_pages, width)
         return Selection(scores, selected, lse)
 

@@ -15,7 +15,7 @@ from triton_cases import normal, to_device
 
 from rheo_kernels import reference
 from rheo_kernels.types import DecodeBatch
-from rheo_sglang.budget import BUDGETS, BudgetRule, BudgetTable
+from rheo_sglang.budget import BUDGETS, BudgetRule, BudgetSettings, BudgetTable
 from rheo_sglang.config import ConfigError, RheoConfig
 from rheo_sglang.decode.batch import build_decode_batch
 from rheo_sglang.decode.variant import make_variants
@@ -145,9 +145,10 @@ def test_every_budget_on_the_gpu_is_the_references(
     step = torch.zeros((), dtype=torch.int32, device=device)
     padded = torch.cat((lengths, lengths.new_full((1,), 77)))
     marks = step, last_active, summarised, unsaved
-    kernels.describe(tokens, rows, padded, batch, size, table.caps, *marks, out)
+    kernels.describe(tokens, rows, padded, batch, size, table.tensors, *marks, out)
     assert expected.num_pages.tolist() == pages
     assert torch.equal(out.budget[:batch], expected.budget)
+    assert torch.equal(out.limit[:batch], expected.limit)
     assert out.budget[batch:].tolist() == [0], "a padded row"
     assert int(expected.budget.max()) <= table.width(most)
 
@@ -219,7 +220,7 @@ def test_a_selection_holds_as_many_pages_as_the_rule_allows(name: str) -> None:
     num_pages = torch.tensor([64, 5, 30], dtype=torch.int32)
     caps = table.caps[num_pages.long()]
     batch = DecodeBatch.allocate(3, 64, "cpu")._replace(
-        pages=pages, num_pages=num_pages, seq_lens=num_pages * 16, budget=caps
+        pages=pages, num_pages=num_pages, seq_lens=num_pages * 16, budget=caps, limit=caps
     )
     scores, selected, _ = selector(torch.randn(3, 4, 16), summaries, batch, table.width(64), 1.0)
     caps = caps[:, None].expand(-1, 2)
@@ -245,7 +246,7 @@ def test_a_rule_cannot_leave_the_bounds() -> None:
         def cap(self, num_pages: torch.Tensor) -> torch.Tensor:
             return (num_pages % 3 - 1) * 2**40
 
-    caps = BudgetTable(Wild(Fraction(1)), 500, 16, least=2, most=20, forced=3).caps
+    caps = BudgetTable(Wild, 500, 16, BudgetSettings(Fraction(1), least=2, most=20), forced=3).caps
     pages = torch.arange(501)
     assert bool((caps <= torch.minimum(pages, torch.tensor(20))).all())
     assert bool((caps >= torch.minimum(pages, torch.tensor(3))).all())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from triton_cases import GPU
 
 from rheo_kernels.reference import block_keys, block_values
 from rheo_kernels.types import Selected
+from rheo_sglang.budget import BudgetSettings
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.decode.cuda_attention import CudaAttention
 from rheo_sglang.selection import SUMMARIES, EstimatingSummary
@@ -283,3 +285,24 @@ def test_cuda_leaves_the_same_pages_resident_and_offers_runners_up_frames(
         monkeypatch.setattr("rheo_sglang.decode.gpu_engine.make_attention", CudaAttention)
     pair = Pair(config_of(policy, miss_mode="fetch"), 16, rng.device, torch.bfloat16, runners_up=PAGES)
     assert check(pair, policy) > 0, "no runner-up got a frame"
+
+
+def test_requests_of_one_batch_select_by_their_own_budgets(rng: torch.Generator) -> None:
+    pair = Pair(config_of("importance", miss_mode="fetch"), 16, rng.device, torch.float32, runners_up=0)
+    few, many = BudgetSettings(Fraction(1, 10), least=3), BudgetSettings(Fraction(5, 6), least=1)
+    for number, (settings, counts) in enumerate(
+        [
+            ({}, [5, 2, 4]),
+            ({1: few, 3: many}, [3, 2, 4]),
+            ({1: many, 2: few, 3: few}, [5, 3, 3]),
+            ({1: None}, [5, 3, 3]),
+        ]
+    ):
+        for server in pair.servers:
+            server.engine.budget.assign(list(settings), list(settings.values()))
+        pair.step(number)
+        pair.check_selections()
+        pair.check_outputs()
+        for found in pair.selections[pair.reference]:
+            assert found.num_selected.tolist() == [[count] * HEADS for count in counts]
+        pair.align()

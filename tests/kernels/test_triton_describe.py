@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 import torch
 from triton_cases import permutation
 
 from rheo_kernels.types import DecodeBatch
+from rheo_sglang.budget import BudgetSettings
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.decode.batch import build_decode_batch
 
@@ -20,13 +23,17 @@ def test_describe_equals_the_reference(page_size: int, ratio: float, rng: torch.
 
     device = rng.device
     config = RheoConfig(budget_ratio=ratio, budget_min_pages=2, dense_threshold=3 * page_size)
-    budget = config.budget_table(page_size, 12, device)
+    budget = config.budget_table(page_size, 12, device, requests=ROWS)
+    own = BudgetSettings(Fraction(ratio) / 3, least=1, floor=0.7)
+    budget.assign([5, 0, 1], [own, BudgetSettings(Fraction(ratio), least=1, most=1, floor=0.2), own])
     pages = (permutation(PAGES - 1, rng)[: ROWS * 12] + 1).view(ROWS, 12).to(torch.int32)
     slots = pages[:, :, None] * page_size + torch.arange(page_size, device=device, dtype=torch.int32)
     tokens = slots.flatten(1).contiguous()
-    rows = torch.tensor([4, 0, 3, 1, 2], device=device)
-    lengths = torch.tensor([12 * page_size, 1, 3 * page_size, 5 * page_size + 1, 7], device=device)
-    live, columns = 4, 12
+    rows = torch.tensor([4, 0, 3, 1, 5, 2], device=device)
+    lengths = torch.tensor(
+        [12 * page_size, 1, 3 * page_size, 5 * page_size + 1, 11 * page_size, 7], device=device
+    )
+    live, columns = 5, 12
     expected = build_decode_batch(tokens, rows[:live], lengths[:live], columns * page_size, page_size, budget)
     out = DecodeBatch.allocate(len(rows), columns, device)
     for field in out:
@@ -36,12 +43,14 @@ def test_describe_equals_the_reference(page_size: int, ratio: float, rng: torch.
     described = torch.zeros(PAGES, dtype=torch.bool, device=device)
     unsaved = torch.zeros((LAYERS, PAGES), dtype=torch.bool, device=device)
     kernels.describe(
-        tokens, rows, lengths, live, page_size, budget.caps, step, last_active, described, unsaved, out
+        tokens, rows, lengths, live, page_size, budget.tensors, step, last_active, described, unsaved, out
     )
     for name, mine, theirs in zip(DecodeBatch._fields[1:], out[1:], expected[1:], strict=True):
+        assert mine.dtype == theirs.dtype, name
         assert torch.equal(mine[:live], theirs), name
     for field in out[1:]:
         assert field[live:].eq(0).all(), "a padded row"
+    assert expected.floor.tolist() == pytest.approx([0, 0.2, 0, 0.7, 0.7])
     listed = set()
     for row, count in enumerate(expected.num_pages.tolist()):
         assert torch.equal(out.pages[row, :count], expected.pages[row, :count])

@@ -38,7 +38,7 @@ def batch_of(page_size: int, pages_of_rows: dict[int, list[int]], lengths: dict[
         torch.tensor(list(lengths.values())),
         max(lengths.values()),
         page_size,
-        config.budget_table(page_size, 8),
+        config.budget_table(page_size, 8, requests=4),
     )
 
 

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from rheo_kernels.types import DecodeBatch
+from rheo_kernels.types import Budgets, DecodeBatch
 
 PAGES_PER_PROGRAM = 1024
 
@@ -17,7 +17,7 @@ def describe(
     seq_lens: torch.Tensor,
     live: int,
     page_size: int,
-    caps: torch.Tensor,
+    budgets: Budgets,
     step: torch.Tensor,
     last_active: torch.Tensor,
     summarised: torch.Tensor,
@@ -36,8 +36,8 @@ def describe(
         Requests; the rows from it on are padding.
     page_size
         Tokens per page.
-    caps
-        Most pages that a request may select, by its number of pages, ``[max_pages + 1]``, int32.
+    budgets
+        What bounds the pages that requests may select.
     step
         Decode steps so far, scalar, int32.
     last_active
@@ -51,7 +51,8 @@ def describe(
 
     Notes
     -----
-    Reads one slot a page, a page of slots apart: 32 bytes of traffic each; writes 8 bytes a page.
+    Reads one slot a page, a page of slots apart: 32 bytes of traffic each; writes 8 bytes a page. A
+    request's budget takes two reads that wait for each other, in the program that describes its tail.
     """
     batch, columns = out.pages.shape
     layers = unsaved.shape[0]
@@ -63,7 +64,7 @@ def describe(
         last_active,
         summarised,
         unsaved,
-        caps,
+        *budgets,
         *out,
         live,
         columns,
@@ -71,6 +72,7 @@ def describe(
         req_to_token.stride(0),
         out.pages.stride(0),
         unsaved.stride(0),
+        budgets.caps.stride(0),
         PAGE_SIZE=page_size,
         BLOCK_M=PAGES_PER_PROGRAM,
         BLOCK_L=triton.next_power_of_2(layers),
@@ -89,6 +91,9 @@ def _describe(
     summarised,
     unsaved,
     caps,
+    limits,
+    floors,
+    setting_of,
     out_pages,
     out_num_pages,
     out_seq_lens,
@@ -97,12 +102,15 @@ def _describe(
     out_tail_offsets,
     out_filled,
     out_budget,
+    out_limit,
+    out_floor,
     live,
     columns,
     layers,
     stride_rt,
     stride_pb,
     stride_ul,
+    stride_bk,
     PAGE_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_L: tl.constexpr,
@@ -110,7 +118,8 @@ def _describe(
     request = tl.program_id(1)
     length = tl.where(request < live, tl.load(seq_lens + request).to(tl.int32), 0)
     count = tl.minimum(tl.cdiv(length, PAGE_SIZE), columns)
-    row = req_to_token + tl.load(slots + request).to(tl.int64) * stride_rt
+    slot = tl.load(slots + request).to(tl.int64)
+    row = req_to_token + slot * stride_rt
     position = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     listed = position < count
     page = tl.load(row + position * PAGE_SIZE, mask=listed, other=0).to(tl.int32) // PAGE_SIZE
@@ -128,7 +137,11 @@ def _describe(
         tl.store(out_tail_pages + request, tail)
         tl.store(out_tail_offsets + request, offset)
         tl.store(out_filled + request, tl.where(full, tail, 0))
-        tl.store(out_budget + request, tl.load(caps + count))
+        setting = tl.load(setting_of + slot).to(tl.int64)
+        cell = setting * stride_bk + count
+        tl.store(out_budget + request, tl.load(caps + cell))
+        tl.store(out_limit + request, tl.load(limits + cell))
+        tl.store(out_floor + request, tl.where(count > 0, tl.load(floors + setting), 0.0))
         if count > 0:
             tl.store(summarised + tail, tl.full([], 1, tl.int1))
             layer = tl.arange(0, BLOCK_L).to(tl.int64)

@@ -2,6 +2,7 @@
 
 from rheo_kernels.types.admission import Admitted
 from rheo_kernels.types.batch import DecodeBatch
+from rheo_kernels.types.budgets import Budgets
 from rheo_kernels.types.estimates import Estimates
 from rheo_kernels.types.idle_decay import IdleDecay
 from rheo_kernels.types.partials import Partials
@@ -10,6 +11,7 @@ from rheo_kernels.types.tail import Coverage, Tail
 
 __all__ = [
     "Admitted",
+    "Budgets",
     "Coverage",
     "DecodeBatch",
     "Estimates",

@@ -8,7 +8,10 @@ import torch
 
 
 class DecodeBatch(NamedTuple):
-    """One decode step's requests as pages; every field is ``[B]``, int32, except ``pages``. Padded rows are all 0."""
+    """One decode step's requests as pages; every field but ``pages`` is ``[B]``, int32 where no dtype is said.
+
+    Padded rows are all 0.
+    """
 
     pages: torch.Tensor
     """Page lists, ``[B, M]``; entries past ``num_pages`` are undefined."""
@@ -24,10 +27,19 @@ class DecodeBatch(NamedTuple):
     filled: torch.Tensor
     """The tail page, if the new token completes it, else 0."""
     budget: torch.Tensor
-    """Pages that every KV head of the request may select."""
+    """Pages that every KV head of the request may select in any step."""
+    limit: torch.Tensor
+    """The most to which scores may let that grow; at least ``budget``."""
+    floor: torch.Tensor
+    """Share of the estimated attention that the selected pages should hold, float32; 0 for no floor."""
 
     @classmethod
     def allocate(cls, batch: int, columns: int, device: torch.device | str) -> DecodeBatch:
         """Zeroed buffers for ``B`` requests of up to ``M`` pages."""
-        rows = (torch.zeros(batch, dtype=torch.int32, device=device) for _ in range(7))
-        return cls(torch.zeros((batch, columns), dtype=torch.int32, device=device), *rows)
+        integers = {
+            name: torch.zeros(batch, dtype=torch.int32, device=device)
+            for name in cls._fields
+            if name not in ("pages", "floor")
+        }
+        pages = torch.zeros((batch, columns), dtype=torch.int32, device=device)
+        return cls(pages, **integers, floor=torch.zeros(batch, dtype=torch.float32, device=device))
