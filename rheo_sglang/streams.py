@@ -48,6 +48,11 @@ class SideStream:
         """An event after this stream's work so far; None where work runs in line."""
         return None if self.stream is None else self.stream.record_event()
 
+    def wait(self, mark: torch.cuda.Event | None) -> None:
+        """Let the current stream wait for what `mark` marked, while this stream's later work goes on."""
+        if mark is not None:
+            torch.cuda.current_stream().wait_event(mark)
+
     def join(self) -> None:
         """Let the current stream wait for this stream's work, if it has any since the last join."""
         if self.stream is not None and self.forked:

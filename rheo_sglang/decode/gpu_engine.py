@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rheo_kernels.triton import allow, append, describe
+from rheo_kernels.triton import allow, append, describe, summarise_tails
 from rheo_kernels.types import HitCounters
 from rheo_sglang.decode.buffers import DecodeBuffers, SparseBuffers, StepBuffers
 from rheo_sglang.decode.engine import DecodeEngine, EngineInputs
@@ -191,12 +191,13 @@ class GpuDecodeEngine(DecodeEngine):
         out: torch.Tensor,
     ) -> None:
         with self.append_stream.fork():
-            self._append(layer, step, k, v)
-        self.append_stream.join()
+            stored = self._append(layer, step, k, v)
+        self.append_stream.wait(stored)
         page_table, step_number = self.table.frame_of[layer], self.table.step
         self.attention.dense(
             layer, step.batch, q, scale, step.workspace, out, page_table, self.missed_at, step_number
         )
+        self._end_with(layer)
 
     def _forward_sparse(
         self,
@@ -217,31 +218,34 @@ class GpuDecodeEngine(DecodeEngine):
         if self.scoring.estimates:
             append_fork = self.append_stream.fork()
         with append_fork:
-            self._append(layer, step, k, v)
+            stored = self._append(layer, step, k, v)
         self._select(layer, step)
         self.miss_path.start(layer, step, q, scale)
-        self.append_stream.join()
+        self.append_stream.wait(stored)
         self.miss_path.finish(layer, step, q, scale, out, self.scoring.tail(layer, step))
+        self._end_with(layer)
+
+    def _end_with(self, layer: int) -> None:
+        """End the step with its last layer, unless the model does."""
         if layer == len(self.frames) - 1 and not self.ended_by_model:
             self.end_step()
 
     def end_step(self) -> None:
         """See `DecodeEngine.end_step`."""
+        self.append_stream.join()
         self.miss_path.end()
 
-    def _append(self, layer: int, step: StepBuffers, k: torch.Tensor, v: torch.Tensor) -> None:
+    def _append(
+        self, layer: int, step: StepBuffers, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.cuda.Event | None:
+        """Append the new tokens, then summarise their pages anew; the event between both."""
         table, batch = self.table, step.batch
-        append(
-            k,
-            v,
-            batch.tail_pages,
-            batch.tail_offsets,
-            table.frame_of[layer],
-            self.frames[layer],
-            table.summary,
-            table.summaries[layer],
-            self.page_size,
-        )
+        tails = batch.tail_pages, batch.tail_offsets, table.frame_of[layer], self.frames[layer]
+        summaries = table.summary, table.summaries[layer]
+        append(k, v, *tails, *summaries, self.page_size)
+        stored = self.append_stream.mark()
+        summarise_tails(*tails, *summaries, self.heads.dim, self.page_size)
+        return stored
 
     def _select(self, layer: int, step: SparseBuffers[Any]) -> None:
         config, batch, runners_up = self.config, step.batch, step.runners_up[layer]

@@ -191,6 +191,17 @@ class Pages:
                 self.summaries,
                 self.shape.page_size,
             )
+            if hasattr(self.kernels, "summarise_tails"):
+                self.kernels.summarise_tails(
+                    page,
+                    offset,
+                    self.page_table,
+                    self.frames,
+                    self.summary,
+                    self.summaries,
+                    self.shape.dim,
+                    self.shape.page_size,
+                )
 
 
 @st.composite
@@ -336,6 +347,10 @@ def test_append_equals_the_reference(summary: PageSummary, shape: Shape, rng: to
     reference.append(k, v, tail_pages, offsets, table, expected, summary, folded, shape.page_size)
     kernels.append(k, v, tail_pages, offsets, table, blocks, summary, summaries, shape.page_size)
     assert torch.equal(blocks, expected)
+    kernels.summarise_tails(
+        tail_pages, offsets, table, blocks, summary, summaries, shape.dim, shape.page_size
+    )
+    assert torch.equal(blocks, expected)
     assert_equal_once_rounded(summary, shape, summaries, folded)
 
 
@@ -348,7 +363,9 @@ def test_append_skips_padded_rows_and_absent_tails(summary: PageSummary, rng: to
     before = blocks.clone(), summaries.clone()
     key = normal((2, 1, 64), torch.float32, rng)
     offsets = integers(0, 16, (2,), rng)
-    kernels.append(key, key, to_device([0, 2], rng), offsets, table, blocks, summary, summaries, 16)
+    tails = to_device([0, 2], rng)
+    kernels.append(key, key, tails, offsets, table, blocks, summary, summaries, 16)
+    kernels.summarise_tails(tails, offsets, table, blocks, summary, summaries, 64, 16)
     assert torch.equal(blocks, before[0])
     assert torch.equal(summaries, before[1])
 

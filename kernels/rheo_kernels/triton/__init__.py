@@ -6,7 +6,7 @@ satisfy the reference, the docstring says which one the kernel takes.
 
 from rheo_kernels.triton.admit import admit
 from rheo_kernels.triton.allow import allow
-from rheo_kernels.triton.append import append
+from rheo_kernels.triton.append import append, summarise_tails
 from rheo_kernels.triton.attend import attend
 from rheo_kernels.triton.attend_dense import attend_dense
 from rheo_kernels.triton.describe import describe
@@ -56,6 +56,7 @@ __all__ = [
     "select",
     "select_resolve",
     "stage",
+    "summarise_tails",
     "tail",
     "tail_splits",
     "total_programs",

@@ -1,4 +1,4 @@
-"""append: one new token per request into its tail page's frames, and into the page's summary."""
+"""append, summarise_tails: one new token per request into its tail page's frames, and into the page's summary."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from rheo_kernels.types.summary import PageSummary
+from rheo_kernels.types.summary import PageSummary, SummaryKernels
 
 
 def append(
@@ -20,7 +20,8 @@ def append(
     summaries: torch.Tensor,
     page_size: int,
 ) -> None:
-    """Store one token per request in its resident tail page and fold its key into the page's summary.
+    """Store one token per request in its resident tail page, and fold its key into the page's summary where that is all
+    that it takes; `summarise_tails` does it for other summaries.
 
     Parameters
     ----------
@@ -43,12 +44,9 @@ def append(
 
     Notes
     -----
-    Moves ``4 * B * H * D`` elements and is bound by latency. A summary that folds single tokens moves its rows twice;
-    for one that does not, the keys of the tail page are read from its frame, ``B * H * D * P`` elements at most.
+    Moves ``4 * B * H * D`` elements, and the rows of a summary that folds single tokens twice; bound by latency.
     """
     batch, heads, dim = k.shape
-    kernels = summary.kernels
-    assert kernels is not None, "a summary without kernels was not refused at start"
     _append[(batch, heads)](
         k,
         v,
@@ -69,10 +67,63 @@ def append(
         DIM=dim,
         BLOCK_D=triton.next_power_of_2(dim),
         PAGE_SIZE=page_size,
-        FOLD_TOKEN=kernels.fold_token,
-        FOLD_CHUNK=kernels.fold_chunk,
-        num_warps=4 if kernels.fold_token is None else 1,
+        FOLD_TOKEN=_kernels(summary).fold_token,
+        num_warps=1,
     )
+
+
+def summarise_tails(
+    tail_pages: torch.Tensor,
+    offsets: torch.Tensor,
+    page_table: torch.Tensor,
+    frames: torch.Tensor,
+    summary: PageSummary,
+    summaries: torch.Tensor,
+    head_dim: int,
+    page_size: int,
+) -> None:
+    """Summarise tail pages anew from their frames, up to the token that was appended last; nothing for a summary whose
+    tokens `append` folds.
+
+    Attention does not read what this writes, and the next step's scores are the first to.
+
+    Parameters
+    ----------
+    tail_pages, offsets, page_table, frames, summary, summaries, page_size
+        See `append`, after which this runs.
+    head_dim
+        ``D``.
+
+    Notes
+    -----
+    Reads the tokens of a page, ``4 * D * P`` bytes of fp16 at most, and writes one summary, per request and KV head;
+    bound by latency.
+    """
+    kernels = _kernels(summary)
+    if kernels.fold_token is not None:
+        return
+    _summarise_tails[(tail_pages.shape[0], page_table.shape[0])](
+        tail_pages,
+        offsets,
+        page_table,
+        frames,
+        summaries,
+        page_table.stride(0),
+        frames.stride(0),
+        frames.stride(1),
+        summaries.stride(0),
+        summaries.stride(1),
+        DIM=head_dim,
+        BLOCK_D=triton.next_power_of_2(head_dim),
+        PAGE_SIZE=page_size,
+        FOLD_CHUNK=kernels.fold_chunk,
+        num_warps=4,
+    )
+
+
+def _kernels(summary: PageSummary) -> SummaryKernels:
+    assert summary.kernels is not None, "a summary without kernels was not refused at start"
+    return summary.kernels
 
 
 @triton.jit
@@ -97,7 +148,6 @@ def _append(
     BLOCK_D: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     FOLD_TOKEN: tl.constexpr,
-    FOLD_CHUNK: tl.constexpr,
 ):
     request = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
@@ -113,16 +163,43 @@ def _append(
             block = frames + head * stride_fh + frame * stride_ff
             tl.store(block + d * PAGE_SIZE + offset, key, mask=inside)
             tl.store(block + (PAGE_SIZE + offset) * DIM + d, value, mask=inside)
-
-            rows = summaries + head * stride_mh + page * stride_mn
             if FOLD_TOKEN is not None:
+                rows = summaries + head * stride_mh + page * stride_mn
                 FOLD_TOKEN(rows, key, offset == 0, DIM, BLOCK_D)
-            else:
-                i = tl.arange(0, PAGE_SIZE)
-                earlier = block + d[:, None] * PAGE_SIZE + i[None, :]
-                keys = tl.load(earlier, mask=inside[:, None] & (i < offset)[None, :], other=0.0)
-                keys = tl.where((i == offset)[None, :], key[:, None], keys)
-                earlier = block + (PAGE_SIZE + i[:, None]) * DIM + d[None, :]
-                values = tl.load(earlier, mask=(i < offset)[:, None] & inside[None, :], other=0.0)
-                values = tl.where((i == offset)[:, None], value[None, :], values)
-                FOLD_CHUNK(rows, keys, values, i <= offset, offset + 1, DIM, BLOCK_D, PAGE_SIZE)
+
+
+@triton.jit
+def _summarise_tails(
+    tail_pages,
+    offsets,
+    page_table,
+    frames,
+    summaries,
+    stride_th,
+    stride_fh,
+    stride_ff,
+    stride_mh,
+    stride_mn,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    FOLD_CHUNK: tl.constexpr,
+):
+    request = tl.program_id(0)
+    head = tl.program_id(1).to(tl.int64)
+    page = tl.load(tail_pages + request).to(tl.int64)
+    if page > 0:
+        frame = tl.load(page_table + head * stride_th + page).to(tl.int64)
+        if frame >= 0:
+            offset = tl.load(offsets + request)
+            d = tl.arange(0, BLOCK_D)
+            i = tl.arange(0, PAGE_SIZE)
+            inside, held = d < DIM, i <= offset
+            block = frames + head * stride_fh + frame * stride_ff
+            keys = tl.load(
+                block + d[:, None] * PAGE_SIZE + i[None, :], mask=inside[:, None] & held[None, :], other=0.0
+            )
+            stored = block + (PAGE_SIZE + i[:, None]) * DIM + d[None, :]
+            values = tl.load(stored, mask=held[:, None] & inside[None, :], other=0.0)
+            rows = summaries + head * stride_mh + page * stride_mn
+            FOLD_CHUNK(rows, keys, values, held, offset + 1, DIM, BLOCK_D, PAGE_SIZE)
