@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,13 +11,14 @@ from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.logits_processor import LogitsProcessor
 
 from rheo_sglang.decode.engine import EngineInputs
-from rheo_sglang.decode.heads import loaded_heads
+from rheo_sglang.decode.heads import HeadShape, loaded_heads
 from rheo_sglang.decode.make_engine import make_engine
 from rheo_sglang.errors import ConfigError
 from rheo_sglang.pools.kv_pool import RheoKVPool
 from rheo_sglang.prefill import PrefillBatch
 from rheo_sglang.recorder import Recorder
 from rheo_sglang.selection import EstimatingSummary
+from rheo_sglang.traces import TracedShape, Tracer, open_trace
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -87,6 +89,7 @@ class RheoAttentionBackend(AttentionBackend):
             lengths,
             forward_batch.out_cache_loc,
             goes_on=0 < self.chunk_tokens <= sum(lengths),
+            rids=forward_batch.rids,
         )
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
@@ -196,7 +199,32 @@ def engine_inputs(runner: Any, pool: RheoKVPool) -> EngineInputs:
         req_to_token=req_to_token,
         context_len=min(runner.model_config.context_len, req_to_token.shape[1]),
         recorder=recorder,
+        tracer=None if config.trace is None else start_trace(runner, pool, heads),
     )
+
+
+def start_trace(runner: Any, pool: RheoKVPool, heads: HeadShape) -> Tracer:
+    """Begin the trace that the settings ask for; each of several ranks has a folder of its own."""
+    config, arguments = pool.config, runner.server_args
+    assert config.trace is not None
+    folder = Path(config.trace)
+    if max(arguments.tp_size, arguments.pp_size, arguments.dp_size) > 1:
+        ranks = (getattr(runner, "dp_rank", None) or 0, runner.pp_rank, runner.tp_rank)
+        folder /= "rank-" + "-".join(map(str, ranks))
+    shape = TracedShape(
+        model=arguments.served_model_name or Path(arguments.model_path).name,
+        page_size=pool.page_size,
+        layers=pool.layer_num,
+        first_layer=pool.start_layer,
+        kv_heads=heads.kv_heads,
+        group=heads.group,
+        head_dim=heads.dim,
+        pages=pool.table.pages,
+        frames=pool.table.frames,
+        summary=pool.table.summary.name,
+        context_len=runner.model_config.context_len,
+    )
+    return open_trace(folder, config, shape, torch.device(pool.device))
 
 
 def call_after_logits(model: torch.nn.Module, call: Callable[[], None]) -> bool:

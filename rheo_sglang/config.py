@@ -99,6 +99,11 @@ class RheoConfig:
     recorder: Literal["off", "hits", "mass"] = "hits"
     """Count hits per request, layer and KV head; ``mass`` also measures the attention mass that the selection
     covers, by attending the rest as well (a diagnosis for a test server: steps run by the torch reference engine)."""
+    trace: str | None = None
+    """Folder, new or empty, that every decode step's page scores and selection are written to, for ``rheo replay`` and
+    ``rheo heatmap``; steps that the writer has no time for are dropped and counted. Needs the extra ``trace``."""
+    trace_gib: float = 4.0
+    """Size at which a trace ends, in GiB, on each rank."""
 
     def __post_init__(self) -> None:
         """Validate types and ranges, with what the extensions register among the choices."""
@@ -131,6 +136,7 @@ class RheoConfig:
                 self.budget_max_pages,
                 f"at least budget_min_pages={self.budget_min_pages}",
             )
+        _in_range("trace_gib", self.trace_gib, low=0, open_low=True)
         for one, other in (("host_pool_gib", "host_pool_ratio"), ("frame_pool_gib", "frame_pool_tokens")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 reject(other, getattr(self, other), f"one of {one} and {other}, not both")
@@ -292,6 +298,8 @@ def _typed(name: str, value: object, hint: Any) -> object:
         return value if isinstance(value, bool) else reject(name, value, "true, false")
     if value is None and type(None) in kinds:
         return None
+    if str in kinds:
+        return value if isinstance(value, str) and value else reject(name, value, "text that is not empty")
     if float in kinds and _is_finite_number(value):
         return float(value)
     if int in kinds and isinstance(value, int) and not isinstance(value, bool):

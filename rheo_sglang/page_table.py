@@ -142,6 +142,11 @@ class PageTable:
         """Note that every page was freed."""
         self._notes.append(("clear", ()))
 
+    @property
+    def notes(self) -> list[tuple[str, tuple[torch.Tensor, ...]]]:
+        """What `settle` will carry out: ``release``, ``fold`` or ``clear``, and the pages."""
+        return self._notes
+
     def settle(self) -> None:
         """Carry out what the scheduler noted since the last forward pass, in its order; never waits for a GPU."""
         notes, self._notes = self._notes, []

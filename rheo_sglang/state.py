@@ -23,7 +23,7 @@ def describe_scheduler(scheduler: Any) -> dict[str, Any] | None:
     -------
     dict or None
         ``config``, ``counters``, ``recorder`` (None when off), ``misses`` (None where none are shared with the CPU),
-        ``working_sets``, ``prefixes`` and ``not_finite``, JSON-ready; None if the scheduler runs another attention
+        ``working_sets``, ``trace`` (None when off), ``prefixes`` and ``not_finite``, JSON-ready; None if the scheduler runs another attention
         backend. A number that is not finite, which JSON cannot hold, is None; ``not_finite`` is how many there were.
     """
     from rheo_sglang.backend import RheoAttentionBackend
@@ -46,6 +46,7 @@ def describe_scheduler(scheduler: Any) -> dict[str, Any] | None:
             "recorder": None if backend.engine.recorder is None else backend.engine.recorder.report(),
             "misses": backend.engine.miss_report(),
             "working_sets": backend.engine.working_sets.report(),
+            "trace": None if backend.engine.tracer is None else backend.engine.tracer.writer.report(),
             "prefixes": describe_tree(scheduler.tree_cache, pool.table, pool.page_size),
         }
     )

@@ -14,6 +14,7 @@ from rheo_sglang.decode.variant import Variant
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.prefill import Prefill, PrefillBatch, SeedAdmission
 from rheo_sglang.recorder import Recorder
+from rheo_sglang.traces import Tracer
 from rheo_sglang.working_sets import WorkingSets
 
 
@@ -42,6 +43,8 @@ class EngineInputs:
         Counts hits, or None.
     cpu_attention
         Whether the C++ attention kernel works here.
+    tracer
+        Records every step's scores and selection, or None.
     """
 
     config: RheoConfig
@@ -54,6 +57,7 @@ class EngineInputs:
     context_len: int
     recorder: Recorder | None
     cpu_attention: bool = True
+    tracer: Tracer | None = None
 
 
 class DecodeEngine(ABC):
@@ -95,11 +99,12 @@ class DecodeEngine(ABC):
         self.req_to_token = inputs.req_to_token
         self.context_len = inputs.context_len
         self.recorder = inputs.recorder
+        self.tracer = inputs.tracer
         max_pages = -(-inputs.context_len // inputs.page_size)
         requests = inputs.req_to_token.shape[0]
         self.budget = inputs.config.budget_table(inputs.page_size, max_pages, inputs.frames.device, requests)
         self.prefill = Prefill(
-            inputs.config, inputs.table, inputs.host, inputs.frames, inputs.page_size, residency
+            inputs.config, inputs.table, inputs.host, inputs.frames, inputs.page_size, residency, self.tracer
         )
         rows = inputs.req_to_token.shape[0]
         self.working_sets = WorkingSets(inputs.table, inputs.config.working_set_steps, rows)
@@ -124,6 +129,11 @@ class DecodeEngine(ABC):
         """Carry out what the scheduler noted since the last forward pass; before every forward pass."""
         ...
 
+    def trace_notes(self) -> None:
+        """Have a tracer take the step that ran last, and what the scheduler noted since."""
+        if self.tracer is not None:
+            self.tracer.settle(self.table.notes)
+
     def note_prefill(self) -> None:
         """Note that a prefill ran: the tail pages of its requests are in host pages only."""
         return
@@ -135,6 +145,7 @@ class DecodeEngine(ABC):
         lengths: Sequence[int],
         slots: torch.Tensor,
         goes_on: bool,
+        rids: Sequence[str] | None = None,
     ) -> PrefillBatch:
         """Begin a prefill pass, which `prefill` then runs layer by layer.
 
@@ -148,7 +159,11 @@ class DecodeEngine(ABC):
             Slots of the chunks' tokens, ``[T]``, int64.
         goes_on
             Whether the last request's prompt has more chunks to come.
+        rids
+            Ids of the requests, for a trace.
         """
+        if self.tracer is not None:
+            self.tracer.begin_prompts(rids or [str(row) for row in range(len(lengths))])
         self.table.note_summaries(slots, self.page_size)
         batch = self.prefill.describe(self.req_to_token, rows, prefixes, lengths, goes_on)
         self.table.list_pages(batch.pages, batch.num_pages)

@@ -94,6 +94,8 @@ class GpuDecodeEngine(DecodeEngine):
             self.scoring.attends_tail,
         )
         self._buffers.append(made)
+        if self.tracer is not None:
+            self.tracer.reserve(batch, max(variant.columns for variant in self.variants), width)
         return made
 
     def miss_report(self) -> dict[str, float] | None:
@@ -105,6 +107,7 @@ class GpuDecodeEngine(DecodeEngine):
         if self.pending_save is not None:
             self.residency.save(self.pending_save)
             self.pending_save = None
+        self.trace_notes()
         self.table.settle()
 
     def note_prefill(self) -> None:
@@ -130,6 +133,8 @@ class GpuDecodeEngine(DecodeEngine):
                 field.zero_()
             if self.recorder is not None:
                 step.rows.fill_(self.recorder.padding_row)
+            if self.tracer is not None:
+                self.tracer.begin_step(0, None, lengths, step.batch, chosen.width)
             return
         table = self.table
         table.begin_step()
@@ -159,6 +164,8 @@ class GpuDecodeEngine(DecodeEngine):
         if self.recorder is not None and rids is not None and not chosen.dense:
             num_pages = -(-lengths // self.page_size)
             step.rows.copy_(self.recorder.begin_step(rids, num_pages, rows.shape[0]))
+        if self.tracer is not None:
+            self.tracer.begin_step(table.activity.steps, rids, lengths, step.batch, chosen.width)
 
     def _pick(self, longest: int) -> Variant:
         """The shortcut for short requests, except now and then while their pages are not all resident."""
@@ -212,6 +219,8 @@ class GpuDecodeEngine(DecodeEngine):
         # The score is launched first, so that what runs meanwhile takes no place from it.
         append_fork = self.append_stream.fork()
         self.miss_path.join()
+        if self.tracer is not None:
+            self.tracer.join()
         self.scoring(layer, step, q, scale)
         with append_fork:
             self.miss_path.send(layer, step, q, scale)
@@ -220,6 +229,8 @@ class GpuDecodeEngine(DecodeEngine):
         with append_fork:
             stored = self._append(layer, step, k, v)
         self._select(layer, step)
+        if self.tracer is not None:
+            self.tracer.layer(layer, step.scores, step.selected[layer])
         self.miss_path.start(layer, step, q, scale)
         self.append_stream.wait(stored)
         self.miss_path.finish(layer, step, q, scale, out, self.scoring.tail(layer, step))
@@ -234,6 +245,8 @@ class GpuDecodeEngine(DecodeEngine):
         """See `DecodeEngine.end_step`."""
         self.append_stream.join()
         self.miss_path.end()
+        if self.tracer is not None:
+            self.tracer.join()
 
     def _append(
         self, layer: int, step: StepBuffers, k: torch.Tensor, v: torch.Tensor

@@ -79,6 +79,7 @@ class ReferenceDecodeEngine(DecodeEngine):
 
     def settle(self) -> None:
         """See `DecodeEngine.settle`."""
+        self.trace_notes()
         self.table.settle()
 
     def begin_step(
@@ -105,6 +106,13 @@ class ReferenceDecodeEngine(DecodeEngine):
         self.table.note_summaries(batch.tail_pages.long() * self.page_size, self.page_size)
         self.table.list_pages(batch.pages, batch.num_pages)
         self.working_sets.begin_step(batch, rids, -(-longest // self.page_size) <= self.budget.dense_pages)
+        self._trace_step(rids, lengths)
+
+    def _trace_step(self, rids: list[str] | None, lengths: torch.Tensor) -> None:
+        if self.tracer is not None:
+            assert self.step is not None
+            number, width = self.table.activity.steps, self.step.variant.width
+            self.tracer.begin_step(number, rids, lengths, self.step.batch, width)
 
     def forward(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, out: torch.Tensor
@@ -126,6 +134,8 @@ class ReferenceDecodeEngine(DecodeEngine):
         selected = resolve(indices, batch.pages, batch.seq_lens, page_table, self.page_size)
         stamp_selected(selected.pages, table.stamps[layer])
         left_out = runners_up(scores, indices, batch.pages, batch.num_pages, page_table, self.num_runners_up)
+        if self.tracer is not None:
+            self.tracer.layer(layer, scores, selected)
         table.policy.on_step(layer, scores, selected, batch.pages, batch.num_pages)
         attended, lse = self._attend(layer, q, selected, scale)
         output, coverage = attended, None

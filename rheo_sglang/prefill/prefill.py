@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,6 +19,9 @@ from rheo_sglang.prefill.dense import dense_attention
 from rheo_sglang.prefill.seed import SeedAdmission, Seeding
 from rheo_sglang.prefill.staging import Staging
 from rheo_sglang.streams import HIGH_PRIORITY, SideStream
+
+if TYPE_CHECKING:
+    from rheo_sglang.traces import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +44,8 @@ class Prefill:
         Tokens per page.
     residency
         Gives pages frames.
+    tracer
+        Records what prompts attended, or None.
 
     Notes
     -----
@@ -55,6 +61,7 @@ class Prefill:
         frames: torch.Tensor,
         page_size: int,
         residency: SeedAdmission,
+        tracer: Tracer | None = None,
     ) -> None:
         self.table = table
         self.host = host
@@ -63,7 +70,7 @@ class Prefill:
         self.stream = SideStream(frames.device, HIGH_PRIORITY)
         self.staging = Staging(self.kernels, table, host, frames, page_size)
         self.attend = dense_attention(frames.device, frames.dtype, self.staging.head_dim)
-        self.seeding = Seeding(config, self.kernels, table, residency, page_size)
+        self.seeding = Seeding(config, self.kernels, table, residency, page_size, tracer)
         self.room: int | None = None
         self.columns: int | None = None
 

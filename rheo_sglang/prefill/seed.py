@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.prefill.batch import PrefillBatch
+
+if TYPE_CHECKING:
+    from rheo_sglang.traces import Tracer
 
 SEED_QUERIES = 16
 """Last tokens of a prompt whose attention the tiering policy learns of."""
@@ -43,6 +46,8 @@ class Seeding:
         Gives pages frames.
     page_size
         Tokens per page.
+    tracer
+        Records what prompts attended, or None.
     """
 
     def __init__(
@@ -52,11 +57,13 @@ class Seeding:
         table: PageTable,
         residency: SeedAdmission,
         page_size: int,
+        tracer: Tracer | None = None,
     ) -> None:
         self.kernels = kernels
         self.table = table
         self.residency = residency
         self.page_size = page_size
+        self.tracer = tracer
         device = table.frame_of.device
         self.budget = config.budget_table(page_size, table.pages, device)
         self.caps = torch.empty(0, dtype=torch.int32)
@@ -124,6 +131,8 @@ class Seeding:
         batch
             The pass.
         """
+        if self.tracer is not None:
+            self.tracer.prompts(mass, batch, self.caps)
         if mass is None:
             return
         pages, num_pages = batch.pages[: batch.ending], batch.num_pages[: batch.ending]

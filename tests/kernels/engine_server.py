@@ -13,6 +13,7 @@ from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
 from rheo_sglang.recorder import Recorder
 from rheo_sglang.selection import EstimatingSummary
+from rheo_sglang.traces import Tracer
 
 LAYERS, HEADS, GROUP, DIM, PAGE_SIZE, PAGES = 2, 2, 2, 16, 16, 60
 CONTEXT = 14 * PAGE_SIZE
@@ -36,6 +37,8 @@ class EngineServer:
         Which engine.
     dtype
         KV dtype, also of queries and outputs.
+    tracer
+        Records its steps.
     options
         More for the engine.
     """
@@ -47,6 +50,7 @@ class EngineServer:
         device: torch.device,
         gpu: bool,
         dtype: torch.dtype = torch.float32,
+        tracer: Tracer | None = None,
         **options: Any,
     ) -> None:
         self.device = device
@@ -79,6 +83,7 @@ class EngineServer:
             self.tokens,
             CONTEXT,
             self.recorder,
+            tracer=tracer,
         )
         self.engine = engine_class(gpu)(inputs, **options)
         self.engine.note_prefill()

@@ -97,7 +97,9 @@ class Server:
         runner = SimpleNamespace(
             token_to_kv_pool=self.pool,
             req_to_token_pool=self.rows,
-            server_args=SimpleNamespace(chunked_prefill_size=-1, pp_size=1),
+            server_args=SimpleNamespace(
+                chunked_prefill_size=-1, tp_size=1, pp_size=1, dp_size=1, served_model_name="tokens"
+            ),
             model_config=SimpleNamespace(context_len=self.context),
             model=self.layers,
         )

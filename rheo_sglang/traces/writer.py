@@ -1,0 +1,201 @@
+"""TraceWriter: a thread that writes events into the parts of a trace, and drops what it has no room for."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rheo_sglang.traces.events import Event, Step, size
+from rheo_sglang.traces.format import DROPPED, MANIFEST, PART, UNFINISHED
+from rheo_sglang.traces.rows import arrow_table
+
+logger = logging.getLogger(__name__)
+
+WAITING_BYTES = 256 * 2**20
+"""Most bytes of steps that wait for the thread."""
+PART_BYTES = 16 * 2**20
+"""Bytes of events after which a part is written."""
+PART_SECONDS = 2.0
+"""Time after which a part is written, however small: what a killed server loses."""
+STOP_SECONDS = 10.0
+"""Time that the end of a process waits for the thread."""
+
+
+class TraceWriter:
+    """Writes a trace's parts in the order in which events come.
+
+    Nothing here waits but the thread: `offer` takes an event or drops it. What the scheduler freed is small and always
+    taken, so that a page is never mistaken for the one that had its number before.
+
+    Parameters
+    ----------
+    folder
+        Where the trace goes; made if need be.
+    manifest
+        What it says of the server, JSON-ready; with ``page_size``.
+    most_bytes
+        Bytes of all parts after which nothing more is written.
+    waiting_bytes
+        Bytes of events that may wait for the thread.
+
+    Attributes
+    ----------
+    dropped_steps
+        Decode steps that were not written, for want of room or time.
+    dropped_prompts
+        Prefill passes that were not.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: dict[str, Any],
+        most_bytes: int,
+        waiting_bytes: int = WAITING_BYTES,
+    ) -> None:
+        self.folder = folder
+        self.page_size: int = manifest["page_size"]
+        self.most_bytes = most_bytes
+        self.waiting_bytes = waiting_bytes
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        self.steps = self.dropped_steps = self.dropped_prompts = self.bytes = 0
+        self.ended = False
+        """Whether nothing more is written: the trace is full, or its folder cannot be written to."""
+        self._queue: queue.SimpleQueue[tuple[Callable[[], Event], int] | None] = queue.SimpleQueue()
+        self._waiting = 0
+        self._lock = threading.Lock()
+        self._events: list[tuple[int, Event]] = []
+        self._event_bytes = self._events_seen = self._parts = 0
+        self._since = 0.0
+        self._thread = threading.Thread(target=self._run, name="rheo-trace", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+
+    def has_room(self, size: int) -> bool:
+        """Whether an event of so many bytes would be taken now."""
+        return not self.ended and self._waiting + size <= self.waiting_bytes
+
+    def drop_step(self) -> None:
+        """Count a step that is not offered."""
+        self.dropped_steps += 1
+
+    def drop_prompts(self) -> None:
+        """Count a prefill pass that is not offered."""
+        self.dropped_prompts += 1
+
+    def offer(self, event: Callable[[], Event], size: int) -> None:
+        """Take an event; whoever offers a large one asks `has_room` first.
+
+        Parameters
+        ----------
+        event
+            Called in the thread: it may wait for a copy from a GPU.
+        size
+            Bytes of its arrays.
+        """
+        with self._lock:
+            self._waiting += size
+        self._queue.put((event, size))
+
+    def close(self) -> None:
+        """Write what waits, and end the thread."""
+        atexit.unregister(self.close)
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join(STOP_SECONDS)
+
+    def report(self) -> dict[str, Any]:
+        """Where the trace is, what it has and what it lacks, JSON-ready."""
+        return {
+            "folder": str(self.folder),
+            "steps": self.steps,
+            "dropped_steps": self.dropped_steps,
+            "dropped_prompts": self.dropped_prompts,
+            "bytes": self.bytes,
+            "ended": self.ended,
+        }
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            os.nice(10)
+        while True:
+            left = PART_SECONDS - (time.monotonic() - self._since) if self._events else None
+            try:
+                item = self._queue.get(timeout=None if left is None else max(left, 0.0))
+            except queue.Empty:
+                self._write_part()
+                continue
+            if item is None:
+                self._write_part()
+                return
+            make, size_ = item
+            try:
+                self._take(make())
+            finally:
+                with self._lock:
+                    self._waiting -= size_
+
+    def _take(self, event: Event) -> None:
+        if self.ended:
+            self.dropped_steps += isinstance(event, Step)
+            return
+        if not self._events:
+            self._since = time.monotonic()
+        self._events.append((self._events_seen, event))
+        self._events_seen += 1
+        self._event_bytes += size(event)
+        if self._event_bytes >= PART_BYTES:
+            self._write_part()
+
+    def _write_part(self) -> None:
+        """Write the events so far as one row group; its file gets its name when it is complete."""
+        events, self._events, self._event_bytes = self._events, [], 0
+        if not events:
+            return
+        steps = sum(isinstance(event, Step) for _, event in events)
+        path = self.folder / PART.format(self._parts)
+        unfinished = path.with_name(path.name + UNFINISHED)
+        try:
+            self._write(unfinished, arrow_table(events, self.page_size))
+            self.bytes += unfinished.stat().st_size
+            unfinished.rename(path)
+        except OSError as error:
+            self.ended = True
+            self.dropped_steps += steps
+            logger.warning("rheo: tracing ends, for %s cannot be written (%s)", path, error.strerror or error)
+            return
+        self._parts += 1
+        self.steps += steps
+        if self.bytes >= self.most_bytes:
+            self.ended = True
+            logger.warning(
+                "rheo: tracing ends after %d steps, for %s has the size that trace_gib allows",
+                self.steps,
+                self.folder,
+            )
+
+    def _write(self, path: Path, table: Any) -> None:
+        import pyarrow.parquet as pq
+
+        dropped = str(self.dropped_steps + self.dropped_prompts).encode()
+        table = table.replace_schema_metadata({DROPPED: dropped})
+        pq.write_table(
+            table,
+            path,
+            row_group_size=max(len(table), 1),
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=["kind", "request"],
+            use_byte_stream_split=["scores.list.element"],
+            write_statistics=["event", "step", "layer", "kind", "request", "tokens"],
+        )
