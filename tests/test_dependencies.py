@@ -18,6 +18,7 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 PLAIN, EXTRA = set(PROJECT["dependencies"]), set(PROJECT["optional-dependencies"]["eval"])
 FROM_SGLANG = {"sglang", "sgl_kernel", "torch", "triton", "cuda"}
 EVALUATION = REPOSITORY / "rheo_sglang" / "evaluation"
+TRACES, REPLAY = (REPOSITORY / "rheo_sglang" / name for name in ("traces", "replay"))
 
 
 def imported(*files: Path) -> set[str]:
@@ -35,8 +36,17 @@ def imported(*files: Path) -> set[str]:
 
 def test_the_plugin_needs_what_a_plain_install_brings() -> None:
     files = [*(REPOSITORY / "rheo_sglang").rglob("*.py"), *(REPOSITORY / "kernels").rglob("*.py")]
-    used = imported(*(file for file in files if EVALUATION not in file.parents))
+    with_extras = {EVALUATION, TRACES, REPLAY}
+    used = imported(*(file for file in files if not with_extras & set(file.parents)))
     assert used - FROM_SGLANG == PLAIN
+
+
+def test_traces_and_their_replay_need_what_their_extras_bring() -> None:
+    extras = PROJECT["optional-dependencies"]
+    for folder, extra in ((TRACES, "trace"), (REPLAY, "replay")):
+        used = imported(*folder.glob("*.py"))
+        assert used - FROM_SGLANG - PLAIN <= set(extras[extra])
+    assert set(extras["trace"]) <= set(extras["replay"])
 
 
 def test_the_evaluation_needs_what_its_extra_brings() -> None:

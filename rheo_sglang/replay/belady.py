@@ -152,7 +152,7 @@ class Belady:
         return (np.arange(self.rows)[:, None] * self.pages + kept).reshape(-1)
 
     def _look_ahead(self) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
-        """Of every event's claimed and available pages, the event that selects each next, if it is to be kept till then."""
+        """Of every event's claimed and available pages, the event that selects each next; see `NEVER`."""
         upcoming = np.full(self.rows * self.pages, NEVER, dtype=np.int32)
         keys = []
         for number in range(len(self.moments) - 1, -1, -1):

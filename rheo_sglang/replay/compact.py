@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from rheo_kernels.reference import allow, select
+from rheo_kernels.reference import select
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.traces.events import Event, Integers, Noted, Prompts, Step
-from rheo_sglang.traces.reader import Trace
+from rheo_sglang.traces.reader import Trace, TraceError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,6 +51,11 @@ def compact(trace: Trace, budget: float | None = None) -> Replayable:
         The trace.
     budget
         ``budget_ratio`` to select by from the traced scores, without a floor; None for what the server selected.
+
+    Raises
+    ------
+    TraceError
+        If another budget is asked for and the traced one is no fixed share.
     """
     numbers = np.zeros(1, dtype=np.int32)
     known = 1
@@ -71,7 +76,10 @@ def reselected(trace: Trace, budget: float) -> Iterator[Event]:
     """Events with the selections that another budget makes of the traced scores."""
     known = {field.name for field in dataclasses.fields(RheoConfig)}
     settings: dict[str, Any] = {key: value for key, value in trace.manifest["config"].items() if key in known}
-    settings |= {"budget_ratio": budget, "budget_min_pages": 1, "budget_max_pages": None}
+    if trace.manifest["config"]["budget"] != "fixed":
+        rule = trace.manifest["config"]["budget"]
+        raise TraceError(f"{trace.folder} was traced with budget={rule!r}; other budgets need budget='fixed'")
+    settings |= {"trace": None, "budget_ratio": budget, "budget_min_pages": 1, "budget_max_pages": None}
     settings |= {"extensions": tuple(settings["extensions"])}
     config = RheoConfig(**settings)
     table = config.budget_table(trace.page_size, -(-trace.manifest["context_len"] // trace.page_size))
@@ -81,14 +89,11 @@ def reselected(trace: Trace, budget: float) -> Iterator[Event]:
             num_pages = -(-event.tokens[:ended] // trace.page_size)
             yield dataclasses.replace(event, caps=table.caps[torch.from_numpy(num_pages).long()].numpy())
         elif isinstance(event, Step) and event.scores is not None:
-            tokens = torch.from_numpy(event.tokens)
-            num_pages = -(-tokens // trace.page_size)
+            counted = -(-torch.from_numpy(event.tokens) // trace.page_size)
             scores = torch.from_numpy(event.scores).transpose(0, 1).flatten(1, 2)
-            caps = table.caps[num_pages.long()][:, None].expand(scores.shape[:2])
-            if table.rule.reads_scores:
-                caps = allow(table.rule.allow, scores, num_pages, caps, table.forced, table.dense_pages)
-            width = table.width(int(num_pages.max()))
-            chosen = select(scores, num_pages, caps, config.sink_pages, config.window_pages, width)
+            caps = table.caps[counted.long()][:, None].expand(scores.shape[:2])
+            width = table.width(int(counted.max()))
+            chosen = select(scores, counted, caps, config.sink_pages, config.window_pages, width)
             shaped = chosen.unflatten(1, (trace.layers, trace.kv_heads)).transpose(0, 1)
             counts = (shaped >= 0).sum(3, dtype=torch.int32).numpy()
             yield dataclasses.replace(event, selected=shaped.numpy(), num_selected=counts)

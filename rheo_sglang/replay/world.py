@@ -124,8 +124,10 @@ class World:
         missed = torch.zeros((loaded.shape[0], loaded.shape[1] + 1), dtype=torch.bool)
         missed.scatter_(1, selected.misses.transpose(0, 1).flatten(1).long() + 1, True)
         ahead = int((loaded & ~missed[:, 1:]).sum())
-        counts = (part.numpy().astype(np.int64) for part in (selected.num_selected, selected.num_hits))
-        return StepCounts(event.requests, *counts, ahead)
+        num_selected, num_hits = (
+            part.numpy().astype(np.int64) for part in (selected.num_selected, selected.num_hits)
+        )
+        return StepCounts(event.requests, num_selected, num_hits, ahead)
 
     def _lists(self, event: Prompts | Step) -> tuple[torch.Tensor, torch.Tensor]:
         """Page lists and how many pages are in each."""

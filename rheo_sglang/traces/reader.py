@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,7 +61,7 @@ class Trace:
         number = table["event"].to_numpy()
         bounds = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(number)]
         rows = _Rows(table.combine_chunks())
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in itertools.pairwise(bounds):
             kind = rows.names["kind"][start]
             if kind == PROMPT:
                 yield self._prompts(rows, start, stop)

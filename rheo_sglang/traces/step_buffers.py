@@ -77,10 +77,13 @@ class StepBuffers:
     def views(self, batch: int, columns: int, width: int) -> StepArrays | None:
         """The part that a shape uses; None if it is too large to be traced."""
         wanted = (batch, columns, width)
-        for room, flats in self._made:
-            if all(need <= have for need, have in zip(wanted, room, strict=True)):
-                break
-        else:
+        fitting = (
+            flats
+            for room, flats in self._made
+            if all(need <= have for need, have in zip(wanted, room, strict=True))
+        )
+        flats = next(fitting, None)
+        if flats is None:
             self.reserve(batch, 2 * columns, 2 * width)
             flats = self._made[-1][1]
         if not flats:

@@ -24,7 +24,7 @@ WAITING_BYTES = 256 * 2**20
 """Most bytes of steps that wait for the thread."""
 PART_BYTES = 16 * 2**20
 """Bytes of events after which a part is written."""
-PART_SECONDS = 2.0
+PART_SECONDS = 10.0
 """Time after which a part is written, however small: what a killed server loses."""
 STOP_SECONDS = 10.0
 """Time that the end of a process waits for the thread."""

@@ -46,7 +46,7 @@ def arguments(page_size: int, tokens: int, trace: Path) -> list[str]:
 
 def hold(server: SGLangServer, name: str, session: Session) -> list[int]:
     """Hold a session; tokens of every prompt."""
-    lengths = []
+    lengths: list[int] = []
     progress = tqdm(desc=name, unit="turn", leave=False, disable=None)
     turn = next(session)
     while True:

@@ -1,4 +1,4 @@
-"""Both engines leave a trace that says what they told the policy, padded rows and steps without a selection included."""
+"""Both engines leave a trace that says what they told the policy, also of padded batches and of dense steps."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def traced_server(folder: Path, policy: str) -> Server:
     return Server(SHAPE, config)
 
 
-def serve(server: Server, seed: int, operations: int = 40) -> None:
+def serve(server: Server, seed: int, operations: int = 30) -> None:
     """Requests that share prefixes come, are prefilled in chunks, decode, end, and are flushed, at random."""
     draw = random.Random(seed)
     for _ in range(operations):
@@ -67,7 +67,7 @@ def replayed(trace: Trace, policy: str, frames: int) -> Outcome:
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES.names()))
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_replay_at_the_servers_capacity_has_the_servers_own_hits(
     policy: str, seed: int, tmp_path: Path
 ) -> None:
@@ -91,8 +91,6 @@ def test_a_replay_at_the_servers_capacity_has_the_servers_own_hits(
     counts = recorder.counts
     hits, selected = int(counts.hits.sum()), int(counts.selected.sum())
     assert (hits, selected) == (found.hits.sum(), found.selected.sum())
-    frame_of = server.table.frame_of
-    assert int((frame_of >= 0).sum()) > 0
 
 
 def test_a_trace_holds_what_the_engine_selected_and_how_it_scored(tmp_path: Path) -> None:
@@ -126,7 +124,7 @@ def test_a_trace_holds_what_the_engine_selected_and_how_it_scored(tmp_path: Path
     assert any(len(event.caps) for event in events if isinstance(event, Prompts))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_no_policy_hits_more_than_belady(seed: int, tmp_path: Path) -> None:
     server = traced_server(tmp_path / "trace", "importance")
     serve(server, seed)

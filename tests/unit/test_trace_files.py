@@ -1,4 +1,4 @@
-"""The files of a trace: what was written is read, a slow writer drops and counts, and a torn trace ends where it tore."""
+"""A trace's files: what was written is read, a slow writer drops and counts, a torn trace ends where it tore."""
 
 from __future__ import annotations
 
