@@ -30,13 +30,14 @@ def traced_server(folder: Path, policy: str) -> Server:
     return Server(SHAPE, config)
 
 
-def serve(server: Server, seed: int, operations: int = 30) -> None:
+def serve(server: Server, seed: int, operations: int = 20) -> None:
     """Requests that share prefixes come, are prefilled in chunks, decode, end, and are flushed, at random."""
     draw = random.Random(seed)
-    for _ in range(operations):
+    begin = ["admit", "admit", "prefill", "admit", "prefill", "decode", "decode"]
+    later = ["admit", "prefill", "decode", "decode", "decode", "finish", "flush"]
+    for action in [*begin, *draw.choices(later, k=operations)]:
         waiting = [one for one in server.running if one.computed < len(one.tokens)]
         decoding = [one for one in server.running if one.computed == len(one.tokens)][:DECODE_BATCH]
-        action = draw.choice(["admit", "prefill", "decode", "decode", "decode", "finish", "flush"])
         if action == "admit" and len(server.running) < DECODE_BATCH:
             kinds = [draw.randrange(2) for _ in range(draw.randint(3, 9))]
             server.admit(prompt(kinds, SHAPE.page_size, len(kinds) * SHAPE.page_size - draw.randrange(15)))
