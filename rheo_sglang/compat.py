@@ -62,3 +62,14 @@ def tokens_after_pass(request: Any) -> int:
     """
     counts = request if hasattr(request, "kv_committed_len") else request.kv
     return int(counts.kv_committed_len)
+
+
+def release_into_tree(request: Any, tree_cache: Any) -> None:
+    """Give the KV of an unfinished request back, of which the tree keeps the whole pages.
+
+    0.5.23 calls that a checkpoint; before it, it was an insert.
+    """
+    from sglang.srt.mem_cache.common import release_kv_cache
+
+    name = "checkpoint" if "checkpoint" in inspect.signature(release_kv_cache).parameters else "is_insert"
+    release_kv_cache(request, tree_cache, **{name: True})

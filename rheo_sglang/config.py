@@ -96,6 +96,19 @@ class RheoConfig:
     """Size of the frame pool in tokens, instead of GiB."""
     working_set_steps: int = 64
     """Decode steps over which working sets are counted: the distinct pages that a request selected in them."""
+    admission: Literal["auto", "working_set", "off"] = "auto"
+    """A waiting request joins the running ones if their working sets and what it needs fit into the frames
+    (``working_set``), or whenever SGLang has room for its tokens (``off``). ``auto``: by working set on a GPU; without
+    one a miss costs as little as a hit."""
+    admission_overcommit: float = 2.0
+    """Working sets may take up to so many times the frames before nobody joins: not all of a working set is selected in
+    one step."""
+    thrash_hit_rate: float = 0.75
+    """A lower hit rate while working sets exceed the frames is thrash: budgets shrink, then the youngest request
+    pauses. 0: never."""
+    thrash_budget: float = 0.5
+    """Share of their budgets that requests keep at least under thrash, never less than ``budget_min_pages``; 1.0:
+    budgets do not shrink."""
     recorder: Literal["off", "hits", "mass"] = "hits"
     """Count hits per request, layer and KV head; ``mass`` also measures the attention mass that the selection
     covers, by attending the rest as well (a diagnosis for a test server: steps run by the torch reference engine)."""
@@ -119,6 +132,9 @@ class RheoConfig:
         if self.budget_max_pages is not None:
             _in_range("budget_max_pages", self.budget_max_pages, low=1, high=EVERY_LENGTH)
         _in_range("working_set_steps", self.working_set_steps, low=1, high=EVERY_LENGTH)
+        _in_range("admission_overcommit", self.admission_overcommit, low=0, open_low=True)
+        _in_range("thrash_hit_rate", self.thrash_hit_rate, low=0, high=1)
+        _in_range("thrash_budget", self.thrash_budget, low=0, high=1, open_low=True)
         if self.dense_threshold is not None:
             _in_range("dense_threshold", self.dense_threshold, low=0)
         _in_range("importance_alpha", self.importance_alpha, low=0, high=1, open_low=True)

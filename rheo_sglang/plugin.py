@@ -24,6 +24,7 @@ ENGINE = "sglang.srt.entrypoints.engine"
 FUSED_WRITE = "sglang.srt.models.utils.enable_fused_set_kv_buffer"
 GRAPH_RUNNER = "sglang.srt.model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner"
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+PREFILL_ADDER = "sglang.srt.managers.schedule_policy.PrefillAdder"
 SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,9 @@ def register() -> None:
     )
     HookRegistry.register(f"{SCHEDULER}.get_internal_state", add_state, HookType.AFTER)
     HookRegistry.register(f"{SCHEDULER}.__init__", end_scheduler, HookType.AROUND)
+    HookRegistry.register(f"{SCHEDULER}.init_running_status", control_admission, HookType.AFTER)
+    HookRegistry.register(f"{SCHEDULER}.update_running_batch", pause_requests, HookType.BEFORE)
+    HookRegistry.register(f"{PREFILL_ADDER}.add_one_req", admit_request, HookType.AROUND)
     if multiprocessing.parent_process() is None:
         HookRegistry.register(f"{ENGINE}._scheduler_died_error", report_dead_scheduler, HookType.AFTER)
     HookRegistry.register(f"{GRAPH_RUNNER}.capture_one_shape", capture_variants, HookType.AROUND)
@@ -189,6 +193,33 @@ def add_state(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
     if state is not None:
         result.internal_state["rheo"] = state
     return result
+
+
+def control_admission(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
+    """Give the scheduler's allocator what decides who may join its batches, if rheo serves."""
+    from rheo_sglang.admission.scheduling import make_admission
+    from rheo_sglang.pools.allocator import RheoAllocator
+
+    allocator = scheduler.token_to_kv_pool_allocator
+    if isinstance(allocator, RheoAllocator):
+        allocator.admission = make_admission(scheduler)
+
+
+def admit_request(original: Any, adder: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
+    """Leave a request in the queue, as where there is no room for its tokens, if its working set does not fit."""
+    from sglang.srt.managers.schedule_policy import AddReqResult
+
+    admission = getattr(adder.token_to_kv_pool_allocator, "admission", None)
+    if admission is not None and not admission.admits(adder, req):
+        return AddReqResult.NO_TOKEN
+    return original(adder, req, *args, **kwargs)
+
+
+def pause_requests(scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> None:
+    """Before a decode step, take requests out of the running batch that are to pause."""
+    admission = getattr(scheduler.token_to_kv_pool_allocator, "admission", None)
+    if admission is not None:
+        admission.before_decode(batch)
 
 
 def served_backend(runner: Any) -> Any:

@@ -23,9 +23,9 @@ def describe_scheduler(scheduler: Any) -> dict[str, Any] | None:
     -------
     dict or None
         ``config``, ``counters``, ``recorder`` (None when off), ``misses`` (None where none are shared with the CPU),
-        ``working_sets``, ``trace`` (None when off), ``prefixes`` and ``not_finite``, JSON-ready; None if the scheduler
-        runs another attention backend. A number that is not finite, which JSON cannot hold, is None; ``not_finite`` is
-        how many there were.
+        ``working_sets``, ``admission`` (None where nothing decides who may join), ``trace`` (None when off), ``prefixes``
+        and ``not_finite``, JSON-ready; None if the scheduler runs another attention backend. A number that is not
+        finite, which JSON cannot hold, is None; ``not_finite`` is how many there were.
     """
     from rheo_sglang.backend import RheoAttentionBackend
     from rheo_sglang.pools.kv_pool import RheoKVPool
@@ -47,6 +47,7 @@ def describe_scheduler(scheduler: Any) -> dict[str, Any] | None:
             "recorder": None if backend.engine.recorder is None else backend.engine.recorder.report(),
             "misses": backend.engine.miss_report(),
             "working_sets": backend.engine.working_sets.report(),
+            "admission": None if allocator.admission is None else allocator.admission.report(),
             "trace": None if backend.engine.tracer is None else backend.engine.tracer.writer.report(),
             "prefixes": describe_tree(scheduler.tree_cache, pool.table, pool.page_size),
         }

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from rheo_kernels.types import DecodeBatch
+from rheo_kernels.types import DecodeBatch, HitCounters
 from rheo_sglang.page_table import PageTable
 
 COUNTED_EVERY = 16
@@ -29,12 +29,16 @@ class WorkingSetCount:
         Pages of each request, ``[B, L, H]``, int32; a shared page counts for each that lists it.
     total
         Pages of all requests, ``[L, H]``, int64; a shared page counts once.
+    hits
+        Hits and selected pages of each request since it began, over all layers and KV heads, ``[2, B]``, int64; None
+        where they are not counted.
     """
 
     step: int
     rids: tuple[str, ...]
     requests: np.ndarray[Any, Any]
     total: np.ndarray[Any, Any]
+    hits: np.ndarray[Any, Any] | None
 
 
 class _Pending(NamedTuple):
@@ -43,6 +47,7 @@ class _Pending(NamedTuple):
     step: int
     rids: tuple[str, ...]
     found: torch.Tensor
+    hits: torch.Tensor | None
     done: torch.cuda.Event | None
 
 
@@ -82,8 +87,18 @@ class WorkingSets:
             device = table.stamped.device
             self._counts = torch.zeros(size, dtype=torch.int32, device=device)
             self._arrived = torch.zeros(size, dtype=torch.int32, pin_memory=device.type == "cuda")
+            self._hits = torch.zeros(2 * requests, dtype=torch.int64, device=device)
+            self._arrived_hits = torch.zeros(
+                2 * requests, dtype=torch.int64, pin_memory=device.type == "cuda"
+            )
 
-    def begin_step(self, batch: DecodeBatch, rids: list[str] | None, selects_all: bool) -> None:
+    def begin_step(
+        self,
+        batch: DecodeBatch,
+        rids: list[str] | None,
+        selects_all: bool,
+        counters: HitCounters | None = None,
+    ) -> None:
         """Count before this step selects, if it is time to, and take what has arrived; outside the step's graph.
 
         Parameters
@@ -94,6 +109,8 @@ class WorkingSets:
             Ids of its requests; nothing is counted without them.
         selects_all
             Whether all requests are so short that they select all of their pages.
+        counters
+            The recorder's counters of all layers, with the rows of this batch; None if the step counts no hits.
         """
         self.collect()
         step = self.table.activity.steps
@@ -101,7 +118,7 @@ class WorkingSets:
             return
         self._next = step + COUNTED_EVERY
         oldest = 0 if selects_all else max(step - self.steps, 1)
-        self._pending = self._count(batch, tuple(rids), step, oldest)
+        self._pending = self._count(batch, tuple(rids), step, oldest, counters)
 
     def collect(self) -> None:
         """Take the last count, if it has arrived."""
@@ -113,29 +130,44 @@ class WorkingSets:
         live = len(pending.rids)
         requests = found[:, :live].T.reshape(live, layers, heads)
         total = found[:, live:].sum(1, dtype=np.int64).reshape(layers, heads)
-        self.latest = WorkingSetCount(pending.step, pending.rids, requests, total)
+        hits = None if pending.hits is None else pending.hits.numpy().copy()
+        self.latest = WorkingSetCount(pending.step, pending.rids, requests, total, hits)
         self._pending = None
 
-    def _count(self, batch: DecodeBatch, rids: tuple[str, ...], step: int, oldest: int) -> _Pending:
+    def _count(
+        self,
+        batch: DecodeBatch,
+        rids: tuple[str, ...],
+        step: int,
+        oldest: int,
+        counters: HitCounters | None,
+    ) -> _Pending:
         table, live = self.table, len(rids)
         inputs = batch.pages[:live], batch.num_pages[:live], table.last_active, table.stamped.flatten(0, 1)
         if not table.triton:
             from rheo_kernels.reference import count_working_sets as count
 
             requests, total = count(*inputs, step, oldest)
-            return _Pending(step, rids, torch.cat((requests.T, total[:, None]), 1).cpu(), None)
+            counted = None
+            if counters is not None:
+                slots = counters.slots[:live]
+                both = counters.hits, counters.selected
+                counted = torch.stack([counts.flatten(1)[slots].sum(1) for counts in both]).cpu()
+            return _Pending(step, rids, torch.cat((requests.T, total[:, None]), 1).cpu(), counted, None)
         from rheo_kernels.triton import count_working_sets
 
         rows = inputs[-1].shape[0]
         size = rows * (live + self.programs)
         counts, arrived = (flat[:size].view(rows, -1) for flat in (self._counts, self._arrived))
-        count_working_sets(*inputs, step, oldest, counts)
+        hits, arrived_hits = (flat[: 2 * live].view(2, live) for flat in (self._hits, self._arrived_hits))
+        count_working_sets(*inputs, step, oldest, counts, counters, hits)
         arrived.copy_(counts, non_blocking=True)
+        arrived_hits.copy_(hits, non_blocking=True)
         done = None
         if counts.is_cuda:
             done = torch.cuda.Event()
             done.record()
-        return _Pending(step, rids, arrived, done)
+        return _Pending(step, rids, arrived, None if counters is None else arrived_hits, done)
 
     def report(self) -> dict[str, Any]:
         """The last count as plain data.

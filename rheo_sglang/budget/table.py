@@ -55,6 +55,8 @@ class BudgetTable:
         What a batch's description reads; replaced when they grow.
     dense_pages
         ``dense_tokens`` in pages.
+    factor
+        What `shrink` was called with last, in (0, 1]; 1 by default.
     """
 
     def __init__(
@@ -75,10 +77,12 @@ class BudgetTable:
         self.page_size = page_size
         self.forced = forced
         self.dense_pages = -(-dense_tokens // page_size)
+        self.factor = self._settled = 1.0
         self._rows = SettingRows(settings, requests)
         self._most = torch.arange(max_pages + 1)
         caps, limits = self._bounds(settings)
         self._most = torch.maximum(limits, self._bounds(largest or settings)[1])
+        self._caps = caps.tolist()
         self._widest = self._most.cummax(0).values.tolist()
         self.tensors = Budgets(
             caps[None].to(device, torch.int32),
@@ -95,6 +99,29 @@ class BudgetTable:
     def width(self, pages: int) -> int:
         """``S``: the widest selection of a batch whose longest request has ``pages`` pages."""
         return self._widest[pages]
+
+    def shrink(self, factor: float) -> None:
+        """Shrink caps to a share of what settings say, from the next step on.
+
+        A cap stays at least what its settings' least and the pages that are always selected say; requests that select
+        all their pages still do. Limits to which scores may let a budget grow, and widths of selections, stay.
+        """
+        self.factor = factor
+
+    def settle(self) -> None:
+        """Carry out what `shrink` asked for; before a step, on its stream, never waits for a GPU."""
+        if self.factor == self._settled:
+            return
+        self._settled = self.factor
+        for row, settings in enumerate(self._rows.settings):
+            self._write(row, settings)
+
+    def cap_of(self, pages: int, factor: float = 1.0) -> int:
+        """Cap of a request of so many pages with the server's settings, shrunk by a factor; known on the host."""
+        cap = self._caps[min(pages, self.max_pages)]
+        if pages <= self.dense_pages:
+            return cap
+        return max(int(cap * factor), min(cap, max(self._rows.server.least, self.forced)))
 
     def assign(self, requests: Sequence[int], settings: Sequence[BudgetSettings | None]) -> None:
         """Set what bounds requests from now on; nothing is copied to the device unless something changes.
@@ -125,12 +152,19 @@ class BudgetTable:
         caps, limits = (torch.where(dense, pages, torch.minimum(bound, most)) for bound in (caps, limits))
         return caps, limits
 
+    def _shrunk(self, caps: torch.Tensor, settings: BudgetSettings) -> torch.Tensor:
+        """Caps of settings for every number of pages, ``[max_pages + 1]``, int64, shrunk as was asked for last."""
+        least = caps.clamp(max=max(settings.least, self.forced))
+        shrunk = torch.maximum((caps.double() * self._settled).floor().long(), least)
+        return torch.where(torch.arange(self.max_pages + 1) <= self.dense_pages, caps, shrunk)
+
     def _write(self, row: int, settings: BudgetSettings) -> None:
         """Write a row, in tensors twice as large if there is none such."""
         if row >= len(self.tensors.caps):
             caps, limits, floors = (torch.cat((table, torch.zeros_like(table))) for table in self.tensors[:3])
             self.tensors = Budgets(caps, limits, floors, self.tensors.setting_of)
         caps, limits = self._bounds(settings)
+        caps = self._shrunk(caps, settings)
         self.tensors.caps[row].copy_(self._to_device(caps))
         self.tensors.limits[row].copy_(self._to_device(limits))
         self.tensors.floors[row].fill_(settings.floor)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from rheo_kernels.types import DecodeBatch, HitCounters
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.decode.heads import HeadShape
 from rheo_sglang.decode.variant import Variant
@@ -198,6 +199,17 @@ class DecodeEngine(ABC):
             Shape to use whatever the batch is, for a capture.
         """
         ...
+
+    def _count_working_sets(
+        self, batch: DecodeBatch, rids: list[str] | None, longest: int, rows: torch.Tensor | None
+    ) -> None:
+        """Count working sets now and then: of a described batch, its longest request's tokens, the recorder's rows."""
+        counters = None
+        if self.recorder is not None and rows is not None:
+            counts = self.recorder.counts
+            counters = HitCounters(counts.rates, counts.hits, counts.selected, rows)
+        selects_all = -(-longest // self.page_size) <= self.budget.dense_pages
+        self.working_sets.begin_step(batch, rids, selects_all, counters)
 
     @abstractmethod
     def forward(

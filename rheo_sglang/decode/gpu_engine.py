@@ -124,6 +124,7 @@ class GpuDecodeEngine(DecodeEngine):
         variant: Variant | None = None,
     ) -> None:
         """See `DecodeEngine.begin_step`."""
+        self.budget.settle()
         lengths = seq_lens_cpu[:live]
         longest = int(lengths.max()) if live else 0
         chosen = variant or self._pick(longest)
@@ -152,9 +153,6 @@ class GpuDecodeEngine(DecodeEngine):
             step.batch,
         )
         table.total_summarised_tokens += live
-        self.working_sets.begin_step(
-            step.batch, rids, -(-longest // self.page_size) <= self.budget.dense_pages
-        )
         offsets = (lengths - 1) % self.page_size
         if self.fresh_tails or bool((offsets == 0).any()):
             self.residency.claim(step.batch.tail_pages, filled=self.fresh_tails)
@@ -164,6 +162,7 @@ class GpuDecodeEngine(DecodeEngine):
         if self.recorder is not None and rids is not None and not chosen.dense:
             num_pages = -(-lengths // self.page_size)
             step.rows.copy_(self.recorder.begin_step(rids, num_pages, rows.shape[0]))
+        self._count_working_sets(step.batch, rids, longest, None if chosen.dense else step.rows)
         if self.tracer is not None:
             self.tracer.begin_step(table.activity.steps, rids, lengths, step.batch, chosen.width)
 

@@ -92,6 +92,7 @@ class ReferenceDecodeEngine(DecodeEngine):
         variant: Variant | None = None,
     ) -> None:
         """See `DecodeEngine.begin_step`; tail pages become resident layer by layer."""
+        self.budget.settle()
         lengths = seq_lens_cpu[:live]
         longest = int(lengths.max())
         batch = build_decode_batch(
@@ -105,7 +106,7 @@ class ReferenceDecodeEngine(DecodeEngine):
         self.table.begin_step()
         self.table.note_summaries(batch.tail_pages.long() * self.page_size, self.page_size)
         self.table.list_pages(batch.pages, batch.num_pages)
-        self.working_sets.begin_step(batch, rids, -(-longest // self.page_size) <= self.budget.dense_pages)
+        self._count_working_sets(batch, rids, longest, counted)
         self._trace_step(rids, lengths)
 
     def _trace_step(self, rids: list[str] | None, lengths: torch.Tensor) -> None:

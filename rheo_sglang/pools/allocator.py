@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
 
@@ -17,7 +19,15 @@ class RheoAllocator(PagedTokenToKVPoolAllocator):
         The pool whose page table is told.
     need_sort
         As in SGLang's allocator.
+
+    Attributes
+    ----------
+    admission
+        Set by the scheduler that holds this allocator: a ``SchedulerAdmission``, which its hooks ask; None if nothing
+        decides who may join a batch.
     """
+
+    admission: Any = None
 
     def __init__(self, kvcache: RheoKVPool, need_sort: bool) -> None:
         self.table = kvcache.table

@@ -29,8 +29,8 @@ def render_report(state: dict[str, Any]) -> RenderableType:
     Parameters
     ----------
     state
-        The ``rheo`` object of a server's internal state: ``recorder``, ``counters``, ``working_sets``, ``misses`` and
-        ``prefixes``. Names that clients chose are shown as they are, never as markup.
+        The ``rheo`` object of a server's internal state: ``recorder``, ``counters``, ``working_sets``, ``admission``,
+        ``misses`` and ``prefixes``. Names that clients chose are shown as they are, never as markup.
     """
     parts: list[RenderableType] = []
     recorder = state.get("recorder")
@@ -43,6 +43,8 @@ def render_report(state: dict[str, Any]) -> RenderableType:
     parts.append(_counters_table(state.get("counters", {})))
     if state.get("working_sets", {}).get("requests"):
         parts.append(_working_sets_table(state["working_sets"]))
+    if state.get("admission"):
+        parts.append(_admission_table(state["admission"]))
     if state.get("misses"):
         parts.append(_misses_table(state["misses"]))
     if state.get("prefixes"):
@@ -181,6 +183,29 @@ def _working_sets_table(sets: dict[str, Any]) -> Table:
         table.add_row(
             _name(name), _number(pages, ",.1f"), share, *(_number(end) for end in (min(heads), max(heads)))
         )
+    return table
+
+
+def _admission_table(admission: dict[str, Any]) -> Table:
+    table = _table(
+        "Admission by working set",
+        {"what": "left", "value": "right"},
+        "frames needed: by the running requests, per layer and KV head, as measured, or predicted for the first steps "
+        "of a request. The last lines count since the start.",
+    )
+    shown = {
+        "frames needed": _number(admission["frames_needed"]),
+        "frames": _number(admission["frames"]),
+        "overcommit": _number(admission["overcommit"], "g"),
+        "growth": _number(admission["growth"], "g"),
+        "hit rate of late": _percent(admission["hit_rate"]),
+        "budget factor": _number(admission["budget_factor"], "g"),
+        "most running": _number(admission["most_running"]),
+    }
+    for name, value in shown.items():
+        table.add_row(name, value)
+    for name, value in admission["counters"].items():
+        table.add_row(_name(name), _number(value))
     return table
 
 

@@ -33,6 +33,7 @@ def latest_of(pair: Pair) -> list[WorkingSetCount]:
 def test_both_engines_count_the_pages_of_the_last_steps(steps: int, rng: torch.Generator) -> None:
     pair = Pair(config_of("importance", working_set_steps=steps), 10, rng.device, torch.float32, 0, padding=1)
     selected: list[list[list[list[set[int]]]]] = []
+    hits = torch.zeros((2, len(LENGTHS)), dtype=torch.int64)
     for number in range(STEPS):
         pair.step(number)
         window = selected[-steps:]
@@ -47,6 +48,7 @@ def test_both_engines_count_the_pages_of_the_last_steps(steps: int, rng: torch.G
                     ]
                     assert count.requests[:, layer, head].tolist() == [len(pages) for pages in sets]
                     assert count.total[layer, head] == sum(len(pages) for pages in sets)
+            assert count.hits is not None and count.hits.tolist() == hits.tolist()
         pair.check_selections()
         selected.append(
             [
@@ -54,7 +56,10 @@ def test_both_engines_count_the_pages_of_the_last_steps(steps: int, rng: torch.G
                 for found in pair.selections[pair.gpu]
             ]
         )
+        for found in pair.selections[pair.gpu]:
+            hits += torch.stack((found.num_hits.sum(1), found.num_selected.sum(1)))
         pair.align()
+    assert int(hits.min()) > 0
     assert max(latest_of(pair)[0].total.flatten()) > 10, (
         "working sets of more than there are frames are not seen"
     )

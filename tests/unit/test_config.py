@@ -28,6 +28,10 @@ GOOD = {
     "host_pool_gib": 2.0,
     "frame_pool_tokens": 4096,
     "working_set_steps": 16,
+    "admission": "off",
+    "admission_overcommit": 2.0,
+    "thrash_hit_rate": 0.25,
+    "thrash_budget": 0.75,
     "recorder": "mass",
 }
 
@@ -71,6 +75,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"host_pool_gib": 1, "frame_pool_gib": 2}, "at least frame_pool_gib=2.0"),
     ({"cpu_threads": 0}, "at least 1, at most 256"),
     ({"working_set_steps": 0}, "at least 1"),
+    *(({"admission": value}, "auto, working_set, off") for value in (True, "on", None)),
+    *(({"admission_overcommit": value}, "above 0") for value in (0, -1.5)),
+    *(({"thrash_hit_rate": value}, "at least 0, at most 1") for value in (-0.1, 1.1)),
+    *(({"thrash_budget": value}, "above 0, at most 1") for value in (0, 1.1)),
     ({"working_set_steps": 1.5}, "a whole number"),
     ({"recorder": "on"}, "off, hits, mass"),
     ({"recorder": False}, "off, hits, mass"),

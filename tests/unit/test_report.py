@@ -105,6 +105,25 @@ def test_working_sets_are_shown_against_the_frames(width: int) -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
+def test_what_admission_did_is_shown(width: int) -> None:
+    admission = {
+        "frames_needed": 4321.5,
+        "frames": 4681,
+        "overcommit": 2.0,
+        "growth": 2.25,
+        "hit_rate": None,
+        "budget_factor": 0.5625,
+        "most_running": None,
+        "counters": {"shrink": 17, "paused": 3},
+    }
+    text = rendered({"recorder": None, "counters": {}, "admission": admission}, width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    for shown in ("4,321.5", "4,681", "2.25", "0.5625", "shrink", "17", "paused"):
+        assert shown in text, shown
+    assert "Admission" not in rendered({"recorder": None, "admission": None}, width)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
 def test_totals_say_what_they_count(width: int) -> None:
     text = " ".join(rendered({"recorder": report_of("a"), "counters": {"frames_total": 9}}, width).split())
     assert "the last 256 that ended" in text

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from rheo_kernels.types import HitCounters
+
 PAGES_PER_PASS = 1024
 PAGES_PER_PROGRAM = 8192
 """Logical pages whose share of the total one program counts."""
@@ -24,6 +26,8 @@ def count_working_sets(
     step: int,
     oldest: int,
     out: torch.Tensor,
+    counters: HitCounters | None = None,
+    out_hits: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Count the pages of the running requests that were selected in the last steps. A row is a KV head of a layer.
 
@@ -44,6 +48,11 @@ def count_working_sets(
     out
         Written: pages of each request in the first ``B`` columns, then what adds up to the total of all of them, a
         shared page once, ``[R, B + total_programs(N)]``, int32, contiguous.
+    counters
+        The recorder's counters of all layers, ``hits`` and ``selected`` ``[rows, R]``, contiguous.
+    out_hits
+        Written where there are counters: hits and selected pages of each request so far, over all rows, ``[2, B]``,
+        int64, contiguous.
 
     Notes
     -----
@@ -53,21 +62,29 @@ def count_working_sets(
     """
     batch, columns = pages.shape
     rows, logical = stamped.shape
+    _, hits, selected, slots = counters or (None, None, None, None)
     _count_working_sets[(batch + total_programs(logical), rows)](
         pages,
         num_pages,
         last_active,
         stamped,
         out,
+        hits,
+        selected,
+        slots,
+        out_hits,
         step,
         oldest,
         batch,
         columns,
         logical,
+        rows,
         pages.stride(0),
         stamped.stride(0),
         BLOCK=PAGES_PER_PASS,
+        BLOCK_R=triton.next_power_of_2(rows),
         SHARE=PAGES_PER_PROGRAM,
+        HITS=counters is not None,
         num_warps=4,
     )
     return out
@@ -80,15 +97,22 @@ def _count_working_sets(
     last_active,
     stamped,
     out,
+    hits,
+    selected,
+    slots,
+    out_hits,
     step,
     oldest,
     batch,
     columns,
     logical,
+    rows,
     stride_pb,
     stride_sr,
     BLOCK: tl.constexpr,
+    BLOCK_R: tl.constexpr,
     SHARE: tl.constexpr,
+    HITS: tl.constexpr,
 ):
     column = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
@@ -103,6 +127,14 @@ def _count_working_sets(
             page = tl.load(list_of + start + i, mask=listed, other=0)
             stamp = tl.load(stamps + page, mask=listed, other=-1)
             found += (listed & (stamp >= oldest)).to(tl.int32)
+        if HITS:
+            if row == 0:
+                r = tl.arange(0, BLOCK_R)
+                counter = tl.load(slots + column) * rows + r
+                hit = tl.sum(tl.load(hits + counter, mask=r < rows, other=0), 0)
+                taken = tl.sum(tl.load(selected + counter, mask=r < rows, other=0), 0)
+                tl.store(out_hits + column, hit)
+                tl.store(out_hits + batch + column, taken)
     else:
         first = (column - batch) * SHARE
         for start in range(first, tl.minimum(first + SHARE, logical), BLOCK):

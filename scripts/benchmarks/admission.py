@@ -1,0 +1,250 @@
+#!/usr/bin/env python3
+"""Throughput and time per output token under overload, with and without admission by working set.
+
+    PYTHONPATH=scripts python -m benchmarks.admission --model FOLDER --out FILE     on a GPU
+    PYTHONPATH=scripts python -m benchmarks.admission --small                       SmolLM2 without a GPU
+
+SGLang's ``bench_serving`` asks about documents of real text, as many at a time as the concurrency says, each of them
+twice. The documents are in the radix cache before anything is measured, so that decode steps decide. One server after
+the other:
+
+- ``admission``: by working set, as by default on a GPU;
+- ``thrash_control``: admitted whatever the working sets, so that only shrinking budgets and pausing are left;
+- ``off``: neither.
+
+Figures of each concurrency: output tokens per second, TPOT (median, P95, P99), time to first token, hit rate over the
+run's steps, working sets of the fullest layer at the end over frames, and what the controller did.
+``relative_throughput`` is that of ``admission`` over ``off``, ``worst`` its least value. Without a GPU misses cost no
+more than hits: there, hit rates and the controller are what the figures show, and throughput says nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from common.measurement import (
+    MODEL,
+    RESULTS,
+    gpu_in_words,
+    keep_result,
+    language_reference,
+    machine_in_words,
+    result_document,
+    tokenizer,
+)
+from common.sglang_server import SGLangServer
+
+RUN_SECONDS = 3600.0
+SERVERS: dict[str, dict[str, Any]] = {
+    "admission": {"admission": "working_set"},
+    "thrash_control": {"admission": "working_set", "admission_overcommit": 1000.0},
+    "off": {"admission": "off"},
+}
+FIGURES = (
+    "output_throughput",
+    "median_tpot_ms",
+    "p95_tpot_ms",
+    "p99_tpot_ms",
+    "median_ttft_ms",
+    "p99_ttft_ms",
+    "completed",
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is asked of a server."""
+
+    document_tokens: int
+    answer_tokens: int
+    concurrencies: tuple[int, ...]
+    config: dict[str, Any]
+    arguments: tuple[str, ...]
+
+
+SIZES = {
+    "gpu": Size(
+        28000,
+        256,
+        (8, 16, 32, 48, 64, 96),
+        {"frame_pool_gib": 4, "host_pool_gib": 96},
+        ("--context-length", "32768", "--max-running-requests", "96", "--mem-fraction-static", "0.8"),
+    ),
+    "cpu": Size(
+        1200,
+        192,
+        (2, 6),
+        {
+            "frame_pool_tokens": 1024,
+            "budget_ratio": 0.25,
+            "budget_min_pages": 4,
+            "dense_threshold": 0,
+        },
+        ("--context-length", "2048", "--max-running-requests", "8", "--max-total-tokens", "24576"),
+    ),
+}
+
+
+def documents(model: Path, count: int, tokens: int) -> list[str]:
+    """Texts of about ``tokens`` tokens that begin at different places of real text, which goes round."""
+    text = language_reference()
+    per_token = 100_000 / len(tokenizer(model).encode(text[:100_000]).ids)
+    length = int(tokens * per_token)
+    text *= 2 + length // len(text)
+    starts = [number * (len(text) // 2 - 1) // count for number in range(count)]
+    return [text[start : start + length] for start in starts]
+
+
+def write_dataset(texts: list[str], path: Path) -> None:
+    """The texts as conversations of one turn, which ``bench_serving`` reads."""
+    path.write_text(
+        json.dumps([{"conversations": [{"value": text}, {"value": "An answer."}]} for text in texts])
+    )
+
+
+def bench(
+    server: SGLangServer, dataset: Path, prompts: int, concurrency: int, answer_tokens: int
+) -> dict[str, Any]:
+    """Figures of one run of ``bench_serving``.
+
+    Raises
+    ------
+    subprocess.CalledProcessError
+        If it fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run.jsonl"
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "sglang.bench_serving", "--backend", "sglang"),
+                *("--base-url", server.base_url, "--model", str(server.model)),
+                *("--dataset-name", "sharegpt", "--dataset-path", str(dataset)),
+                *("--sharegpt-output-len", str(answer_tokens), "--num-prompts", str(prompts)),
+                *("--max-concurrency", str(concurrency), "--output-file", str(out)),
+                *("--seed", "1", "--warmup-requests", "0", "--disable-tqdm"),
+            ],
+            env=server.environment,
+            check=True,
+            timeout=RUN_SECONDS,
+            stdout=subprocess.DEVNULL,
+        )
+        found = json.loads(out.read_text().splitlines()[-1])
+    figures = {name: round(found[name], 2) for name in FIGURES}
+    if found["completed"] != prompts:
+        raise RuntimeError(f"{found['completed']} of {prompts} requests were answered")
+    return figures
+
+
+def state(server: SGLangServer) -> dict[str, Any]:
+    """What the server tells of its first scheduler."""
+    return server.server_info()["internal_states"][0]["rheo"]
+
+
+def hit_rate(before: dict[str, Any], after: dict[str, Any]) -> float | None:
+    """Selected pages that had a frame, over the requests that ``after`` has beyond ``before``."""
+    seen = {entry["rid"] for entry in before["recorder"]["requests"]}
+    new = [entry for entry in after["recorder"]["requests"] if entry["rid"] not in seen]
+    samples = sum(entry["samples"] for entry in new)
+    return round(sum(entry["hit_rate"] * entry["samples"] for entry in new) / samples, 4) if samples else None
+
+
+def did(before: dict[str, Any], after: dict[str, Any]) -> dict[str, int]:
+    """What the controller did between two states, by action."""
+    if after["admission"] is None:
+        return {}
+    counters = (one["admission"]["counters"] for one in (before, after))
+    first, last = counters
+    return {name: last[name] - first[name] for name in last if last[name] > first[name]}
+
+
+@contextmanager
+def serving(
+    model: Path, size: Size, settings: dict[str, Any], gpu: bool, log: Path | None
+) -> Iterator[SGLangServer]:
+    """A server with some settings beyond the size's."""
+    arguments = ["--attention-backend", "rheo", *size.arguments]
+    arguments += ["--rheo-config", json.dumps({**size.config, **settings})]
+    with tempfile.TemporaryDirectory() as folder:
+        path = log or Path(folder) / "server.log"
+        with SGLangServer(model, arguments, path, gpu=gpu) as server:
+            yield server
+
+
+def measure(
+    server: SGLangServer, size: Size, texts: list[str], concurrencies: list[int]
+) -> dict[str, dict[str, Any]]:
+    """Figures of every concurrency, after each document has been asked about once."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = Path(folder) / "documents.json"
+        write_dataset(texts, dataset)
+        bench(server, dataset, len(texts), min(concurrencies), 4)
+        for concurrency in concurrencies:
+            write_dataset(texts[:concurrency] * 2, dataset)
+            before = state(server)
+            figures = bench(server, dataset, 2 * concurrency, concurrency, size.answer_tokens)
+            after = state(server)
+            sets = after["working_sets"]
+            figures["hit_rate"] = hit_rate(before, after)
+            figures["working_sets_over_frames"] = round(max(sets["layers"]) / sets["frames"], 2)
+            figures["controller"] = did(before, after)
+            print(f"{concurrency} at once: {json.dumps(figures)}", flush=True)
+            found[str(concurrency)] = figures
+    return found
+
+
+def summary(found: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Throughput with admission over that without, of each concurrency, and the least."""
+    if not {"admission", "off"} <= set(found):
+        return {}
+    ratios = {
+        concurrency: round(figures["output_throughput"] / without["output_throughput"], 3)
+        for concurrency, figures in found["admission"].items()
+        if (without := found["off"].get(concurrency))
+    }
+    return {"relative_throughput": ratios, "worst": min(ratios.values())} if ratios else {}
+
+
+def main() -> None:
+    """Measure the servers and write the result."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, default=MODEL, help="checkpoint folder")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--small", action="store_true", help="a size for a CPU, without a GPU")
+    parser.add_argument("--servers", nargs="+", choices=SERVERS, default=list(SERVERS))
+    parser.add_argument("--concurrency", nargs="+", type=int, help="others than the size's")
+    parser.add_argument("--set", default="{}", help="more settings, as JSON")
+    parser.add_argument("--logs", type=Path, help="folder that keeps the servers' logs")
+    arguments = parser.parse_args()
+    name = "admission_cpu" if arguments.small else "admission"
+    size = SIZES["cpu" if arguments.small else "gpu"]
+    concurrencies = sorted(arguments.concurrency or size.concurrencies)
+    texts = documents(arguments.model, max(concurrencies), size.document_tokens)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for server_name in arguments.servers:
+        print(f"== {server_name}", flush=True)
+        settings = {**json.loads(arguments.set), **SERVERS[server_name]}
+        log = arguments.logs / f"{server_name}.log" if arguments.logs else None
+        with serving(arguments.model, size, settings, not arguments.small, log) as server:
+            found[server_name] = measure(server, size, texts, concurrencies)
+        metrics = {**summary(found), **found, "size": asdict(size), "model": arguments.model.name}
+        machine = machine_in_words() if arguments.small else gpu_in_words()
+        keep_result(arguments.out or RESULTS / f"{name}.json", result_document(name, metrics, machine))
+    print(json.dumps(summary(found), indent=1))
+
+
+if __name__ == "__main__":
+    main()
