@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from rheo_sglang.admission.control import GROWTH, AdmissionControl, Request
 from rheo_sglang.admission.controller import PATIENCE
+from rheo_sglang.budget import BudgetSettings
 from rheo_sglang.config import RheoConfig
 
 SETTINGS = {
@@ -194,6 +196,22 @@ def test_shrunk_caps_keep_their_bounds_and_are_the_hosts(
     table.shrink(1.0)
     table.settle()
     assert torch.equal(table.caps, whole)
+
+
+def test_settings_of_requests_shrink_within_their_own_bounds_whenever_they_come() -> None:
+    table = RheoConfig(budget_ratio=0.9, budget_min_pages=8, dense_threshold=0).budget_table(
+        16, 100, requests=4
+    )
+    early, late = BudgetSettings(Fraction(4, 5), 70), BudgetSettings(Fraction(3, 5), 10)
+    table.assign([2], [early])
+    table.shrink(0.5)
+    table.settle()
+    table.assign([3], [late])
+    tensors = table.tensors
+    caps = [int(tensors.caps[int(tensors.setting_of[request]), 100]) for request in range(4)]
+    assert caps == [45, 45, 70, 30]
+    limits = [int(tensors.limits[int(tensors.setting_of[request]), 100]) for request in range(4)]
+    assert limits == [90, 90, 80, 60], "what scores may ask for is left"
 
 
 def test_ranks_that_measure_differently_decide_alike() -> None:

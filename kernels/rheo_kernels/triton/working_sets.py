@@ -127,7 +127,7 @@ def _count_working_sets(
             page = tl.load(list_of + start + i, mask=listed, other=0)
             stamp = tl.load(stamps + page, mask=listed, other=-1)
             found += (listed & (stamp >= oldest)).to(tl.int32)
-        if HITS:
+        if HITS:  # noqa: SIM102 - a constant, then a value of the GPU's
             if row == 0:
                 r = tl.arange(0, BLOCK_R)
                 counter = tl.load(slots + column) * rows + r
