@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rheo_sglang.admission.controller import Action, Controller, Observation, Rules
+from rheo_sglang.admission.controller import SHRINK, Action, Controller, Observation, Rules
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.decode.engine import DecodeEngine
 from rheo_sglang.working_sets import COUNTED_EVERY, WorkingSetCount
@@ -148,7 +148,7 @@ class AdmissionControl:
         self._next = steps + COUNTED_EVERY
         self._take(running)
         before = self.controller.factor, self.controller.limit
-        smaller = max(before[0] * 0.75, self.controller.rules.least_factor)
+        smaller = max(before[0] * SHRINK, self.controller.rules.least_factor)
         can_shrink = any(
             self.budget.cap_of(self._pages(request), smaller) < self.cap(request) for request in running
         )

@@ -11,7 +11,7 @@ from rheo_kernels import triton as kernels
 from rheo_kernels.cuda.attend import Workspace, attend_selected
 from rheo_kernels.cuda.select_resolve import select_resolve
 from rheo_kernels.triton.partial import num_splits
-from rheo_kernels.types import Admitted, HitCounters, Partials, Selected
+from rheo_kernels.types import Admitted, HitCounters, Partials, Selected, Stamps
 from rheo_sglang.selection.bound import BoundSummary
 
 HEADS, GROUP, DIM, PAGE = 8, 4, 128, 32
@@ -78,6 +78,11 @@ class DecodeCase:
             zeros(batch, HEADS, dtype=torch.int64),
             self.slots,
         )
+        self.step = torch.ones((), dtype=torch.int32, device="cuda")
+        self.stamped = zeros(layers, HEADS, total)
+        self.last_active = torch.ones(total, dtype=torch.int32, device="cuda")
+        parts = batch + kernels.total_programs(total)
+        self.working_sets = zeros(layers * HEADS, parts)
         self.selected = Selected.allocate(batch, HEADS, width, "cuda")
         room = batch * width
         self.candidates = zeros(HEADS, room)
@@ -146,6 +151,7 @@ class DecodeCase:
             self.selected,
             self.accessed,
             self.counters,
+            stamps=Stamps(self.step, self.stamped[layer]),
         )
 
     def update_importance(self, layer: int) -> None:
@@ -201,6 +207,18 @@ class DecodeCase:
     def merge(self, layer: int) -> None:
         kernels.merge(self.hits, self.misses, self.out)
 
+    def count_working_sets(self) -> None:
+        """All layers in one launch, as every 16 steps."""
+        kernels.count_working_sets(
+            self.pages,
+            self.num_pages,
+            self.last_active,
+            self.stamped.flatten(0, 1),
+            1,
+            1,
+            self.working_sets,
+        )
+
     def gather_misses(self, layer: int) -> None:
         kernels.gather_misses(
             self.selected.misses,
@@ -248,7 +266,7 @@ class DecodeCase:
         hits = float(self.selected.num_hits.sum())
         misses = float((self.selected.num_selected - self.selected.num_hits).sum())
         score_bytes = pages * (4 * DIM + 4) + listing
-        select_bytes = pages * 4 + listed * 28
+        select_bytes = pages * 4 + listed * 32
         rank_bytes = pages * 12 + listing
 
         def layers(call: Callable[[int], object], count: int = self.layers) -> list[Callable[[], object]]:
@@ -268,6 +286,8 @@ class DecodeCase:
         self.misses.lse.fill_(-torch.inf)
         yield "merge", layers(self.merge), parts * pairs * GROUP * (DIM + 1) * 4
         yield "gather_misses", layers(self.gather_misses), misses * 16
+        rows = self.layers * HEADS
+        yield "count_working_sets", [self.count_working_sets], rows * (pages / HEADS + self.total) * 8
         yield "value_frames", layers(self.value_frames), HEADS * self.num_frames * 15
         self.select_resolve(0)
         self.gather_misses(0)
