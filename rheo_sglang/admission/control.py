@@ -41,8 +41,8 @@ class _Known:
 
     since: int
     """Decode steps when it joined."""
-    measured: float = 0.0
-    """Its working set, mean over layers and KV heads, as of the last observation."""
+    measured: float | None = None
+    """Its working set, mean over layers and KV heads, as of the last observation that had it."""
 
 
 class AdmissionControl:
@@ -91,6 +91,7 @@ class AdmissionControl:
         self._rate: float | None = None
         self._seen: WorkingSetCount | None = None
         self._next = COUNTED_EVERY
+        self._resized = -self.sets.steps
 
     @property
     def frames(self) -> int:
@@ -114,13 +115,14 @@ class AdmissionControl:
     def needs(self, request: Request) -> float:
         """Frames that a request needs per layer and KV head, if it shares no page."""
         known = self._known.get(request.rid)
-        if known is not None and self.table.activity.steps - known.since >= self.sets.steps:
-            return known.measured
+        measured = None if known is None else known.measured
+        if measured is not None and self._is_settled(request):
+            return measured
         pages = self._pages(request)
         predicted = float(pages)
         if pages > self.budget.dense_pages:
             predicted = min(predicted, self.growth * self.cap(request))
-        return predicted if known is None else max(predicted, known.measured)
+        return predicted if measured is None else max(predicted, measured)
 
     def admits(self, request: Request, running: Sequence[Request]) -> bool:
         """Whether a request may join those that run or are about to."""
@@ -161,7 +163,9 @@ class AdmissionControl:
         if (self.controller.factor, self.controller.limit) != before:
             self.counters[action.name.lower()] += 1
             self._log(action, before, len(running))
-        self.budget.shrink(self.controller.factor)
+        if self.controller.factor != before[0]:
+            self.budget.shrink(self.controller.factor)
+            self._resized = steps
         return max(len(running) - (self.controller.limit or 0), 0) if action is Action.PAUSE else 0
 
     def _pages(self, request: Request) -> int:
@@ -191,12 +195,16 @@ class AdmissionControl:
         self.hit_rate = None if rate == UNKNOWN else -rate
         if total != UNKNOWN:
             self.total, self.scale = total, spread * shared
-        for known, pages in zip(self._known.values(), measured, strict=True):
-            known.measured = max(pages, 0.0)
+        for request, pages in zip(running, measured, strict=True):
+            if pages != UNKNOWN:
+                self._known[request.rid].measured = pages
         self._measure_growth(running)
 
     def _learn(self, count: WorkingSetCount) -> None:
-        """Keep this rank's part of a count: working sets, and the hit rate since the one before."""
+        """Keep this rank's part of a count: working sets, and the hit rate since the one before.
+
+        Requests that were not in that one are left out: they begin cold, or come back with what they counted before.
+        """
         self._seen = count
         means = count.requests.mean((1, 2)).tolist()
         self._measured = dict(zip(count.rids, means, strict=True))
@@ -208,19 +216,29 @@ class AdmissionControl:
             rid: (int(hit), int(taken)) for rid, hit, taken in zip(count.rids, *count.hits, strict=True)
         }
         for rid, (hit, taken) in totals.items():
-            before = self._hits.get(rid, (0, 0))
-            before = before if before[1] <= taken else (0, 0)
-            hits, selected = hits + hit - before[0], selected + taken - before[1]
+            before = self._hits.get(rid)
+            if before is not None and before[1] <= taken:
+                hits, selected = hits + hit - before[0], selected + taken - before[1]
         self._hits = totals
         self._rate = hits / selected if selected else None
 
+    def _is_settled(self, request: Request) -> bool:
+        """Whether a request has run for as many steps as working sets are counted over."""
+        known = self._known.get(request.rid)
+        return known is not None and self.table.activity.steps - known.since >= self.sets.steps
+
     def _measure_growth(self, running: Sequence[Request]) -> None:
-        steps, working_sets, caps = self.table.activity.steps, 0.0, 0
+        """Average working set over cap, unless budgets changed within the steps that working sets are of."""
+        if self.table.activity.steps - self._resized < self.sets.steps:
+            return
+        working_sets, caps = 0.0, 0
         for request in running:
-            known = self._known[request.rid]
-            counts = steps - known.since >= self.sets.steps and self._pages(request) > self.budget.dense_pages
-            if counts and known.measured:
-                working_sets, caps = working_sets + known.measured, caps + self.cap(request)
+            measured, sparse = (
+                self._known[request.rid].measured,
+                self._pages(request) > self.budget.dense_pages,
+            )
+            if sparse and measured is not None and self._is_settled(request):
+                working_sets, caps = working_sets + measured, caps + self.cap(request)
         if caps:
             self.growth += GROWTH_WEIGHT * (working_sets / caps - self.growth)
 
