@@ -82,8 +82,8 @@ SIZES = {
     ),
     "cpu": Size(
         1200,
-        192,
-        (2, 6),
+        128,
+        (6,),
         {
             "frame_pool_tokens": 1024,
             "budget_ratio": 0.25,
