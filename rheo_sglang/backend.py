@@ -10,6 +10,7 @@ import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.logits_processor import LogitsProcessor
 
+from rheo_sglang import compat
 from rheo_sglang.decode.engine import EngineInputs
 from rheo_sglang.decode.heads import HeadShape, loaded_heads
 from rheo_sglang.decode.make_engine import make_engine
@@ -112,6 +113,11 @@ class RheoAttentionBackend(AttentionBackend):
             self.rids,
             self.capturing if in_capture else None,
         )
+
+    def assign_budgets(self, requests: Sequence[Any]) -> None:
+        """Give the requests of a prefill pass the budgets that they ask for, and the server's to those that do not."""
+        rows = [compat.request_row(request) for request in requests]
+        self.engine.budget.assign(rows, [getattr(request, "rheo_budget", None) for request in requests])
 
     def graph_variants(self) -> Sequence[Variant]:
         """Shapes that the decode step is captured in."""

@@ -55,6 +55,15 @@ def interpret_triton() -> None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+def request_row(request: Any) -> int:
+    """A running request's row of the token table.
+
+    0.5.23 keeps it with the request's KV; before it, the request did.
+    """
+    holder = request if hasattr(request, "req_pool_idx") else request.kv
+    return int(holder.req_pool_idx)
+
+
 def tokens_after_pass(request: Any) -> int:
     """Tokens of a request that are in its KV once the pass being prepared or run is done.
 

@@ -56,6 +56,10 @@ class RheoConfig:
     """Fewest pages the budget may be, however short the request."""
     budget_max_pages: int | None = None
     """Most pages the budget may be, however long the request; at least ``budget_min_pages``."""
+    request_budget_ratio: float | None = None
+    """Largest ``budget_ratio`` that a request may ask for (docs/requests.md); ``budget_ratio`` when not given."""
+    request_budget_min_pages: int | None = None
+    """Largest ``budget_min_pages`` that a request may ask for; ``budget_min_pages`` when not given."""
     sink_pages: int = 1
     """First pages of a request, always selected."""
     window_pages: int = 2
@@ -152,6 +156,11 @@ class RheoConfig:
                 self.budget_max_pages,
                 f"at least budget_min_pages={self.budget_min_pages}",
             )
+        if self.request_budget_ratio is not None:
+            _in_range("request_budget_ratio", self.request_budget_ratio, low=self.budget_ratio, high=1)
+        if self.request_budget_min_pages is not None:
+            high = self.budget_max_pages or EVERY_LENGTH
+            _in_range("request_budget_min_pages", self.request_budget_min_pages, self.budget_min_pages, high)
         _in_range("trace_gib", self.trace_gib, low=0, open_low=True)
         for one, other in (("host_pool_gib", "host_pool_ratio"), ("frame_pool_gib", "frame_pool_tokens")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
@@ -204,6 +213,19 @@ class RheoConfig:
         """What bounds the pages of a request that has no settings of its own."""
         return BudgetSettings(Fraction(repr(self.budget_ratio)), self.budget_min_pages, self.budget_max_pages)
 
+    @property
+    def most_request_ratio(self) -> float:
+        """Largest ``budget_ratio`` of a request."""
+        return self.request_budget_ratio or self.budget_ratio
+
+    def largest_budget(self) -> BudgetSettings:
+        """What bounds the pages of a request that asks for as many as it may."""
+        return BudgetSettings(
+            Fraction(repr(self.most_request_ratio)),
+            self.request_budget_min_pages or self.budget_min_pages,
+            self.budget_max_pages,
+        )
+
     def budget_table(
         self,
         page_size: int,
@@ -217,6 +239,7 @@ class RheoConfig:
             max_pages,
             page_size,
             self.budget_settings(),
+            self.largest_budget(),
             forced=self.sink_pages + self.window_pages,
             dense_tokens=self.dense_tokens,
             requests=requests,

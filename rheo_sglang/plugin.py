@@ -22,10 +22,12 @@ MODEL_CONFIG = "sglang.srt.configs.model_config.ModelConfig"
 CONFIGURATOR = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator"
 ENGINE = "sglang.srt.entrypoints.engine"
 FUSED_WRITE = "sglang.srt.models.utils.enable_fused_set_kv_buffer"
+FORWARD_BATCH = "sglang.srt.model_executor.forward_batch_info.ForwardBatch"
 GRAPH_RUNNER = "sglang.srt.model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner"
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 PREFILL_ADDER = "sglang.srt.managers.schedule_policy.PrefillAdder"
 SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
+TOKENIZER_MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,10 @@ def register() -> None:
     HookRegistry.register(f"{PREFILL_ADDER}.add_one_req", admit_request, HookType.AROUND)
     if multiprocessing.parent_process() is None:
         HookRegistry.register(f"{ENGINE}._scheduler_died_error", report_dead_scheduler, HookType.AFTER)
+        HookRegistry.register(f"{TOKENIZER_MANAGER}.generate_request", check_request, HookType.BEFORE)
+        HookRegistry.register(f"{TOKENIZER_MANAGER}.create_abort_task", check_stream, HookType.BEFORE)
+    HookRegistry.register(f"{SCHEDULER}._add_request_to_queue", read_request, HookType.BEFORE)
+    HookRegistry.register(f"{FORWARD_BATCH}.init_new", assign_budgets, HookType.AFTER)
     HookRegistry.register(f"{GRAPH_RUNNER}.capture_one_shape", capture_variants, HookType.AROUND)
     HookRegistry.register(f"{GRAPH_RUNNER}._make_graph_key", label_graph, HookType.AFTER)
     HookRegistry.register(f"{GRAPH_RUNNER}.load_batch", note_requests, HookType.BEFORE)
@@ -223,7 +229,7 @@ def pause_requests(scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> Non
 
 
 def served_backend(runner: Any) -> Any:
-    """The rheo backend of a CUDA graph runner, or None if it runs another."""
+    """The rheo backend of a model runner or CUDA graph runner, or None if it runs another."""
     from rheo_sglang.backend import RheoAttentionBackend
 
     backend = runner.attn_backend
@@ -266,6 +272,54 @@ def writes_kv_with_rope(original: Any, *args: Any, **kwargs: Any) -> bool:
     from rheo_sglang.backend import RheoAttentionBackend
 
     return not isinstance(get_attn_backend(), RheoAttentionBackend) and original(*args, **kwargs)
+
+
+def check_request(manager: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+    """Refuse a request with a bad setting, all its prompts at once: SGLang answers a ValueError with HTTP 400."""
+    from rheo_sglang.request_settings import check_parameters
+    from rheo_sglang.validate import uses_rheo
+
+    if uses_rheo(manager.server_args):
+        check_parameters(request.sampling_params, manager.preferred_sampling_params)
+
+
+def check_stream(manager: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+    """Refuse a request as `check_request` does, before ``/generate`` has answered a stream with HTTP 200.
+
+    SGLang makes the task that ends a stream when it answers, and generates only then.
+    """
+    from fastapi import HTTPException
+
+    try:
+        check_request(manager, request)
+    except ConfigError as error:
+        raise HTTPException(400, str(error)) from None
+
+
+def read_request(scheduler: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+    """Read a new request's settings; end it with HTTP 400 if they are bad and nobody has checked them.
+
+    Tokenizers that SGLang runs in processes of their own load no plugins.
+    """
+    from rheo_sglang.request_settings import PARAMETERS, brings_settings, read_settings
+    from rheo_sglang.validate import uses_rheo
+
+    parameters = getattr(request.sampling_params, PARAMETERS)
+    if not brings_settings(parameters) or not uses_rheo(scheduler.server_args):
+        return
+    try:
+        request.rheo_budget = read_settings(parameters, RheoConfig.from_environment())
+    except ConfigError as error:
+        request.set_finish_with_abort(str(error))
+
+
+def assign_budgets(result: Any, cls: Any, batch: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
+    """Tell the backend the settings of requests that are prefilled: they have their rows of the token table by then."""
+    if result.forward_mode.is_extend():
+        backend = served_backend(runner)
+        if backend is not None:
+            backend.assign_budgets(batch.reqs)
+    return result
 
 
 def no_triton(backend: str) -> bool:

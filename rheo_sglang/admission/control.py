@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from rheo_sglang.admission.controller import SHRINK, Action, Controller, Observation, Rules
+from rheo_sglang.budget import BudgetSettings
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.decode.engine import DecodeEngine
 from rheo_sglang.working_sets import COUNTED_EVERY, WorkingSetCount
@@ -33,6 +34,8 @@ class Request(NamedTuple):
     rid: str
     tokens: int
     """Of its prompt and its answer so far."""
+    budget: BudgetSettings | None = None
+    """Its own settings; None for the server's."""
 
 
 @dataclass
@@ -110,7 +113,7 @@ class AdmissionControl:
 
     def cap(self, request: Request) -> int:
         """Pages that a request may select per KV head in its next step."""
-        return self.budget.cap_of(self._pages(request), self.controller.factor)
+        return self.budget.cap_of(self._pages(request), self.controller.factor, request.budget)
 
     def needs(self, request: Request) -> float:
         """Frames that a request needs per layer and KV head, if it shares no page."""
@@ -152,7 +155,8 @@ class AdmissionControl:
         before = self.controller.factor, self.controller.limit
         smaller = max(before[0] * SHRINK, self.controller.rules.least_factor)
         can_shrink = any(
-            self.budget.cap_of(self._pages(request), smaller) < self.cap(request) for request in running
+            self.budget.cap_of(self._pages(request), smaller, request.budget) < self.cap(request)
+            for request in running
         )
         action = Action.NONE
         if not self.all_fit:

@@ -140,7 +140,8 @@ def _decodes(req: Any) -> bool:
 
 
 def _seen(req: Any) -> Request:
-    return Request(req.rid, len(req.origin_input_ids) + len(req.output_ids))
+    tokens = len(req.origin_input_ids) + len(req.output_ids)
+    return Request(req.rid, tokens, getattr(req, "rheo_budget", None))
 
 
 def _all_seen(reqs: Sequence[Any]) -> list[Request]:

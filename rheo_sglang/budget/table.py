@@ -79,9 +79,9 @@ class BudgetTable:
         self.dense_pages = -(-dense_tokens // page_size)
         self.factor = self._settled = 1.0
         self._rows = SettingRows(settings, requests)
-        self._most = torch.arange(max_pages + 1)
-        caps, limits = self._bounds(settings)
-        self._most = torch.maximum(limits, self._bounds(largest or settings)[1])
+        self._lengths = self._most = torch.arange(max_pages + 1)
+        caps, limits = self._bounds(settings, self._lengths)
+        self._most = torch.maximum(limits, self._bounds(largest or settings, self._lengths)[1])
         self._caps = caps.tolist()
         self._widest = self._most.cummax(0).values.tolist()
         self.tensors = Budgets(
@@ -116,12 +116,22 @@ class BudgetTable:
         for row, settings in enumerate(self._rows.settings):
             self._write(row, settings)
 
-    def cap_of(self, pages: int, factor: float = 1.0) -> int:
-        """Cap of a request of so many pages with the server's settings, shrunk by a factor; known on the host."""
-        cap = self._caps[min(pages, self.max_pages)]
+    def cap_of(self, pages: int, factor: float = 1.0, settings: BudgetSettings | None = None) -> int:
+        """Cap of a request of so many pages, shrunk by a factor, with the server's settings or its own.
+
+        It is known on the host.
+        """
+        pages = min(pages, self.max_pages)
+        own = self._rows.server if settings is None else settings
+        cap = self._caps[pages] if settings is None else int(self._bounds(own, torch.tensor([pages]))[0])
         if pages <= self.dense_pages:
             return cap
-        return max(int(cap * factor), min(cap, max(self._rows.server.least, self.forced)))
+        return max(int(cap * factor), min(cap, max(own.least, self.forced)))
+
+    def caps_of(self, requests: torch.Tensor, num_pages: torch.Tensor) -> torch.Tensor:
+        """Pages that requests may select, ``[B]``, int32, by their rows of the token table and their pages, ``[B]``."""
+        setting = self.tensors.setting_of[requests.long()].long()
+        return self.tensors.caps[setting, num_pages.long()]
 
     def assign(self, requests: Sequence[int], settings: Sequence[BudgetSettings | None]) -> None:
         """Set what bounds requests from now on; nothing is copied to the device unless something changes.
@@ -141,14 +151,13 @@ class BudgetTable:
             where, rows = self._to_device(moved)
             self.tensors.setting_of.index_copy_(0, where, rows.int())
 
-    def _bounds(self, settings: BudgetSettings) -> tuple[torch.Tensor, torch.Tensor]:
-        """Caps and limits of settings for every number of pages, ``[max_pages + 1]``, int64."""
-        pages = torch.arange(self.max_pages + 1)
+    def _bounds(self, settings: BudgetSettings, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Caps and limits of settings for numbers of pages, ``[X]``, int64."""
         caps = self.make_rule(settings.ratio).cap(pages)
         caps = caps.clamp(min=settings.least, max=settings.most).clamp(min=self.forced)
         limits = torch.maximum(caps, share_of(pages, settings.limit_ratio))
         dense = pages <= self.dense_pages
-        most = torch.minimum(self._most, pages)
+        most = torch.minimum(self._most[pages], pages)
         caps, limits = (torch.where(dense, pages, torch.minimum(bound, most)) for bound in (caps, limits))
         return caps, limits
 
@@ -156,14 +165,14 @@ class BudgetTable:
         """Caps of settings for every number of pages, ``[max_pages + 1]``, int64, shrunk as was asked for last."""
         least = caps.clamp(max=max(settings.least, self.forced))
         shrunk = torch.maximum((caps.double() * self._settled).floor().long(), least)
-        return torch.where(torch.arange(self.max_pages + 1) <= self.dense_pages, caps, shrunk)
+        return torch.where(self._lengths <= self.dense_pages, caps, shrunk)
 
     def _write(self, row: int, settings: BudgetSettings) -> None:
         """Write a row, in tensors twice as large if there is none such."""
         if row >= len(self.tensors.caps):
             caps, limits, floors = (torch.cat((table, torch.zeros_like(table))) for table in self.tensors[:3])
             self.tensors = Budgets(caps, limits, floors, self.tensors.setting_of)
-        caps, limits = self._bounds(settings)
+        caps, limits = self._bounds(settings, self._lengths)
         caps = self._shrunk(caps, settings)
         self.tensors.caps[row].copy_(self._to_device(caps))
         self.tensors.limits[row].copy_(self._to_device(limits))

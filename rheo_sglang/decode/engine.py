@@ -105,7 +105,7 @@ class DecodeEngine(ABC):
         requests = inputs.req_to_token.shape[0]
         self.budget = inputs.config.budget_table(inputs.page_size, max_pages, inputs.frames.device, requests)
         self.prefill = Prefill(
-            inputs.config, inputs.table, inputs.host, inputs.frames, inputs.page_size, residency, self.tracer
+            inputs.table, inputs.host, inputs.frames, inputs.page_size, residency, self.tracer
         )
         rows = inputs.req_to_token.shape[0]
         self.working_sets = WorkingSets(inputs.table, inputs.config.working_set_steps, rows)
@@ -168,7 +168,7 @@ class DecodeEngine(ABC):
         self.table.note_summaries(slots, self.page_size)
         batch = self.prefill.describe(self.req_to_token, rows, prefixes, lengths, goes_on)
         self.table.list_pages(batch.pages, batch.num_pages)
-        self.prefill.begin(batch)
+        self.prefill.begin(batch, self.budget.caps_of(rows, batch.num_pages))
         self.note_prefill()
         return batch
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from rheo_kernels import reference
-from rheo_sglang.config import RheoConfig
 from rheo_sglang.page_lists import page_lists
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.prefill.batch import PrefillBatch, build_prefill_batch
@@ -34,8 +33,6 @@ class Prefill:
 
     Parameters
     ----------
-    config
-        Settings.
     table
         Page table.
     host, frames
@@ -55,7 +52,6 @@ class Prefill:
 
     def __init__(
         self,
-        config: RheoConfig,
         table: PageTable,
         host: torch.Tensor,
         frames: torch.Tensor,
@@ -70,7 +66,7 @@ class Prefill:
         self.stream = SideStream(frames.device, HIGH_PRIORITY)
         self.staging = Staging(self.kernels, table, host, frames, page_size)
         self.attend = dense_attention(frames.device, frames.dtype, self.staging.head_dim)
-        self.seeding = Seeding(config, self.kernels, table, residency, page_size, tracer)
+        self.seeding = Seeding(self.kernels, table, residency, page_size, tracer)
         self.room: int | None = None
         self.columns: int | None = None
 
@@ -94,7 +90,7 @@ class Prefill:
         pages = torch.zeros((2, columns), dtype=torch.int32, device=device)
         for prefix in (0, self.page_size):
             batch = build_prefill_batch(pages, [prefix] * 2, [1, 1], self.page_size, room=self.room)
-            self.begin(batch)
+            self.begin(batch, batch.num_pages)
             shape = (2, heads, dim)
             q = torch.zeros((2, heads * group, dim), dtype=self.host.dtype, device=device)
             k, v = (torch.zeros(shape, dtype=self.host.dtype, device=device) for _ in range(2))
@@ -130,16 +126,18 @@ class Prefill:
         pages = page_lists(req_to_token, rows, tokens, self.page_size)
         return build_prefill_batch(pages, prefixes, lengths, self.page_size, last_goes_on, self.room)
 
-    def begin(self, batch: PrefillBatch) -> None:
+    def begin(self, batch: PrefillBatch, caps: torch.Tensor) -> None:
         """Begin a pass: its first layer's prefixes are being staged from now on.
 
         Parameters
         ----------
         batch
             The pass. Everything that its prefix pages and their frames wait for is on the current stream.
+        caps
+            Pages that a decode step of each request may select, ``[B]``, int32.
         """
         self.staging.begin(batch)
-        self.seeding.begin(batch)
+        self.seeding.begin(batch, caps)
 
     def __call__(
         self,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from rheo_sglang.config import RheoConfig
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.prefill.batch import PrefillBatch
 
@@ -36,8 +35,6 @@ class Seeding:
 
     Parameters
     ----------
-    config
-        Settings.
     kernels
         Module of the kernels for the page table's device.
     table
@@ -52,7 +49,6 @@ class Seeding:
 
     def __init__(
         self,
-        config: RheoConfig,
         kernels: ModuleType,
         table: PageTable,
         residency: SeedAdmission,
@@ -64,14 +60,11 @@ class Seeding:
         self.residency = residency
         self.page_size = page_size
         self.tracer = tracer
-        device = table.frame_of.device
-        self.budget = config.budget_table(page_size, table.pages, device)
         self.caps = torch.empty(0, dtype=torch.int32)
 
-    def begin(self, batch: PrefillBatch) -> None:
-        """Begin a pass: how many pages a decode step of each ending prompt may select holds for all layers."""
-        ending = batch.ending
-        self.caps = self.budget.caps[batch.num_pages[:ending].long()]
+    def begin(self, batch: PrefillBatch, caps: torch.Tensor) -> None:
+        """Begin a pass: how many pages a decode step of each request may select, ``[B]``, holds for all layers."""
+        self.caps = caps[: batch.ending]
 
     def page_mass(
         self, q: torch.Tensor, keys: torch.Tensor, batch: PrefillBatch, scale: float

@@ -22,7 +22,6 @@ from common.measurement import gpu_in_words, keep_result, result_document
 from rheo_kernels import triton as kernels
 from rheo_kernels.triton.stage import STAGERS
 from rheo_kernels.triton.write import WRITERS
-from rheo_sglang.config import RheoConfig
 from rheo_sglang.decode.gpu_residency import GpuResidency
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
@@ -144,11 +143,10 @@ def elapsed_us(call: Callable[[], object], repeats: int = PASSES) -> float:
 def pass_metrics(name: str, context: int) -> dict[str, float]:
     """One layer of the last chunk's pass of a long prompt, and dense attention of that chunk alone."""
     pages = context // PAGE
-    config = RheoConfig()
     table = PageTable(LAYERS, HEADS, DIM, PAGE, pages + 1, FRAMES, "bound", "importance", DTYPE, "cuda")
     host = host_pool(LAYERS, pages + 1, HEADS, DIM, PAGE, DTYPE, pinned=True)
     frames = frame_pool(LAYERS, HEADS, FRAMES, DIM, PAGE, DTYPE, "cuda")
-    prefill = Prefill(config, table, host, frames, PAGE, GpuResidency(table, host, frames))
+    prefill = Prefill(table, host, frames, PAGE, GpuResidency(table, host, frames))
     q = torch.randn((CHUNK, HEADS * GROUP, DIM), device="cuda").to(DTYPE)
     k, v = torch.randn((2, CHUNK, HEADS, DIM), device="cuda").to(DTYPE)
     lists = (torch.randperm(pages, device="cuda").to(torch.int32) + 1)[None]
@@ -159,7 +157,7 @@ def pass_metrics(name: str, context: int) -> dict[str, float]:
         done = chunk * CHUNK
         chunk_lists = lists[:, : (done + CHUNK) // PAGE]
         batch = build_prefill_batch(chunk_lists, [done], [CHUNK], PAGE)
-        prefill.begin(batch)
+        prefill.begin(batch, batch.num_pages)
         for layer in range(LAYERS):
             prefill(layer, q, k, v, slots[done : done + CHUNK], batch, SCALE)
 

@@ -9,7 +9,6 @@ import torch
 from triton_cases import Shape, normal, permutation, relative_error
 
 from rheo_kernels import reference
-from rheo_sglang.config import RheoConfig
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
 from rheo_sglang.prefill import Prefill, build_prefill_batch
@@ -28,7 +27,6 @@ class Prompts:
         device, size, heads = rng.device, shape.page_size, shape.heads
         pages = 2 + sum(-(-length // size) for length in lengths)
         self.shape = shape
-        self.config = RheoConfig(dense_threshold=0, budget_ratio=0.3)
         pool = LAYERS, pages, heads, shape.dim, size, shape.dtype
         self.table = PageTable(
             LAYERS,
@@ -46,7 +44,7 @@ class Prompts:
         self.host = host_pool(*pool, pinned=device.type == "cuda")
         self.frames = frame_pool(LAYERS, heads, FRAMES, shape.dim, size, shape.dtype, device)
         residency = GpuResidency(self.table, self.host, self.frames)
-        self.prefill = Prefill(self.config, self.table, self.host, self.frames, size, residency)
+        self.prefill = Prefill(self.table, self.host, self.frames, size, residency)
         self.expected_host, self.expected_summaries = self.host.clone(), self.table.summaries.cpu().clone()
         tokens = sum(lengths)
         self.q = normal((LAYERS, tokens, heads * shape.group, shape.dim), shape.dtype, rng)
@@ -71,7 +69,7 @@ class Prompts:
             lists[prompt, :count] = self.pages[prompt][:count].to(torch.int32)
         row, slot = torch.cat(rows), torch.cat(slots)
         batch = build_prefill_batch(lists, self.done, lengths, size, room=self.prefill.room)
-        self.prefill.begin(batch)
+        self.prefill.begin(batch, batch.num_pages)
         inputs = [[part[layer][row] for part in (self.q, self.k, self.v)] for layer in range(LAYERS)]
         outs = [
             self.prefill(layer, *parts, slot, batch, self.shape.dim**-0.5)

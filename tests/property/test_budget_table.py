@@ -67,6 +67,10 @@ def test_each_row_is_exact_within_what_is_reserved(
             reserved = max(plain(reserve, pages, forced, dense_pages)[1] for reserve in (server, largest))
             assert int(tensors.caps[row, pages]) == min(cap, reserved)
             assert int(tensors.limits[row, pages]) == min(limit, reserved)
+        pages = MOST_PAGES // 2
+        assert table.cap_of(pages, settings=one) == int(tensors.caps[row, pages]), (
+            "admission predicts the same"
+        )
     rows = tensors.setting_of.long()
     widths = torch.tensor([table.width(pages) for pages in range(MOST_PAGES + 1)])
     assert bool((tensors.limits[rows] <= widths).all())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import requests
@@ -19,6 +21,7 @@ SPARSE = {
     "budget_min_pages": 4,
     "dense_threshold": 0,
     "frame_pool_tokens": 1024,
+    "request_budget_ratio": 0.5,
 }
 
 
@@ -32,7 +35,10 @@ def server(serve, request):
         rheo_config=SPARSE,
         max_running_requests=16,
         ranks=request.param,
-        arguments=["--max-total-tokens", str(POOL_TOKENS), "--context-length", str(CONTEXT)],
+        arguments=[
+            *("--max-total-tokens", str(POOL_TOKENS), "--context-length", str(CONTEXT)),
+            *("--chat-template", "chatml"),
+        ],
     )
 
 
@@ -127,6 +133,60 @@ def test_a_prompt_past_the_limit_is_refused_while_others_go_on(server, length):
         server.generate(tokens(length, 7), 4)
     neighbour.join()
     assert results == [expected]
+    nothing_is_left(server)
+
+
+def share_selected(length: int, steps: int, ratio: float) -> float:
+    """Share of its context that a request selects over its steps, by the definition."""
+    pages = [-(-(length + step + 1) // PAGE) for step in range(steps)]
+    return round(sum(math.ceil(ratio * count) for count in pages) / sum(pages), 4)
+
+
+def refusals(server, settings: dict[str, Any]) -> list[requests.Response]:
+    """What a request with these settings is answered on every route, streamed or not, alone or beside a good one."""
+    parameters = {"custom_params": {"rheo": settings}}
+    sampling = {"max_new_tokens": 4, **parameters}
+    completion = {"model": "default", "max_tokens": 4, **parameters}
+    prompt, other = tokens(40, 30), tokens(50, 31)
+    bodies = [
+        ("/generate", {"input_ids": prompt, "sampling_params": sampling}),
+        ("/generate", {"input_ids": [other, prompt], "sampling_params": [{"max_new_tokens": 4}, sampling]}),
+        ("/v1/completions", {"prompt": prompt, **completion}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}], **completion}),
+    ]
+    return [
+        requests.post(server.base_url + route, json={**body, "stream": stream}, timeout=60)
+        for route, body in bodies
+        for stream in (False, True)
+    ]
+
+
+def test_requests_select_by_their_own_budgets_and_a_bad_one_harms_nobody(server):
+    prompts = {0.1: tokens(1290, 20), 0.5: tokens(1410, 21), SPARSE["budget_ratio"]: tokens(900, 22)}
+    asked = {0.1: {"budget_ratio": 0.1}, 0.5: {"budget_ratio": 0.5, "budget_min_pages": 1}, 0.25: None}
+
+    def answer(ratio: float) -> dict[str, Any]:
+        parameters = {"rheo": asked[ratio], "another": 1}
+        return server.generate(prompts[ratio], 40, ignore_eos=True, custom_params=parameters)
+
+    expected = {}
+    for ratio in prompts:
+        server.flush_cache()
+        expected[ratio] = answer(ratio)["output_ids"]
+    server.flush_cache()
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        running = {ratio: pool.submit(answer, ratio) for ratio in prompts}
+        refused = refusals(server, {"budget_ratio": 0.51})
+        answers = {ratio: future.result() for ratio, future in running.items()}
+    for response in refused:
+        assert response.status_code == 400, response.url
+        sentence = "custom_params.rheo: budget_ratio=0.51 is not supported; allowed: above 0, at most 0.5"
+        assert sentence in response.text, response.url
+    assert {ratio: found["output_ids"] for ratio, found in answers.items()} == expected
+    reported = {entry["rid"]: entry for entry in server.rheo_state()["recorder"]["requests"]}
+    for ratio, found in answers.items():
+        entry = reported[found["meta_info"]["id"]]
+        assert entry["selected_share"] == share_selected(len(prompts[ratio]), entry["iterations"], ratio)
     nothing_is_left(server)
 
 

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rheo_kernels.reference import block_keys
-from rheo_sglang.config import RheoConfig
 from rheo_sglang.decode.reference_residency import ReferenceResidency
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
@@ -41,15 +40,14 @@ class Request:
 class Server:
     """Pools, and requests that are prefilled into them chunk by chunk."""
 
-    def __init__(self, **settings: float) -> None:
-        config = RheoConfig(importance_alpha=ALPHA, dense_threshold=0, **settings)
+    def __init__(self) -> None:
         self.table = PageTable(
             LAYERS, HEADS, DIM, PAGE_SIZE, PAGES, FRAMES, "mean", "importance", torch.float32, "cpu", ALPHA
         )
         self.host = host_pool(LAYERS, PAGES, HEADS, DIM, PAGE_SIZE, torch.float32)
         self.frames = frame_pool(LAYERS, HEADS, FRAMES, DIM, PAGE_SIZE, torch.float32, "cpu")
         residency = ReferenceResidency(self.table, self.host, self.frames)
-        self.prefill = Prefill(config, self.table, self.host, self.frames, PAGE_SIZE, residency)
+        self.prefill = Prefill(self.table, self.host, self.frames, PAGE_SIZE, residency)
         self.free = 1 + torch.randperm(PAGES - 1)
 
     def request(self, tokens: int) -> Request:
@@ -74,7 +72,7 @@ class Server:
             lists[row, : listed.numel()] = listed
         starts = [part.start for _, part in parts]
         batch = build_prefill_batch(lists, starts, lengths, PAGE_SIZE, goes_on)
-        self.prefill.begin(batch)
+        self.prefill.begin(batch, batch.num_pages)
         for layer in range(LAYERS):
             q, k, v = (
                 torch.cat([getattr(one, name)[layer, part] for one, part in parts])
@@ -111,9 +109,9 @@ def page_mass(request: Request, layer: int, head: int) -> list[float]:
     return mass.view(-1, PAGE_SIZE).sum(1).tolist()
 
 
-def prompt(tokens: int, **settings: float) -> tuple[Server, Request]:
+def prompt(tokens: int) -> tuple[Server, Request]:
     """A server that prefilled one prompt whole."""
-    server = Server(**settings)
+    server = Server()
     request = server.request(tokens)
     server.run([request], [tokens])
     return server, request
@@ -135,7 +133,7 @@ def test_importance_is_seeded_by_the_last_tokens_attention(tokens: int) -> None:
 
 
 def test_the_most_important_full_pages_get_the_frames() -> None:
-    server, request = prompt(10 * PAGE_SIZE + 3, budget_ratio=1.0)
+    server, request = prompt(10 * PAGE_SIZE + 3)
     for layer in range(LAYERS):
         for head in range(HEADS):
             mass = page_mass(request, layer, head)[:10]
@@ -186,7 +184,7 @@ def test_host_pages_hold_the_prompt() -> None:
 def test_chunks_attend_everything_before_them(lengths: list[list[int]], seed: int) -> None:
     """Requests of several chunks each, prefilled together; frames serve part of every prefix."""
     torch.manual_seed(seed)
-    server = Server(budget_ratio=0.5)
+    server = Server()
     requests = [server.request(sum(chunks)) for chunks in lengths]
     for chunk in range(max(map(len, lengths))):
         taking = [row for row, chunks in enumerate(lengths) if chunk < len(chunks)]
@@ -195,7 +193,7 @@ def test_chunks_attend_everything_before_them(lengths: list[list[int]], seed: in
 
 
 def test_a_prefix_is_read_from_its_frames_where_it_has_some() -> None:
-    server = Server(budget_ratio=1.0)
+    server = Server()
     request = server.request(5 * PAGE_SIZE)
     server.run([request], [3 * PAGE_SIZE])
     assert (server.table.frame_of[:, :, request.pages[:3]] >= 0).all()

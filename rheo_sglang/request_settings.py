@@ -1,0 +1,84 @@
+"""Settings that a request brings along, under ``rheo`` in SGLang's ``custom_params``: read, and held against limits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from rheo_sglang.budget import BudgetSettings
+from rheo_sglang.config import EVERY_LENGTH, RheoConfig
+from rheo_sglang.errors import FLAG, ConfigError, reject
+
+PARAMETERS = "custom_params"
+KEY = "rheo"
+"""Under which they are, so that other users of ``custom_params`` are left alone."""
+SOURCE = f"{PARAMETERS}.{KEY}"
+NAMES = ("budget_ratio", "budget_min_pages", "budget_max_pages")
+"""What a request may set; each is the server's setting of that name."""
+
+
+def brings_settings(custom_params: object) -> bool:
+    """Whether a request has settings of its own; it need not have ``custom_params``."""
+    return isinstance(custom_params, dict) and custom_params.get(KEY) is not None
+
+
+def read_settings(custom_params: Mapping[str, Any], config: RheoConfig) -> BudgetSettings:
+    """What bounds the pages of a request that `brings_settings`, the server's settings where it names none.
+
+    Raises
+    ------
+    ConfigError
+        On an unknown key, and a value of the wrong type, out of range, or beyond the server's limit.
+    """
+    values = custom_params[KEY]
+    if not isinstance(values, dict):
+        reject(KEY, values, "an object of settings", PARAMETERS)
+    for name, value in values.items():
+        if name not in NAMES:
+            raise ConfigError(f"{SOURCE}: unknown key {name!r}={value!r}; allowed keys: {', '.join(NAMES)}")
+    if config.dense_tokens == EVERY_LENGTH:
+        raise ConfigError(
+            f"{SOURCE}: this server attends all pages of every request; allowed: no settings, unless it is started "
+            "with a dense_threshold"
+        )
+    try:
+        asked = dataclasses.replace(
+            config, request_budget_ratio=None, request_budget_min_pages=None, **values
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{SOURCE}: {str(error).removeprefix(f'{FLAG}: ')}") from None
+    largest = config.largest_budget()
+    if asked.budget_ratio > config.most_request_ratio:
+        reject(
+            "budget_ratio",
+            asked.budget_ratio,
+            f"above 0, at most {config.most_request_ratio} on this server",
+            SOURCE,
+        )
+    if asked.budget_min_pages > largest.least:
+        reject("budget_min_pages", asked.budget_min_pages, f"1 to {largest.least} on this server", SOURCE)
+    if largest.most is not None and (asked.budget_max_pages or EVERY_LENGTH) > largest.most:
+        reject("budget_max_pages", asked.budget_max_pages, f"at most {largest.most} on this server", SOURCE)
+    return asked.budget_settings()
+
+
+def check_parameters(sampling_params: object, preferred: Mapping[str, Any] | None) -> None:
+    """Check what a client sends as ``sampling_params``, for one prompt or a list of them, before any of it is run.
+
+    Parameters
+    ----------
+    sampling_params
+        An object, a list of them, or None.
+    preferred
+        The server's ``--preferred-sampling-params``, which stand where a request says nothing else.
+
+    Raises
+    ------
+    ConfigError
+        See `read_settings`.
+    """
+    for one in sampling_params if isinstance(sampling_params, list) else [sampling_params]:
+        merged = {**(preferred or {}), **(one if isinstance(one, dict) else {})}
+        if brings_settings(merged.get(PARAMETERS)):
+            read_settings(merged[PARAMETERS], RheoConfig.from_environment())

@@ -1,0 +1,213 @@
+"""Settings of a request: read within the server's limits, refused in one sentence, before anything of it is run."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fastapi import HTTPException
+
+from rheo_sglang import compat, plugin
+from rheo_sglang.budget import BudgetSettings
+from rheo_sglang.config import ENVIRONMENT, ConfigError, RheoConfig
+from rheo_sglang.request_settings import brings_settings, check_parameters, read_settings
+
+SERVER = RheoConfig(budget_ratio=0.1, budget_min_pages=8, budget_max_pages=400, request_budget_ratio=0.3)
+
+
+def read(values: Any, config: RheoConfig = SERVER) -> BudgetSettings:
+    return read_settings({"rheo": values, "thinking_budget": 7}, config)
+
+
+def test_what_a_request_does_not_name_is_the_servers() -> None:
+    assert read({}) == SERVER.budget_settings()
+    assert read({"budget_ratio": 0.3}) == BudgetSettings(Fraction(3, 10), 8, 400)
+    assert read({"budget_min_pages": 1, "budget_max_pages": 1}) == BudgetSettings(Fraction(1, 10), 1, 1)
+
+
+def test_a_whole_number_is_a_ratio_too() -> None:
+    config = RheoConfig(budget_ratio=0.1, request_budget_ratio=1.0, dense_threshold=0)
+    assert read({"budget_ratio": 1}, config).ratio == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ([0.1], r"custom_params: rheo=\[0.1\] is not supported; allowed: an object of settings"),
+        (
+            {"budget": 0.1},
+            r"custom_params.rheo: unknown key 'budget'=0.1; allowed keys: budget_ratio, budget_min",
+        ),
+        ({"policy": "lru"}, r"custom_params.rheo: unknown key 'policy'='lru'; allowed keys: budget_ratio"),
+        ({"budget_ratio": "0.1"}, r"custom_params.rheo: budget_ratio='0.1' is .*; allowed: a finite number"),
+        (
+            {"budget_ratio": None},
+            r"custom_params.rheo: budget_ratio=None is not supported; allowed: a finite number",
+        ),
+        (
+            {"budget_ratio": True},
+            r"custom_params.rheo: budget_ratio=True is not supported; allowed: a finite number",
+        ),
+        (
+            {"budget_ratio": float("nan")},
+            r"custom_params.rheo: budget_ratio=nan is .*; allowed: a finite number",
+        ),
+        (
+            {"budget_ratio": 0},
+            r"custom_params.rheo: budget_ratio=0.0 is not supported; allowed: above 0, at most 1",
+        ),
+        ({"budget_ratio": 0.31}, r"budget_ratio=0.31 is .*; allowed: above 0, at most 0.3 on this server"),
+        (
+            {"budget_min_pages": 2.5},
+            r"custom_params.rheo: budget_min_pages=2.5 is .*; allowed: a whole number",
+        ),
+        (
+            {"budget_min_pages": 0},
+            r"custom_params.rheo: budget_min_pages=0 is not supported; allowed: at least 1",
+        ),
+        (
+            {"budget_min_pages": 9},
+            r"custom_params.rheo: budget_min_pages=9 is .*; allowed: 1 to 8 on this server",
+        ),
+        (
+            {"budget_max_pages": 401},
+            r"budget_max_pages=401 is not supported; allowed: at most 400 on this server",
+        ),
+        ({"budget_max_pages": None}, r"budget_max_pages=None is not supported; allowed: at most 400 on this"),
+        (
+            {"budget_max_pages": 7},
+            r"budget_max_pages=7 is not supported; allowed: at least budget_min_pages=8",
+        ),
+        (
+            {"request_budget_ratio": 1.0},
+            r"custom_params.rheo: unknown key 'request_budget_ratio'=1.0; allowed",
+        ),
+    ],
+)
+def test_a_bad_value_is_refused_in_one_sentence(values: Any, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence) as refused:
+        read(values)
+    assert "\n" not in str(refused.value)
+    assert "--rheo-config" not in str(refused.value)
+
+
+def test_requests_may_ask_for_no_more_than_the_server_gives_unless_it_says_so() -> None:
+    config = RheoConfig(budget_ratio=0.1, budget_min_pages=8)
+    assert read({"budget_ratio": 0.1, "budget_min_pages": 8}, config) == config.budget_settings()
+    for more in ({"budget_ratio": 0.11}, {"budget_min_pages": 9}):
+        with pytest.raises(ConfigError, match="on this server"):
+            read(more, config)
+
+
+def test_a_server_that_attends_all_pages_takes_no_settings() -> None:
+    with pytest.raises(ConfigError, match="attends all pages of every request; allowed: no settings, unless"):
+        read({"budget_ratio": 0.1}, RheoConfig(budget_ratio=1.0))
+    assert read({"budget_ratio": 0.1}, RheoConfig(budget_ratio=1.0, dense_threshold=4096)).ratio == Fraction(
+        1, 10
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"request_budget_ratio": 0.05},
+            r"request_budget_ratio=0.05 is .*; allowed: at least 0.1, at most 1",
+        ),
+        ({"request_budget_ratio": 1.5}, r"request_budget_ratio=1.5 is .*; allowed: at least 0.1, at most 1"),
+        (
+            {"request_budget_min_pages": 4},
+            r"request_budget_min_pages=4 is .*; allowed: at least 8, at most 400",
+        ),
+        ({"request_budget_min_pages": 500}, r"request_budget_min_pages=500 is .*; at least 8, at most 400"),
+    ],
+)
+def test_limits_below_the_servers_own_budget_stop_the_start(settings: dict, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence.replace("; at", "; allowed: at")):
+        RheoConfig(budget_ratio=0.1, budget_min_pages=8, budget_max_pages=400, **settings)
+
+
+@pytest.mark.parametrize(
+    "custom_params", [None, {}, {"thinking_budget": 3}, {"rheo": None}, "rheo", ["rheo"]]
+)
+def test_requests_without_settings_are_left_alone(
+    custom_params: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENVIRONMENT, "not even read")
+    assert not brings_settings(custom_params)
+    check_parameters({"custom_params": custom_params}, None)
+    check_parameters([{"custom_params": custom_params}, {}], {"temperature": 0})
+    check_parameters(None, None)
+
+
+BAD = {"custom_params": {"rheo": {"budget_ratio": 2}}}
+GOOD = {"custom_params": {"rheo": {"budget_ratio": 0.01}}}
+
+
+@pytest.fixture
+def manager(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What the hooks read of SGLang's tokenizer manager, and of its scheduler."""
+    monkeypatch.setenv(ENVIRONMENT, "{}")
+    return SimpleNamespace(
+        server_args=SimpleNamespace(attention_backend="rheo"), preferred_sampling_params=None
+    )
+
+
+@pytest.mark.parametrize("parameters", [BAD, [GOOD, BAD], [{}, GOOD, BAD, BAD]])
+def test_one_bad_prompt_refuses_the_request(manager: SimpleNamespace, parameters: Any) -> None:
+    request = SimpleNamespace(sampling_params=parameters)
+    with pytest.raises(ValueError, match=r"custom_params\.rheo: budget_ratio=2\.0 is not supported"):
+        plugin.check_request(manager, request)
+    with pytest.raises(HTTPException) as refused:
+        plugin.check_stream(manager, request)
+    assert refused.value.status_code == 400
+    assert refused.value.detail.startswith("custom_params.rheo: budget_ratio=2.0")
+    manager.server_args.attention_backend = "triton"
+    plugin.check_request(manager, request)
+    plugin.check_stream(manager, request)
+
+
+def test_preferred_parameters_of_the_server_are_held_to_the_same(manager: SimpleNamespace) -> None:
+    manager.preferred_sampling_params = BAD
+    with pytest.raises(ValueError, match=r"budget_ratio=2\.0"):
+        plugin.check_request(manager, SimpleNamespace(sampling_params={}))
+    plugin.check_request(manager, SimpleNamespace(sampling_params=GOOD))
+
+
+class Request:
+    """What the hooks read and set of SGLang's `Req`."""
+
+    def __init__(self, sampling_params: dict[str, Any]) -> None:
+        self.sampling_params = SimpleNamespace(custom_params=sampling_params.get("custom_params"))
+        self.aborted: str | None = None
+
+    def set_finish_with_abort(self, message: str) -> None:
+        self.aborted = message
+
+
+def test_the_scheduler_reads_settings_and_ends_a_request_whose_nobody_checked(
+    manager: SimpleNamespace,
+) -> None:
+    good, bad, plain = Request(GOOD), Request(BAD), Request({})
+    for request in (good, bad, plain):
+        plugin.read_request(manager, request)
+    assert good.rheo_budget == BudgetSettings(Fraction(1, 100), 64)  # type: ignore[attr-defined]
+    assert good.aborted is None
+    assert bad.aborted is not None
+    assert bad.aborted.startswith("custom_params.rheo: budget_ratio=2.0")
+    assert not hasattr(bad, "rheo_budget")
+    assert not hasattr(plain, "rheo_budget")
+    assert plain.aborted is None
+
+
+def test_a_requests_row_of_the_token_table_is_found_in_this_sglang() -> None:
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    request = Req("rid", "text", [1, 2, 3], SamplingParams(custom_params=GOOD["custom_params"]))
+    holder = request if hasattr(request, "req_pool_idx") else request.kv
+    holder.req_pool_idx = 5
+    assert compat.request_row(request) == 5
+    assert brings_settings(request.sampling_params.custom_params)
