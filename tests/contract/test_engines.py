@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from engine_server import DIM, GROUP, HEADS, LAYERS, PAGE_SIZE, PAGES, EngineServer
-from triton_cases import GPU
+from engine_server import DIM, GROUP, HEADS, LAYERS, PAGE_SIZE, PAGES, SCALE, EngineServer
+from triton_cases import GPU, normal
 
 from rheo_kernels.reference import block_keys, block_values
 from rheo_kernels.types import Selected
@@ -24,6 +24,7 @@ from rheo_sglang.config import RheoConfig
 from rheo_sglang.decode.cuda_attention import CudaAttention
 from rheo_sglang.selection import SUMMARIES, EstimatingSummary
 from rheo_sglang.tiering import POLICIES
+from rheo_sglang.tiering.counting import SEEN
 
 LENGTHS = {1: 11 * PAGE_SIZE - 3, 2: 30, 3: 6 * PAGE_SIZE - 1}
 STEPS = 4
@@ -288,13 +289,14 @@ def test_cuda_leaves_the_same_pages_resident_and_offers_runners_up_frames(
 
 
 def test_requests_of_one_batch_select_by_their_own_budgets(rng: torch.Generator) -> None:
-    pair = Pair(config_of("importance", miss_mode="fetch"), 16, rng.device, torch.float32, runners_up=0)
+    config = config_of("importance", miss_mode="fetch", request_budget_ratio=0.9)
+    pair = Pair(config, 16, rng.device, torch.float32, runners_up=0)
     few, many = BudgetSettings(Fraction(1, 10), least=3), BudgetSettings(Fraction(5, 6), least=1)
     for number, (settings, counts) in enumerate(
         [
             ({}, [5, 2, 4]),
-            ({1: few, 3: many}, [3, 2, 4]),
-            ({1: many, 2: few, 3: few}, [5, 3, 3]),
+            ({1: few, 3: many}, [3, 2, 6]),
+            ({1: many, 2: few, 3: few}, [10, 3, 3]),
             ({1: None}, [5, 3, 3]),
         ]
     ):
@@ -306,3 +308,24 @@ def test_requests_of_one_batch_select_by_their_own_budgets(rng: torch.Generator)
         for found in pair.selections[pair.reference]:
             assert found.num_selected.tolist() == [[count] * HEADS for count in counts]
         pair.align()
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_prompt_counts_as_used_what_its_own_budget_would_select(gpu: bool, rng: torch.Generator) -> None:
+    config = config_of("lfu", request_budget_ratio=0.9)
+    server = EngineServer(config, 16, rng.device, gpu)
+    lengths = [6 * PAGE_SIZE, 5 * PAGE_SIZE]
+    pages = torch.arange(1, 12, dtype=torch.int32, device=rng.device)
+    slots = (pages[:, None] * PAGE_SIZE + torch.arange(PAGE_SIZE, device=rng.device)).to(torch.int32)
+    server.tokens[1, : lengths[0]] = slots[:6].flatten()
+    server.tokens[3, : lengths[1]] = slots[6:].flatten()
+    server.engine.budget.assign([3], [BudgetSettings(Fraction(1, 100), least=1)])
+    rows = torch.tensor([1, 3], device=rng.device)
+    batch = server.engine.begin_prefill(rows, [0, 0], lengths, slots.flatten().long(), goes_on=False)
+    q, k, v = (
+        normal((sum(lengths), heads, DIM), torch.float32, rng) for heads in (GROUP * HEADS, HEADS, HEADS)
+    )
+    server.engine.prefill(0, q, k, v, slots.flatten().long(), batch, SCALE)
+    used = server.table.policy.worth[0] > SEEN
+    assert used[:, pages[:6].long()].sum(1).tolist() == [4] * HEADS, "the server's budget"
+    assert used[:, pages[6:].long()].sum(1).tolist() == [3] * HEADS, "sink and window"
