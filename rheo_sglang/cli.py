@@ -8,6 +8,7 @@ import os
 import sys
 
 from rheo_sglang import doctor, serve
+from rheo_sglang.replay import heatmap_command, replay_command
 from rheo_sglang.server_info import ServerInfoError, fetch_states
 
 CLOSED_PIPE = 128 + 13
@@ -30,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     report.set_defaults(run=run_report)
     doctor.add_parser(commands)
     serve.add_parser(commands)
+    replay_command.add_parser(commands)
+    heatmap_command.add_parser(commands)
     evaluation = commands.add_parser(
         "eval",
         help="measures answers: recall of facts, divergence from dense attention (extra 'eval')",

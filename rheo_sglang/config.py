@@ -82,8 +82,9 @@ class RheoConfig:
     importance_alpha: float = 0.3
     """Weight of the newest step in a page's importance."""
     policy: str = "importance"
-    """Which pages keep their frames: those that attention ranks high, or that were used last (``lru``) or most
-    (``lfu``)."""
+    """Which pages keep their frames: those that attention ranks high on average (``importance``), also by how recently
+    they were used (``recency``), that rank high and were used often of late (``predicted``), that were among the best
+    in most of the last steps (``window``), or that were used last (``lru``) or most (``lfu``)."""
     miss_mode: Literal["auto", "split", "fetch"] = "auto"
     """Missed pages are attended by the CPU where they are (``split``), or read over the bus (``fetch``); ``auto`` does
     both at once, divided by what each was measured to take at start and took of late. Without a GPU, no choice."""

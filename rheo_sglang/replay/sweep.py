@@ -34,12 +34,15 @@ class Case:
         A tiering policy, or `BELADY`.
     capacity
         Frames relative to the largest selection of a step; None for the traced server's own frames.
+    runners_up
+        How many pages that a selection left out are looked at for frames; 0 where only misses get some.
     budget
         Share of the pages to select; None for the selections as traced.
     """
 
     policy: str
     capacity: float | None
+    runners_up: int = 0
     budget: float | None = None
 
 
@@ -91,14 +94,12 @@ class Outcome:
         return (misses + self.ahead) / max(int(self.selected.sum()), 1)
 
 
-def replay(
-    replayable: Replayable, case: Case, frames: int, runners_up: int, importance_alpha: float
-) -> Outcome:
+def replay(replayable: Replayable, case: Case, frames: int, importance_alpha: float) -> Outcome:
     """Replay one case with so many frames of each layer and KV head; see `World`."""
     if case.policy == BELADY:
-        found = _belady(replayable, runners_up).run(frames)
+        found = _belady(replayable, case.runners_up).run(frames)
     else:
-        world = World(replayable, case.policy, frames, runners_up, importance_alpha)
+        world = World(replayable, case.policy, frames, case.runners_up, importance_alpha)
         found = list(_run(world, replayable))
     return _sum(case, frames, found, replayable.layers * replayable.kv_heads)
 
@@ -142,9 +143,8 @@ def _sum(case: Case, frames: int, found: Sequence[StepCounts], rows: int) -> Out
 def sweep(
     trace: Trace,
     cases: Sequence[Case],
-    runners_up: int,
     processes: int,
-    on_done: Callable[[Outcome], None] | None = None,
+    on_done: Callable[[Outcome], object] | None = None,
 ) -> list[Outcome]:
     """Replay cases, several at a time.
 
@@ -154,8 +154,6 @@ def sweep(
         The trace.
     cases
         What to replay.
-    runners_up
-        Pages that a selection left out and that are offered frames.
     processes
         How many replay at once.
     on_done
@@ -169,7 +167,7 @@ def sweep(
     done: dict[Case, Outcome] = {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(processes, len(cases)), context) as pool:
-        futures = [pool.submit(_replay_in_process, trace.folder, case, runners_up) for case in cases]
+        futures = [pool.submit(_replay_in_process, trace.folder, case) for case in cases]
         try:
             for future in as_completed(futures):
                 outcome = future.result()
@@ -190,13 +188,13 @@ def frames_of(trace: Trace, replayable: Replayable, case: Case) -> int:
     return max(math.ceil(case.capacity * replayable.largest), most)
 
 
-def _replay_in_process(folder: Path, case: Case, runners_up: int) -> Outcome:
+def _replay_in_process(folder: Path, case: Case) -> Outcome:
     import torch
 
     torch.set_num_threads(1)
     trace, replayable = _read(folder, case.budget)
     alpha = trace.manifest["config"]["importance_alpha"]
-    return replay(replayable, case, frames_of(trace, replayable, case), runners_up, alpha)
+    return replay(replayable, case, frames_of(trace, replayable, case), alpha)
 
 
 @lru_cache(maxsize=1)

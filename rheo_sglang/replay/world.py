@@ -75,9 +75,9 @@ class World:
 
     def note(self, event: Noted) -> None:
         """Carry out what the scheduler noted."""
-        pages = torch.from_numpy(event.pages)
+        pages = torch.tensor(event.pages)
         if event.kind == "fold":
-            self.table.fold(pages, torch.from_numpy(event.survivors))
+            self.table.fold(pages, torch.tensor(event.survivors))
         elif event.kind == "clear":
             self.table.clear()
         else:
@@ -110,10 +110,11 @@ class World:
         self.residency.claim(0, tails)
         filled = seq_lens % self.page_size == 0
         table.unsaved[0, tails.long()] = ~filled
-        if event.scores is None or event.selected is None:
+        if event.scores is None or event.selected is None or event.num_selected is None:
             return None
         scores = torch.from_numpy(event.scores).transpose(0, 1).flatten(1, 2)
-        indices = torch.from_numpy(event.selected).transpose(0, 1).flatten(1, 2)
+        within = np.arange(event.selected.shape[3]) < event.num_selected[..., None]
+        indices = torch.from_numpy(np.where(within, event.selected, -1)).transpose(0, 1).flatten(1, 2)
         frame_of = table.frame_of[0]
         selected = resolve(indices, pages, seq_lens, frame_of, self.page_size)
         left_out = runners_up(scores, indices, pages, num_pages, frame_of, self.num_runners_up)

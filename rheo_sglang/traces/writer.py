@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import json
 import logging
-import os
 import queue
 import threading
 import time
@@ -26,7 +24,7 @@ PART_BYTES = 16 * 2**20
 """Bytes of events after which a part is written."""
 PART_SECONDS = 10.0
 """Time after which a part is written, however small: what a killed server loses."""
-STOP_SECONDS = 10.0
+STOP_SECONDS = 60.0
 """Time that the end of a process waits for the thread."""
 
 
@@ -62,6 +60,9 @@ class TraceWriter:
         most_bytes: int,
         waiting_bytes: int = WAITING_BYTES,
     ) -> None:
+        import pyarrow.parquet
+
+        self._parquet = pyarrow.parquet
         self.folder = folder
         self.page_size: int = manifest["page_size"]
         self.most_bytes = most_bytes
@@ -126,8 +127,6 @@ class TraceWriter:
         }
 
     def _run(self) -> None:
-        with contextlib.suppress(OSError):
-            os.nice(10)
         while True:
             left = PART_SECONDS - (time.monotonic() - self._since) if self._events else None
             try:
@@ -185,11 +184,9 @@ class TraceWriter:
             )
 
     def _write(self, path: Path, table: Any) -> None:
-        import pyarrow.parquet as pq
-
         dropped = str(self.dropped_steps + self.dropped_prompts).encode()
         table = table.replace_schema_metadata({DROPPED: dropped})
-        pq.write_table(
+        self._parquet.write_table(
             table,
             path,
             row_group_size=max(len(table), 1),

@@ -13,12 +13,14 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from tqdm import tqdm
 
 from common.measurement import MODEL, tokenizer
 from common.sglang_server import SGLangServer
+from rheo_sglang.traces.writer import PART_SECONDS
 from workloads.sessions import SESSIONS, Session
 
 BUDGET = 0.1
@@ -88,6 +90,7 @@ def main() -> None:
         server_arguments = arguments(options.page_size, options.tokens, trace)
         with SGLangServer(options.model, server_arguments, Path(logs) / "server.log") as server:
             lengths = hold(server, options.session, session)
+            time.sleep(PART_SECONDS + 2.0)
             state = server.server_info()["internal_states"][0]["rheo"]
     document = {"prompt_tokens": lengths, "recorder": state["recorder"], "trace": state["trace"]}
     (options.folder / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")

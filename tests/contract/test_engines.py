@@ -28,9 +28,9 @@ from rheo_sglang.tiering.counting import SEEN
 
 LENGTHS = {1: 11 * PAGE_SIZE - 3, 2: 30, 3: 6 * PAGE_SIZE - 1}
 STEPS = 4
-RANK_ERROR = {"importance": 0.14}
-"""By which a page's worth may differ after one step: the weight of a step, 0.3, times five pages of a row of eleven in
-one bin. Other policies are exact."""
+RANK_ERROR = {"importance": 0.14, "recency": 0.07, "predicted": 0.23, "window": 0.05}
+"""By which a page's worth may differ after one step: the weight of a step's rank, times five pages of a row of eleven
+in one bin; in a window, one step. Other policies are exact."""
 
 
 def config_of(policy: str, **settings: Any) -> RheoConfig:
