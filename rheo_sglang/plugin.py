@@ -304,7 +304,7 @@ def read_request(scheduler: Any, request: Any, *args: Any, **kwargs: Any) -> Non
     from rheo_sglang.request_settings import PARAMETERS, brings_settings, read_settings
     from rheo_sglang.validate import uses_rheo
 
-    parameters = getattr(request.sampling_params, PARAMETERS)
+    parameters: Any = getattr(request.sampling_params, PARAMETERS, None)
     if not brings_settings(parameters) or not uses_rheo(scheduler.server_args):
         return
     try:
