@@ -10,6 +10,8 @@ import pytest
 
 from benchmarks.admission import SERVERS, SIZES, did, documents, hit_rate, summary, write_dataset
 from common.measurement import MODEL, tokenizer
+from rendering.admission_section import admission
+from rendering.results import table
 from rheo_sglang.config import RheoConfig
 
 
@@ -50,6 +52,39 @@ def test_figures_of_a_run_are_of_its_requests_alone() -> None:
     assert hit_rate(after, after) is None
     assert did(before, after) == {"pause": 3}
     assert did(state({}, None), state({}, None)) == {}
+
+
+@pytest.mark.parametrize("machine", ["one NVIDIA H200, 16 cores", "2 cores of a CPU, 24 GiB DRAM, no GPU"])
+def test_the_section_of_the_results_has_every_run(machine: str) -> None:
+    run = {
+        "output_throughput": 512.25,
+        "median_tpot_ms": 7.5,
+        "p95_tpot_ms": 8.5,
+        "p99_tpot_ms": 9.5,
+        "hit_rate": 0.9712,
+        "working_sets_over_frames": 1.83,
+        "controller": {"shrink": 2, "paused": 1},
+    }
+    runs = {"96": run, "8": {**run, "controller": {}}}
+    result = {
+        "machine": machine,
+        "metrics": {
+            "admission": runs,
+            "off": {"8": run},
+            "worst": 0.987,
+            "model": "a-model",
+            "size": {"document_tokens": 1200, "answer_tokens": 96, "config": {"frame_pool_gib": 4}},
+        },
+    }
+    text = admission(result, table, lambda found: "where it comes from")
+    lines = [line for line in text.splitlines() if line.startswith("| 8 ") or line.startswith("| 96 ")]
+    assert [line.split(" | ")[:2] for line in lines] == [
+        ["| 8", "by working set"],
+        ["| 8", "off"],
+        ["| 96", "by working set"],
+    ]
+    assert "shrink 2, paused 1" in lines[2] and "0.9712" in lines[2] and "1.83" in lines[2]
+    assert ("0.987" in text) == ("no GPU" not in machine)
 
 
 def test_the_ratio_is_of_concurrencies_that_both_servers_have() -> None:

@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from common.measurement import REPOSITORY, RESULTS
+from rendering.admission_section import admission
 from rendering.cpu_sections import cpu_attention, cpu_server
 from rendering.exactness_sections import exactness, exactness_gpu, fuzzed_prefill, trees_compared
 from rendering.prefill_sections import prefill
@@ -164,6 +165,8 @@ def page(plots: Path = PLOTS) -> str:
         ("cpu_attention", cpu_attention, plots),
         ("cpu_server", cpu_server),
         ("prefill_gpu", prefill, plots),
+        ("admission", admission),
+        ("admission_cpu", admission),
     ):
         result = load(name)
         if result is not None:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-PAGE, PROMPT, ANSWER, REQUESTS = 16, 400, 400, 6
+PAGE, PROMPT, ANSWER, REQUESTS = 16, 400, 300, 4
 THRASHING = {
     "budget_ratio": 1.0,
     "frame_pool_tokens": 1024,
