@@ -354,3 +354,5 @@ class Server:
         self.tree.reset()
         self.allocator.clear()
         assert self.table.counters() == {**self.start, "total_summarised_tokens": self.forwarded}
+        self.table.settle()
+        assert not self.table.stamped.any(), "whoever gets these pages next has not selected them"
