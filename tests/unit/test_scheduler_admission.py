@@ -6,30 +6,52 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from property.serving import Server
+from property.tokens import Shape
 from sglang.srt.managers.schedule_policy import AddReqResult
 
 from rheo_sglang import compat, plugin
+from rheo_sglang.admission.control import AdmissionControl
+from rheo_sglang.admission.controller import Action, Controller, Observation, Rules
 from rheo_sglang.admission.scheduling import SchedulerAdmission
+from rheo_sglang.config import RheoConfig
+from rheo_sglang.working_sets import COUNTED_EVERY
 
 LONG = 500
 
 
-class Decisions:
-    """Decisions that a test prescribes, in the place of those that follow from measurements."""
+class Script(Controller):
+    """A controller that decides as a test says; what it is asked is kept."""
 
-    def __init__(self, admitted: bool = True, pausing: int = 0) -> None:
-        self.admitted, self.pausing, self.due = admitted, pausing, True
-        self.counters = {"paused": 0}
-        self.asked: list[tuple[Any, list[Any]]] = []
-        self.observed: list[Any] = []
+    def __init__(self, admitted: bool, pausing: int) -> None:
+        super().__init__(Rules(1.0, 0.5, 1.0))
+        self.admitted, self.pausing = admitted, pausing
+        self.asked: list[int] = []
+        self.observed: list[Observation] = []
 
-    def admits(self, request: Any, running: list[Any]) -> bool:
-        self.asked.append((request, list(running)))
+    def admits(self, running: int, working_sets: float, needed: float, frames: int) -> bool:
+        self.asked.append(running)
         return self.admitted
 
-    def observe(self, running: list[Any]) -> int:
-        self.observed = list(running)
-        return self.pausing
+    def observe(self, seen: Observation) -> Action:
+        self.observed.append(seen)
+        self.limit = max(seen.running - self.pausing, 1)
+        return Action.PAUSE if self.pausing else Action.NONE
+
+
+def admission_of(
+    scheduler: Scheduler, admitted: bool = True, pausing: int = 0
+) -> tuple[SchedulerAdmission, Script]:
+    """Admission control over a real engine, by a script, and its script; it is time to observe."""
+    engine = Server(Shape(frames=4, pages=64), RheoConfig(dense_threshold=0)).backend.engine
+    control = AdmissionControl(engine, RheoConfig())
+    control.controller = script = Script(admitted, pausing)
+    pass_time(control)
+    return SchedulerAdmission(scheduler, control), script
+
+
+def pass_time(control: AdmissionControl) -> None:
+    control.table.activity.steps += COUNTED_EVERY
 
 
 class Req:
@@ -92,13 +114,12 @@ def hooked(adder: Any, req: Req) -> Any:
 
 
 def test_sglang_answers_whoever_fits_and_the_others_are_told_there_is_no_room() -> None:
-    decisions = Decisions()
-    admission = SchedulerAdmission(Scheduler([]), decisions)
+    admission, script = admission_of(Scheduler([]))
     running = [Req("a"), Req("done", finished=True), Req("one token", max_new_tokens=1)]
     adder = adder_of(admission, running, [Req("b", prompt=7, answered=0)])
     assert hooked(adder, Req("new")) == "SGLang's answer"
-    assert [(other.rid, other.tokens) for other in decisions.asked[0][1]] == [("a", 105), ("b", 7)]
-    decisions.admitted = False
+    assert script.asked == [2], "those that are done, or say one token, need no frames"
+    script.admitted = False
     assert hooked(adder, Req("new")) is AddReqResult.NO_TOKEN
     assert hooked(adder, Req("scored", max_new_tokens=0)) == "SGLang's answer", "it never decodes"
     plain = SimpleNamespace(token_to_kv_pool_allocator=object())
@@ -106,31 +127,28 @@ def test_sglang_answers_whoever_fits_and_the_others_are_told_there_is_no_room() 
 
 
 def test_after_a_refusal_sglang_looks_again_once_there_was_an_observation() -> None:
-    decisions = Decisions(admitted=False)
-    admission = SchedulerAdmission(Scheduler([]), decisions)
+    admission, _ = admission_of(Scheduler([]), admitted=False)
     batch = Batch([Req("a")])
     admission.before_decode(batch)
     assert batch.batch_is_full, "SGLang's own reason to stop is its own"
     admission.admits(adder_of(admission, [Req("a")], []), Req("new"))
-    decisions.due = False
     admission.before_decode(batch)
-    assert batch.batch_is_full
-    decisions.due = True
+    assert batch.batch_is_full, "it is not time yet"
+    pass_time(admission.control)
     admission.before_decode(batch)
     assert not batch.batch_is_full
 
 
 def paused(reqs: list[Req], count: int, waiting: list[Req], limit: int | None = None) -> tuple[list, list]:
     """Ids that still run and ids in the queue, after ``count`` of the requests, which joined in order, are to pause."""
-    decisions = Decisions(pausing=count)
     scheduler = Scheduler(waiting, limit)
-    admission = SchedulerAdmission(scheduler, decisions)
+    admission, script = admission_of(scheduler, pausing=count)
     for req in reqs:
         admission.admits(adder_of(admission, [], []), req)
     batch = Batch(list(reqs))
     admission.before_decode(batch)
-    assert [seen.rid for seen in decisions.observed] == [req.rid for req in reqs if not req.finished()]
-    assert decisions.counters["paused"] == len(reqs) - len(batch.reqs)
+    assert [seen.running for seen in script.observed] == [sum(not req.finished() for req in reqs)]
+    assert admission.control.counters["paused"] == len(reqs) - len(batch.reqs)
     return [req.rid for req in batch.reqs], [req.rid for req in scheduler.waiting_queue]
 
 
@@ -169,9 +187,8 @@ def test_a_full_queue_is_left_alone() -> None:
 
 
 def test_a_request_that_comes_back_is_as_old_as_it_was() -> None:
-    decisions = Decisions(pausing=1)
     scheduler = Scheduler([])
-    admission = SchedulerAdmission(scheduler, decisions)
+    admission, _ = admission_of(scheduler, pausing=1)
     a, b, c = (Req(name) for name in "abc")
     for req in (a, b, c):
         admission.admits(adder_of(admission, [], []), req)
@@ -182,5 +199,6 @@ def test_a_request_that_comes_back_is_as_old_as_it_was() -> None:
     d = Req("d")
     admission.admits(adder_of(admission, [], []), d)
     batch = Batch([a, b, d, scheduler.waiting_queue.pop()])
+    pass_time(admission.control)
     admission.before_decode(batch)
     assert scheduler.waiting_queue == [d]
