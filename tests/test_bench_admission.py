@@ -77,7 +77,7 @@ def test_the_section_of_the_results_has_every_run(machine: str) -> None:
         },
     }
     text = admission(result, table, lambda found: "where it comes from")
-    lines = [line for line in text.splitlines() if line.startswith("| 8 ") or line.startswith("| 96 ")]
+    lines = [line for line in text.splitlines() if line.startswith(("| 8 ", "| 96 "))]
     assert [line.split(" | ")[:2] for line in lines] == [
         ["| 8", "by working set"],
         ["| 8", "off"],
