@@ -44,9 +44,9 @@ def admission(result: dict[str, Any], table: Any, provenance: Any) -> str:
     ends = [
         "Throughput with admission over that without, at its least: " + f"{metrics['worst']:.3f}."
         if gpu
-        else "Without a GPU a miss costs as little as a hit, so times and throughput say nothing about admission, and "
-        "it is off there by default; what the figures show is the hit rate that it keeps, and that the controller "
-        "acts."
+        else "Without a GPU a miss costs as little as a hit, so that waiting gains nothing and costs throughput: it is "
+        "off there by default. What the figures show is the hit rate that it keeps, and that the controller acts and "
+        "takes back what it did. Other work ran on the machine; times are of no use beyond that."
     ]
     settings = ", ".join(f"`{name}` {value}" for name, value in size["config"].items())
     return "\n\n".join(
