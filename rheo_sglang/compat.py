@@ -82,3 +82,57 @@ def release_into_tree(request: Any, tree_cache: Any) -> None:
 
     name = "checkpoint" if "checkpoint" in inspect.signature(release_kv_cache).parameters else "is_insert"
     release_kv_cache(request, tree_cache, **{name: True})
+
+
+def full_slots(node: Any) -> Any:
+    """KV slots of a radix node, ``[X]``, int64, or None where it has none."""
+    from sglang.srt.mem_cache.unified_cache.components import ComponentType
+
+    return node.component_data[ComponentType.FULL].value
+
+
+def block_hash_texts(core: Any, node: Any, page_size: int) -> list[str]:
+    """A radix node's SHA-256 content hashes, one a page, as the tree's KV events have them.
+
+    They are computed where they are missing and kept with the node. Its parent must have its own already. 0.5.23 keeps
+    those of requests with a salt or an extra key apart.
+    """
+    recorder = getattr(core, "kv_events", None)
+    if recorder is not None:
+        return recorder._node_event_hash_values(node)
+    if node.hash_value is None:
+        from sglang.srt.mem_cache.utils import compute_node_hash_values
+
+        node.hash_value = compute_node_hash_values(node, page_size)
+    return node.hash_value
+
+
+def announced_hashes(core: Any, node: Any, texts: list[str]) -> list[int]:
+    """The numbers, int64, that KV events announce for a node's content hashes.
+
+    0.5.23 hashes them once more with the name of an adapter, and in its format for Dynamo with the salt.
+    """
+    from sglang.srt.mem_cache.utils import hash_str_to_int64
+
+    hashes = [hash_str_to_int64(text) for text in texts]
+    recorder = getattr(core, "kv_events", None)
+    if recorder is None:
+        return hashes
+    from sglang.srt.disaggregation.kv_events import namespaced_block_hash
+
+    seed = recorder._namespace_seed(node)
+    return [namespaced_block_hash(block, namespace_seed=seed) for block in hashes]
+
+
+def exporting_replica(scheduler: Any) -> tuple[bool, int | None]:
+    """Whether a scheduler is the first of its replica, and the replica's number where there are several.
+
+    0.5.23 keeps ranks with the process; before it, the scheduler did.
+    """
+    ranks = getattr(scheduler, "ps", None)
+    if ranks is None:
+        from sglang.srt.runtime_context import get_parallel
+
+        ranks = get_parallel()
+    replica = ranks.attn_dp_rank if ranks.attn_dp_size > 1 else ranks.dp_rank
+    return ranks.pp_rank == 0 and ranks.attn_tp_rank == 0, replica

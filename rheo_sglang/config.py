@@ -85,6 +85,11 @@ class RheoConfig:
     """Which pages keep their frames: those that attention ranks high on average (``importance``), also by how recently
     they were used (``recency``), that rank high and were used often of late (``predicted``), that were among the best
     in most of the last steps (``window``), or that were used last (``lru``) or most (``lfu``)."""
+    importance_file: str | None = None
+    """File to write the importance of every cached block to, for other programs (docs/importance.md); no file when not
+    given."""
+    importance_interval: float = 10.0
+    """Seconds between two such writes."""
     miss_mode: Literal["auto", "split", "fetch"] = "auto"
     """Missed pages are attended by the CPU where they are (``split``), or read over the bus (``fetch``); ``auto`` does
     both at once, divided by what each was measured to take at start and took of late. Without a GPU, no choice."""
@@ -143,6 +148,9 @@ class RheoConfig:
         if self.dense_threshold is not None:
             _in_range("dense_threshold", self.dense_threshold, low=0)
         _in_range("importance_alpha", self.importance_alpha, low=0, high=1, open_low=True)
+        _in_range("importance_interval", self.importance_interval, low=0, open_low=True)
+        if self.importance_file is not None and not _writable(self.importance_file):
+            reject("importance_file", self.importance_file, "a file in a folder that can be written to")
         for name in ("host_pool_gib", "host_pool_ratio", "frame_pool_gib", "frame_pool_tokens"):
             if getattr(self, name) is not None:
                 _in_range(name, getattr(self, name), low=0, open_low=True)
@@ -342,9 +350,16 @@ def _typed(name: str, value: object, hint: Any) -> object:
         return value if isinstance(value, str) and value else reject(name, value, "text that is not empty")
     if float in kinds and _is_finite_number(value):
         return float(value)
+    if str in kinds:
+        return value if isinstance(value, str) else reject(name, value, "a text")
     if int in kinds and isinstance(value, int) and not isinstance(value, bool):
         return value
     return reject(name, value, "a finite number" if float in kinds else "a whole number")
+
+
+def _writable(path: str) -> bool:
+    folder = os.path.dirname(os.path.abspath(path))
+    return os.path.isdir(folder) and os.access(folder, os.W_OK) and not os.path.isdir(path)
 
 
 def _is_finite_number(value: object) -> typing.TypeGuard[float]:

@@ -199,13 +199,18 @@ class PageTable:
         """Note the pages of the running requests; see `Activity.list_pages`."""
         self.activity.list_pages(pages, num_pages)
 
-    def node_worth(self, pages: torch.Tensor) -> torch.Tensor:
-        """Worth of a radix node's logical pages, ``[X]``, integer: the mean over their rows, a scalar, float32."""
-        return self.policy.node_worth(pages.long())
+    def freed(self, pages: torch.Tensor) -> torch.Tensor:
+        """Which of some pages, ``[X]``, int64, the scheduler freed since the last forward pass: ``[X]``, bool.
 
-    def resident_share(self, pages: torch.Tensor) -> torch.Tensor:
-        """Share of the pages' (layer, KV head) rows that have a frame: scalar, float32."""
-        return (self.frame_of[:, :, pages.long()] >= 0).float().mean()
+        A page that was handed out again in between is one of them: nothing has used it yet.
+        """
+        freed = torch.zeros_like(pages, dtype=torch.bool)
+        for action, operands in self._notes:
+            if action == "clear":
+                return torch.ones_like(freed)
+            if action == "release":
+                freed |= torch.isin(pages, operands[0].long())
+        return freed
 
     def counters(self) -> dict[str, Any]:
         """What is in use; after all requests finished and the cache was flushed, all but the totals are 0.

@@ -57,6 +57,8 @@ def register() -> None:
         f"{CONFIGURATOR}._build_token_to_kv_pool_allocator", build_allocator, HookType.AROUND
     )
     HookRegistry.register(f"{SCHEDULER}.get_internal_state", add_state, HookType.AFTER)
+    HookRegistry.register(f"{SCHEDULER}.process_batch_result", export_importance, HookType.AFTER)
+    HookRegistry.register(f"{SCHEDULER}.on_idle", export_importance, HookType.AFTER)
     HookRegistry.register(f"{SCHEDULER}.__init__", end_scheduler, HookType.AROUND)
     HookRegistry.register(f"{SCHEDULER}.init_running_status", control_admission, HookType.AFTER)
     HookRegistry.register(f"{SCHEDULER}.update_running_batch", pause_requests, HookType.BEFORE)
@@ -226,6 +228,16 @@ def pause_requests(scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> Non
     admission = getattr(scheduler.token_to_kv_pool_allocator, "admission", None)
     if admission is not None:
         admission.before_decode(batch)
+
+
+def export_importance(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+    """Write the importance of all cached blocks to a file now and then, where a file is configured."""
+    from rheo_sglang.state import exporter
+
+    export = exporter(scheduler)
+    if export is not None:
+        export.poll()
+    return result
 
 
 def served_backend(runner: Any) -> Any:

@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 
+from rheo_sglang import compat
+from rheo_sglang.importance.pages import PageImportance
+from rheo_sglang.tree.export import ImportanceExport
+from rheo_sglang.tree.importance import TreeImportance
 from rheo_sglang.tree.nodes import describe_tree
+
+EXPORTER = "rheo_importance_export"
+"""Where a scheduler keeps what writes its importance, or None."""
 
 
 def describe_scheduler(scheduler: Any) -> dict[str, Any] | None:
@@ -49,10 +56,37 @@ def describe_scheduler(scheduler: Any) -> dict[str, Any] | None:
             "working_sets": backend.engine.working_sets.report(),
             "admission": None if allocator.admission is None else allocator.admission.report(),
             "trace": None if backend.engine.tracer is None else backend.engine.tracer.writer.report(),
-            "prefixes": describe_tree(scheduler.tree_cache, pool.table, pool.page_size),
+            "prefixes": describe_tree(scheduler.tree_cache, PageImportance(pool.table), pool.page_size),
         }
     )
     return {**state, "not_finite": not_finite}
+
+
+def exporter(scheduler: Any) -> ImportanceExport | None:
+    """What writes a scheduler's importance to a file; None where it does not run rheo or no file is configured.
+
+    The first rank of a replica writes, of its own KV heads and layers. Where there are several replicas (data
+    parallelism), each one's number is appended to the name of its file.
+    """
+    cached = scheduler.__dict__.get(EXPORTER, scheduler)
+    if cached is not scheduler:
+        return cached
+    scheduler.__dict__[EXPORTER] = export = _make_exporter(scheduler)
+    return export
+
+
+def _make_exporter(scheduler: Any) -> ImportanceExport | None:
+    from rheo_sglang.pools.kv_pool import RheoKVPool
+
+    pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
+    if not isinstance(pool, RheoKVPool) or pool.config.importance_file is None:
+        return None
+    first, replica = compat.exporting_replica(scheduler)
+    if not first:
+        return None
+    path = pool.config.importance_file + ("" if replica is None else f".{replica}")
+    importance = TreeImportance(pool.table, scheduler.tree_cache, pool.page_size)
+    return ImportanceExport(importance, path, pool.config.importance_interval)
 
 
 def without_not_finite(value: Any) -> tuple[Any, int]:

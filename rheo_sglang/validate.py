@@ -50,6 +50,10 @@ def adapt_server_args(server_args: Any) -> None:
         if value not in off:
             reject(_flag(name), value, _allowed(off), "rheo")
     _check_cuda_graph_config(server_args.cuda_graph_config)
+    if RheoConfig.from_environment().importance_file is not None and server_args.disable_radix_cache:
+        reject(
+            "--disable-radix-cache", True, "not set beside importance_file, which is of cached blocks", "rheo"
+        )
     server_args.radix_cache_backend = "rheo"
     server_args.disable_prefill_cuda_graph = True
     if not captures_decode(RheoConfig.from_environment(), server_args.device or default_device()):

@@ -136,7 +136,7 @@ def _averages_table(overall: dict[str, Any]) -> Table:
 
 
 def _prefixes_table(prefixes: list[dict[str, Any]]) -> Table:
-    names = ("tokens", "shared", "nodes", "worth", "resident", "in use")
+    names = ("tokens", "shared", "nodes", "importance", "resident", "in use")
     table = _table(
         "Longest cached prefixes",
         {"node": "right", **dict.fromkeys(names, "right")},
@@ -149,7 +149,7 @@ def _prefixes_table(prefixes: list[dict[str, Any]]) -> Table:
             _number(prefix["tokens"]),
             _number(prefix.get("shared_tokens")),
             _number(prefix.get("nodes")),
-            _number(prefix["worth"], ".3g"),
+            _number(prefix["importance"], ".3g"),
             _percent(prefix["resident"]),
             "yes" if prefix["locked"] else "no",
         )

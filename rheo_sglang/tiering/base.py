@@ -191,10 +191,6 @@ class TieringPolicy(ABC):
         idle = self.activity.step - self.activity.last_active[pages]
         return worth * torch.pow(self.idle_decay, idle)
 
-    def node_worth(self, pages: torch.Tensor) -> torch.Tensor:
-        """Worth of a radix node: the mean over its pages ``[X]``, int64, in all layers and KV heads; a scalar."""
-        return self.worth[:, :, pages].mean()
-
 
 def most_attended(mass: torch.Tensor, caps: torch.Tensor) -> torch.Tensor:
     """Mark the pages with the greatest mass, ``caps`` of each prompt and KV head.

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rheo_sglang.page_table import PageTable
+from rheo_sglang.compat import full_slots
+from rheo_sglang.importance.pages import PageImportance
 
 
 class Prefix(NamedTuple):
@@ -22,6 +23,12 @@ class Prefix(NamedTuple):
 def slot_pages(slots: torch.Tensor, page_size: int) -> torch.Tensor:
     """Logical pages of page-aligned slots: ``[X * P]`` to ``[X]``, int64."""
     return slots[::page_size] // page_size
+
+
+def node_pages(node: Any, page_size: int) -> torch.Tensor:
+    """Logical pages of a radix node, ``[X]``, int64; none of one without slots."""
+    slots = full_slots(node)
+    return torch.empty(0, dtype=torch.int64) if slots is None else slot_pages(slots, page_size)
 
 
 def walk(root: Any) -> Iterator[Any]:
@@ -60,15 +67,17 @@ def cached_prefixes(root: Any, component: Any) -> Iterator[Prefix]:
         ]
 
 
-def describe_tree(tree_cache: Any, table: PageTable, page_size: int, most: int = 10) -> list[dict[str, Any]]:
-    """The longest cached prefixes with their worth and residency.
+def describe_tree(
+    tree_cache: Any, importance: PageImportance, page_size: int, most: int = 10
+) -> list[dict[str, Any]]:
+    """The longest cached prefixes with their importance and residency.
 
     Parameters
     ----------
     tree_cache
         SGLang's radix cache; one without a tree (radix cache off) has no prefixes.
-    table
-        The page table that the nodes' slots name pages of.
+    importance
+        Importance of the pages that the nodes' slots name.
     page_size
         Tokens per page.
     most
@@ -78,8 +87,8 @@ def describe_tree(tree_cache: Any, table: PageTable, page_size: int, most: int =
     -------
     list of dict
         Of each prefix from the root to its last node: ``node`` (SGLang's number of that node), ``nodes`` (how many),
-        ``tokens``, ``shared_tokens`` (leading ones that another cached prefix begins with too), ``worth`` (mean
-        over its pages, layers and KV heads), ``resident`` (share of its (page, layer, KV head) rows that have a
+        ``tokens``, ``shared_tokens`` (leading ones that another cached prefix begins with too), ``importance``
+        (mean over its pages, layers and KV heads), ``resident`` (share of its (page, layer, KV head) rows that have a
         frame) and ``locked`` (in use by a running request).
     """
     from sglang.srt.mem_cache.unified_cache.components import ComponentType
@@ -95,7 +104,7 @@ def describe_tree(tree_cache: Any, table: PageTable, page_size: int, most: int =
     for prefix in longest:
         slots = torch.cat([node.component_data[ComponentType.FULL].value for node in prefix.nodes])
         pages = slot_pages(slots, page_size)
-        values += [table.node_worth(pages), table.resident_share(pages)]
+        values += [importance.mean(pages), importance.resident(pages).mean()]
     measured = iter(torch.stack(values).tolist() if values else [])
     return [
         {
@@ -103,7 +112,7 @@ def describe_tree(tree_cache: Any, table: PageTable, page_size: int, most: int =
             "nodes": len(prefix.nodes),
             "tokens": prefix.tokens,
             "shared_tokens": prefix.shared_tokens,
-            "worth": float(f"{next(measured):.4g}"),
+            "importance": float(f"{next(measured):.4g}"),
             "resident": round(next(measured), 4),
             "locked": prefix.nodes[-1].component_data[ComponentType.FULL].lock_ref > 0,
         }

@@ -15,9 +15,11 @@ from sglang.srt.mem_cache.unified_cache.components import ComponentType
 from unit import sglang_versions
 
 from rheo_sglang.config import RheoConfig
+from rheo_sglang.importance.interface import CachedImportance
 from rheo_sglang.pools.allocator import RheoAllocator
 from rheo_sglang.pools.kv_pool import RheoKVPool
 from rheo_sglang.tiering import POLICIES
+from rheo_sglang.tree.importance import TreeImportance
 from rheo_sglang.tree.nodes import describe_tree, slot_pages, walk
 
 LAYERS, HEADS, PAGES, FRAMES = 2, 2, 24, 6
@@ -33,9 +35,10 @@ class RadixTreeMachine(RuleBasedStateMachine):
     @initialize(
         page_size=st.sampled_from([16, 32, 64]),
         policy=st.sampled_from(sorted(POLICIES.names())),
+        kv_events=st.booleans(),
         seed=st.integers(0, 2**32 - 1),
     )
-    def build(self, page_size: int, policy: str, seed: int) -> None:
+    def build(self, page_size: int, policy: str, kv_events: bool, seed: int) -> None:
         self.page_size = page_size
         self.random = torch.Generator().manual_seed(seed)
         self.pool = RheoKVPool(
@@ -51,8 +54,12 @@ class RadixTreeMachine(RuleBasedStateMachine):
         )
         self.allocator = RheoAllocator(self.pool, need_sort=False)
         rows = ReqToTokenPool(size=2, max_context_len=page_size, device="cpu", enable_memory_saver=False)
-        self.tree = sglang_versions.build_tree(self.allocator, rows)
+        self.tree = sglang_versions.build_tree(self.allocator, rows, kv_events)
         self.table = self.pool.table
+        self.read = TreeImportance(self.table, self.tree, page_size)
+        assert isinstance(self.read, CachedImportance)
+        self.kv_events = kv_events
+        self.announced: set[int] = set()
         self.cached: dict[Prefix, int] = {}
         self.importance: dict[int, torch.Tensor] = {}
         self.locked: list[tuple[Prefix, Any, Any]] = []
@@ -218,19 +225,60 @@ class RadixTreeMachine(RuleBasedStateMachine):
         assert (self.table.frame_of[:, :, freed] < 0).all()
 
     @invariant()
-    def a_nodes_worth_is_the_mean_of_its_rows(self) -> None:
+    def a_nodes_importance_is_the_mean_of_its_rows(self) -> None:
+        """However it was split, and whatever was folded into its pages."""
         self.table.settle()
         for node in self.nodes():
             pages = self.node_pages(node)
             rows = torch.stack([self.importance[page] for page in pages.tolist()])
-            torch.testing.assert_close(self.table.node_worth(pages), rows.mean(), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(self.read.of_node(node), rows.mean(), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(self.read.of_pages(pages), rows.mean((1, 2)), rtol=1e-5, atol=1e-6)
+            assert torch.equal(self.read.of_rows(pages), rows.permute(1, 2, 0))
+
+    @invariant()
+    def a_freed_page_has_no_importance_at_once(self) -> None:
+        """Before the next forward pass carries the release out."""
+        kept = set(self.cached.values())
+        freed = torch.tensor([page for page in range(PAGES + 1) if page not in kept])
+        assert not self.read.of_pages(freed).any()
+        assert not self.read.of_rows(freed).any()
+        assert self.read.get_importance(int(freed[-1])) == 0.0
+
+    @invariant()
+    def every_block_is_found_by_the_hash_of_its_tokens(self) -> None:
+        blocks = self.read.blocks()
+        prefix_of = {page: prefix for prefix, page in self.cached.items()}
+        prefixes = [prefix_of[page] for page in blocks.pages.tolist()]
+        assert len(set(prefixes)) == len(prefixes) == len(self.cached)
+        assert blocks.positions.tolist() == [(len(prefix) - 1) * self.page_size for prefix in prefixes]
+        expected = [sglang_versions.block_hash(self.tokens(one), self.page_size) for one in prefixes]
+        assert blocks.hashes.tolist() == expected
+        self.table.settle()
+        found = self.read.of_blocks([*expected, 1])
+        assert torch.equal(found[:-1], self.read.of_pages(blocks.pages))
+        assert found[-1].isnan()
+
+    @invariant()
+    def hashes_are_those_that_kv_events_announce(self) -> None:
+        if not self.kv_events:
+            return
+        for event in self.tree.take_events():
+            kind = type(event).__name__
+            if kind == "BlockStored":
+                self.announced |= set(event.block_hashes)
+            elif kind == "BlockRemoved":
+                self.announced -= set(event.block_hashes)
+            else:
+                assert kind == "AllBlocksCleared"
+                self.announced.clear()
+        assert set(self.read.blocks().hashes.tolist()) == self.announced
 
     @invariant()
     def cached_prefixes_are_listed_from_the_root_to_their_ends(self) -> None:
         self.table.settle()
         whole = [one for one in self.cached if not any(other[:-1] == one for other in self.cached)]
         ends = {self.cached[one]: one for one in whole}
-        described = describe_tree(self.tree, self.table, self.page_size, most=PAGES)
+        described = describe_tree(self.tree, self.read, self.page_size, most=PAGES)
         assert len({entry["node"] for entry in described}) == len(described) == len(whole)
         last_page = {node.id: int(self.node_pages(node)[-1]) for node in self.nodes()}
         for entry in described:
@@ -246,7 +294,7 @@ class RadixTreeMachine(RuleBasedStateMachine):
             )
             assert entry["tokens"] == len(prefix) * self.page_size
             assert entry["shared_tokens"] == shared * self.page_size
-            assert entry["worth"] == pytest.approx(
+            assert entry["importance"] == pytest.approx(
                 float(self.table.policy.worth[:, :, pages].mean()), abs=6e-5
             )
             resident = (self.table.frame_of[:, :, pages] >= 0).float().mean()
@@ -254,7 +302,7 @@ class RadixTreeMachine(RuleBasedStateMachine):
             assert entry["locked"] == any(locked[: len(prefix)] == prefix for locked, _, _ in self.locked)
         assert not ends, "a prefix is not listed"
         assert described == sorted(described, key=lambda entry: -entry["tokens"])
-        longest = describe_tree(self.tree, self.table, self.page_size, most=2)
+        longest = describe_tree(self.tree, self.read, self.page_size, most=2)
         assert longest == described[:2]
 
     def teardown(self) -> None:

@@ -207,7 +207,7 @@ def test_cached_prefixes_are_described_through_the_tree(server):
     server.generate(tokens(640, 9), 4, ignore_eos=True)
     (prefix,) = server.rheo_state()["prefixes"]
     assert prefix["tokens"] == 640
-    assert 0 < prefix["worth"] <= 1
+    assert 0 < prefix["importance"] <= 1
     assert 0 < prefix["resident"] <= 1
     assert not prefix["locked"]
     nothing_is_left(server)

@@ -53,7 +53,7 @@ def publish_arguments() -> None:
         publish(unresolved_arguments(), role="scheduler")
 
 
-def build_tree(allocator: RheoAllocator, req_to_token_pool: ReqToTokenPool) -> Any:
+def build_tree(allocator: RheoAllocator, req_to_token_pool: ReqToTokenPool, kv_events: bool = False) -> Any:
     """SGLang's unified radix cache with rheo's component, from the plugin's own factory."""
     publish_arguments()
     params = CacheInitParams(
@@ -61,6 +61,7 @@ def build_tree(allocator: RheoAllocator, req_to_token_pool: ReqToTokenPool) -> A
         req_to_token_pool=req_to_token_pool,
         token_to_kv_pool_allocator=allocator,
         page_size=allocator.page_size,
+        enable_kv_cache_events=kv_events,
     )
     single_process: dict[str, Any] = {field.name: None for field in dataclasses.fields(TreeCacheBuildContext)}
     single_process |= {
@@ -76,9 +77,9 @@ def build_tree(allocator: RheoAllocator, req_to_token_pool: ReqToTokenPool) -> A
     return create_tree_cache(TreeCacheBuildContext(**single_process))
 
 
-def radix_key(tokens: list[int]) -> RadixKey:
-    """Key of a token sequence."""
-    return RadixKey(array("q", tokens))
+def radix_key(tokens: list[int], extra_key: str | None = None) -> RadixKey:
+    """Key of a token sequence, and what keeps requests of the same tokens apart."""
+    return RadixKey(array("q", tokens), extra_key)
 
 
 def match(tree: Any, tokens: list[int]) -> tuple[torch.Tensor, Any]:
@@ -97,3 +98,14 @@ def lock(tree: Any, node: Any) -> Any:
 def unlock(tree: Any, node: Any, receipt: Any) -> None:
     """Undo a `lock`."""
     tree.dec_lock_ref(node, receipt.to_dec_params())
+
+
+def block_hash(tokens: list[int], page_size: int) -> int:
+    """What KV events announce for the last page of a prefix of whole pages, by SGLang's own chain of hashes."""
+    from sglang.srt.mem_cache.utils import get_hash_str, hash_str_to_int64
+
+    digest = None
+    for start in range(0, len(tokens), page_size):
+        digest = get_hash_str(array("q", tokens[start : start + page_size]), digest)
+    assert digest is not None
+    return hash_str_to_int64(digest)

@@ -10,6 +10,7 @@ from sglang.srt.mem_cache.base_prefix_cache import InsertParams
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 
 from rheo_sglang.config import RheoConfig
+from rheo_sglang.importance.pages import PageImportance
 from rheo_sglang.pools.allocator import RheoAllocator
 from rheo_sglang.pools.kv_pool import RheoKVPool
 from rheo_sglang.tree.nodes import describe_tree
@@ -41,7 +42,7 @@ class Cache:
         )
 
     def describe(self, most: int = 10) -> list[dict]:
-        return describe_tree(self.tree, self.pool.table, PAGE, most)
+        return describe_tree(self.tree, PageImportance(self.pool.table), PAGE, most)
 
 
 def test_a_prefix_that_was_split_is_listed_whole() -> None:
@@ -83,4 +84,4 @@ def test_requests_with_one_system_prompt_share_it() -> None:
 
 def test_an_empty_tree_and_no_tree_have_no_prefixes() -> None:
     assert Cache().describe() == []
-    assert describe_tree(SimpleNamespace(), Cache().pool.table, PAGE) == []
+    assert describe_tree(SimpleNamespace(), PageImportance(Cache().pool.table), PAGE) == []

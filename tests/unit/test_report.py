@@ -18,7 +18,7 @@ PREFIX = {
     "nodes": 2,
     "tokens": 4096,
     "shared_tokens": 1600,
-    "worth": 0.123,
+    "importance": 0.123,
     "resident": 0.5,
     "locked": True,
 }
@@ -167,7 +167,7 @@ def test_a_mass_that_is_not_finite_is_a_dash_and_is_counted() -> None:
 
 
 def test_numbers_that_were_replaced_by_null_are_dashes() -> None:
-    text = rendered({"recorder": None, "prefixes": [{**PREFIX, "worth": None, "resident": None}]})
+    text = rendered({"recorder": None, "prefixes": [{**PREFIX, "importance": None, "resident": None}]})
     assert "4,096" in text
 
 
