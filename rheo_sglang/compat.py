@@ -107,6 +107,16 @@ def block_hash_texts(core: Any, node: Any, page_size: int) -> list[str]:
     return node.hash_value
 
 
+def load_block_hashing() -> None:
+    """Load what SGLang computes content hashes with, a C++ extension that is compiled once on each machine.
+
+    Raises RuntimeError where it cannot be compiled or loaded.
+    """
+    from sglang.srt.mem_cache.utils import get_hash_str
+
+    get_hash_str([0])
+
+
 def announced_hashes(core: Any, node: Any, texts: list[str]) -> list[int]:
     """The numbers, int64, that KV events announce for a node's content hashes.
 

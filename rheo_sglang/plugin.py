@@ -9,7 +9,7 @@ import os
 from typing import Any
 
 from rheo_sglang.config import DEFAULT_PAGE_SIZE, ENVIRONMENT, RheoConfig
-from rheo_sglang.errors import FLAG, ConfigError
+from rheo_sglang.errors import FLAG, ConfigError, reject
 from rheo_sglang.refusal import (
     end_scheduler,
     expect_schedulers,
@@ -90,6 +90,15 @@ def create_tree_cache(ctx: Any) -> Any:
     from rheo_sglang import compat
     from rheo_sglang.tree.component import RheoFullComponent
 
+    path = RheoConfig.from_environment().importance_file
+    if path is not None:
+        try:
+            compat.load_block_hashing()
+        except RuntimeError as error:
+            reason = " ".join(str(error.__cause__ or error).split())
+            reject(
+                "importance_file", path, f"where SGLang's content hashes can be computed ({reason})", "rheo"
+            )
     return compat.create_tree_cache(ctx, RheoFullComponent)
 
 

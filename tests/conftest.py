@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +27,11 @@ settings.register_profile(
 )
 settings.register_profile("ci", settings.get_profile("local"), derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+os.environ.setdefault(
+    "TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions" / f"sglang-{version('sglang')}")
+)
+"""SGLang's versions compile extensions of one name; in one folder, each would compile it anew."""
 
 GPU = torch.cuda.is_available()
 PROCESSORS = 132
