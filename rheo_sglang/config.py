@@ -350,8 +350,6 @@ def _typed(name: str, value: object, hint: Any) -> object:
         return value if isinstance(value, str) and value else reject(name, value, "text that is not empty")
     if float in kinds and _is_finite_number(value):
         return float(value)
-    if str in kinds:
-        return value if isinstance(value, str) else reject(name, value, "a text")
     if int in kinds and isinstance(value, int) and not isinstance(value, bool):
         return value
     return reject(name, value, "a finite number" if float in kinds else "a whole number")
