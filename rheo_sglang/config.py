@@ -85,6 +85,9 @@ class RheoConfig:
     """Which pages keep their frames: those that attention ranks high on average (``importance``), also by how recently
     they were used (``recency``), that rank high and were used often of late (``predicted``), that were among the best
     in most of the last steps (``window``), or that were used last (``lru``) or most (``lfu``)."""
+    tree_eviction: Literal["sglang", "importance"] = "sglang"
+    """Which cached prefixes go when the host pool is full: those of SGLang's ``--radix-eviction-policy``, or those of
+    least importance and recency."""
     importance_file: str | None = None
     """File to write the importance of every cached block to, for other programs (docs/importance.md); no file when not
     given."""

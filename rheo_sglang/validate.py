@@ -50,14 +50,27 @@ def adapt_server_args(server_args: Any) -> None:
         if value not in off:
             reject(_flag(name), value, _allowed(off), "rheo")
     _check_cuda_graph_config(server_args.cuda_graph_config)
-    if RheoConfig.from_environment().importance_file is not None and server_args.disable_radix_cache:
-        reject(
-            "--disable-radix-cache", True, "not set beside importance_file, which is of cached blocks", "rheo"
-        )
+    _check_tree(RheoConfig.from_environment(), server_args)
     server_args.radix_cache_backend = "rheo"
     server_args.disable_prefill_cuda_graph = True
     if not captures_decode(RheoConfig.from_environment(), server_args.device or default_device()):
         server_args.disable_cuda_graph = True
+
+
+def _check_tree(config: RheoConfig, server_args: Any) -> None:
+    """Refuse what leaves rheo's settings of the radix tree without a tree, or without one that ranks agree on."""
+    if config.importance_file is not None and server_args.disable_radix_cache:
+        reject(
+            "--disable-radix-cache", True, "not set beside importance_file, which is of cached blocks", "rheo"
+        )
+    if config.tree_eviction == "importance":
+        beside = "beside tree_eviction=importance"
+        if server_args.radix_eviction_policy != "lru":
+            reject("--radix-eviction-policy", server_args.radix_eviction_policy, f"not set {beside}", "rheo")
+        if server_args.pp_size > 1:
+            reject(
+                "--pp-size", server_args.pp_size, f"1 {beside}, whose ranks agree within a stage only", "rheo"
+            )
 
 
 def _check_cuda_graph_config(config: Any) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from sglang.srt.mem_cache.unified_cache.components import FullComponent
 
+from rheo_sglang.importance.pages import PageImportance
+from rheo_sglang.tree.eviction import ImportanceOrder
 from rheo_sglang.tree.nodes import slot_pages
 
 
@@ -16,7 +18,24 @@ class RheoFullComponent(FullComponent):
     Splits need no work, for the slots are divided and the rows stay. Eviction and abort need none either, for
     freed slots go through the allocator. Only an insert that overlaps an existing node frees pages in favour of
     equal ones; those pass their worth on first.
+
+    With ``tree_eviction`` ``importance`` nodes are evicted in the order of `ImportanceOrder`.
     """
+
+    def __init__(self, cache: Any, params: Any) -> None:
+        super().__init__(cache, params)
+        pool = params.token_to_kv_pool_allocator.get_kvcache()
+        self.order: ImportanceOrder | None = None
+        if pool.config.tree_eviction == "importance":
+            importance = PageImportance(pool.table)
+            self.order = ImportanceOrder(importance, pool.page_size, params.tp_cache_group)
+            self.session_ref_eviction_strategy = self.order
+
+    def _evict_device_start(self, request_cnt: int) -> None:
+        """Read importance where it is needed before SGLang puts the leaves in order."""
+        if self.order is not None:
+            self.order.begin_round(self.tree_core)
+        super()._evict_device_start(request_cnt)
 
     def update_component_on_insert_overlap(
         self,

@@ -53,7 +53,9 @@ def publish_arguments() -> None:
         publish(unresolved_arguments(), role="scheduler")
 
 
-def build_tree(allocator: RheoAllocator, req_to_token_pool: ReqToTokenPool, kv_events: bool = False) -> Any:
+def build_tree(
+    allocator: RheoAllocator, req_to_token_pool: ReqToTokenPool, kv_events: bool = False, group: Any = None
+) -> Any:
     """SGLang's unified radix cache with rheo's component, from the plugin's own factory."""
     publish_arguments()
     params = CacheInitParams(
@@ -62,6 +64,7 @@ def build_tree(allocator: RheoAllocator, req_to_token_pool: ReqToTokenPool, kv_e
         token_to_kv_pool_allocator=allocator,
         page_size=allocator.page_size,
         enable_kv_cache_events=kv_events,
+        tp_cache_group=group,
     )
     single_process: dict[str, Any] = {field.name: None for field in dataclasses.fields(TreeCacheBuildContext)}
     single_process |= {

@@ -57,6 +57,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"summary": "subcentroids4", "grouping": "max"}, "mean, or summary bound or mean"),
     *(({"tail": value}, "true, false") for value in ("yes", 1, None)),
     *(({"importance_alpha": value}, "above 0, at most 1") for value in (0, 1.5)),
+    ({"tree_eviction": "lru"}, "sglang, importance"),
     ({"importance_file": 3}, "text that is not empty"),
     *(({"importance_file": value}, "a file in a folder") for value in ("/no/such/folder/file", "/")),
     *(({"importance_interval": value}, "above 0") for value in (0, -1)),

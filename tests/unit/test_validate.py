@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from rheo_sglang.config import ConfigError
+from rheo_sglang.config import ENVIRONMENT, ConfigError
 from rheo_sglang.validate import adapt_server_args, uses_rheo
 from unit.sglang_versions import unresolved_arguments
 
@@ -80,3 +81,35 @@ def test_adapting_twice_is_adapting_once() -> None:
 )
 def test_rheo_is_used_where_any_backend_flag_names_it(values: dict[str, str], expected: bool) -> None:
     assert uses_rheo(unresolved_arguments(**values)) is expected
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "value", "allowed"),
+    [
+        (
+            {"importance_file": "/tmp/importance"},
+            "disable_radix_cache",
+            True,
+            "not set beside importance_file",
+        ),
+        (
+            {"tree_eviction": "importance"},
+            "radix_eviction_policy",
+            "lfu",
+            "not set beside tree_eviction=importance",
+        ),
+        ({"tree_eviction": "importance"}, "pp_size", 2, "1 beside tree_eviction=importance"),
+    ],
+)
+def test_a_setting_of_the_tree_refuses_what_leaves_it_nothing_to_work_on(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, str], name: str, value: Any, allowed: str
+) -> None:
+    arguments = unresolved_arguments(attention_backend="rheo", **{name: value})
+    monkeypatch.setenv(ENVIRONMENT, json.dumps(config))
+    with pytest.raises(ConfigError) as caught:
+        adapt_server_args(arguments)
+    message = str(caught.value)
+    assert message.startswith(f"rheo: --{name.replace('_', '-')}={value!r}")
+    assert allowed in message
+    monkeypatch.delenv(ENVIRONMENT)
+    adapt_server_args(arguments)
