@@ -110,17 +110,22 @@ def play(server: SGLangServer, system: list[int], turns: list[Turn], answer: int
     }
 
 
-def main() -> None:
-    """Measure every order in a server of its own."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the workload."""
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--sessions", type=int, default=6)
     parser.add_argument("--turns", type=int, default=36, help="turns of all sessions")
     parser.add_argument("--system", type=int, default=512, help="tokens of the system prompt")
     parser.add_argument("--output", type=int, default=192, help="mean tokens of a tool output")
     parser.add_argument("--answer", type=int, default=8, help="tokens that the model answers")
+
+
+def main() -> None:
+    """Measure every order in a server of its own."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_options(parser)
     parser.add_argument("--share", type=float, default=0.5, help="host pool over all tokens")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--gpu", action="store_true")
