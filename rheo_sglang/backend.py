@@ -194,7 +194,8 @@ def engine_inputs(runner: Any, pool: RheoKVPool) -> EngineInputs:
         with_mass = config.recorder == "mass"
         rows = req_to_token.shape[0]
         with_coverage = config.tail and isinstance(pool.table.summary, EstimatingSummary)
-        recorder = Recorder(rows, pool.layer_num, pool.head_num, pool.device, with_mass, with_coverage)
+        shape = rows, pool.layer_num, pool.head_num
+        recorder = Recorder(*shape, pool.device, with_mass, with_coverage, config.budgets_grow)
     return EngineInputs(
         config=config,
         table=pool.table,

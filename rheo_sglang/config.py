@@ -31,6 +31,10 @@ DENSE_TOKENS = 4096
 """Where selection starts if a budget is given and `RheoConfig.dense_threshold` is not."""
 ESTIMATES, BOUND = "subcentroids4", "bound"
 """Page summaries where none is given: the first where it serves the model's shape."""
+CONSERVATIVE_FLOOR = 0.9
+"""Of the estimated attention, in conservative mode that is ``on``."""
+LIMIT_RATIO = Fraction(1, 4)
+"""Share of its pages to which scores may raise what a request selects, where no other is given."""
 EVERY_LENGTH = 2**31 - 1
 """No request has more tokens: int32."""
 REGISTRIES: dict[str, Registry] = {"budget": BUDGETS, "summary": SUMMARIES, "policy": POLICIES}
@@ -48,7 +52,8 @@ class RheoConfig:
     """
 
     budget: str = "fixed"
-    """What decides how many pages a request may select: a fixed share of them (``fixed``)."""
+    """What decides how many pages a request may select: a fixed share of them (``fixed``), or in each step and KV head
+    as many more as hold ``budget_coverage`` of the estimated attention (``coverage``)."""
     budget_ratio: float = 0.04
     """Share of its pages that a request may select per KV head and step; 1.0 is dense attention, less can lose what
     the context says."""
@@ -56,6 +61,14 @@ class RheoConfig:
     """Fewest pages the budget may be, however short the request."""
     budget_max_pages: int | None = None
     """Most pages the budget may be, however long the request; at least ``budget_min_pages``."""
+    budget_coverage: float = 0.9
+    """With budget ``coverage``, the share of the estimated attention that selected pages should hold."""
+    budget_limit_ratio: float | None = None
+    """Share of its pages to which scores may raise what a request selects; by default a quarter. With budget
+    ``fixed`` nothing raises it, in ``conservative`` mode there is no limit."""
+    conservative: Literal["off", "on"] | float = "off"
+    """Whether a KV head whose selected pages hold less of the estimated attention than a floor selects more in that
+    step, up to everything: ``off``, ``on`` (a floor of 0.9), or the floor, above 0, at most 1."""
     request_budget_ratio: float | None = None
     """Largest ``budget_ratio`` that a request may ask for (docs/requests.md); ``budget_ratio`` when not given."""
     request_budget_min_pages: int | None = None
@@ -142,6 +155,11 @@ class RheoConfig:
         _in_range("budget_min_pages", self.budget_min_pages, low=1, high=EVERY_LENGTH)
         _in_range("sink_pages", self.sink_pages, low=0, high=EVERY_LENGTH)
         _in_range("window_pages", self.window_pages, low=1, high=EVERY_LENGTH)
+        _in_range("budget_coverage", self.budget_coverage, low=0, high=1, open_low=True)
+        if self.budget_limit_ratio is not None:
+            _in_range("budget_limit_ratio", self.budget_limit_ratio, low=0, high=1, open_low=True)
+        if isinstance(self.conservative, float):
+            _in_range("conservative", self.conservative, low=0, high=1, open_low=True)
         if self.budget_max_pages is not None:
             _in_range("budget_max_pages", self.budget_max_pages, low=1, high=EVERY_LENGTH)
         _in_range("working_set_steps", self.working_set_steps, low=1, high=EVERY_LENGTH)
@@ -221,9 +239,30 @@ class RheoConfig:
         """The budget rule, which is given the ratio as the decimal that was written."""
         return BUDGETS[self.budget](Fraction(repr(self.budget_ratio)))
 
+    @property
+    def conservative_floor(self) -> float:
+        """Share of the estimated attention below which every KV head selects more; 0 where conservative mode is off."""
+        if isinstance(self.conservative, float):
+            return self.conservative
+        return CONSERVATIVE_FLOOR if self.conservative == "on" else 0.0
+
     def budget_settings(self) -> BudgetSettings:
         """What bounds the pages of a request that has no settings of its own."""
-        return BudgetSettings(Fraction(repr(self.budget_ratio)), self.budget_min_pages, self.budget_max_pages)
+        ratio = Fraction(repr(self.budget_ratio))
+        limit_ratio = max(ratio, LIMIT_RATIO)
+        if self.budget_limit_ratio is not None:
+            limit_ratio = Fraction(repr(self.budget_limit_ratio))
+        floor = self.budget_coverage if BUDGETS[self.budget].follows_floor else 0.0
+        if self.conservative != "off":
+            floor, limit_ratio = max(floor, self.conservative_floor), Fraction(1)
+        elif not floor and not self.budget_rule().reads_scores:
+            limit_ratio = Fraction(0)
+        return BudgetSettings(ratio, self.budget_min_pages, self.budget_max_pages, floor, limit_ratio)
+
+    @property
+    def budgets_grow(self) -> bool:
+        """Whether the scores of a step may raise a budget."""
+        return self.budget_rule().reads_scores or self.budget_settings().floor > 0
 
     @property
     def most_request_ratio(self) -> float:
@@ -232,10 +271,10 @@ class RheoConfig:
 
     def largest_budget(self) -> BudgetSettings:
         """What bounds the pages of a request that asks for as many as it may."""
-        return BudgetSettings(
-            Fraction(repr(self.most_request_ratio)),
-            self.request_budget_min_pages or self.budget_min_pages,
-            self.budget_max_pages,
+        return dataclasses.replace(
+            self.budget_settings(),
+            ratio=Fraction(repr(self.most_request_ratio)),
+            least=self.request_budget_min_pages or self.budget_min_pages,
         )
 
     def budget_table(
@@ -345,6 +384,13 @@ def _typed(name: str, value: object, hint: Any) -> object:
             reject(name, value, ", ".join(choices))
         return value
     kinds = typing.get_args(hint) or (hint,)
+    words = [word for kind in kinds for word in typing.get_args(kind)]
+    if words:
+        if value in words:
+            return value
+        return (
+            float(value) if _is_finite_number(value) else reject(name, value, f"{', '.join(words)}, a number")
+        )
     if hint is bool:
         return value if isinstance(value, bool) else reject(name, value, "true, false")
     if value is None and type(None) in kinds:

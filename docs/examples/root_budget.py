@@ -1,4 +1,4 @@
-"""root_budget: pages grow with the square root of the length, and those far from the best score are left out."""
+"""root_budget: pages grow with the square root of the length, and in a step with how many score near the best one."""
 
 import math
 
@@ -12,13 +12,14 @@ MARGIN = tl.constexpr(4.0)
 
 
 @triton.jit
-def _allow(scores, num_pages, cap):
-    return tl.sum((scores >= tl.max(scores, 0) - MARGIN).to(tl.int32), 0)
+def _allow(scores, num_pages, budget, limit):
+    near = (scores >= tl.max(scores, 0) - MARGIN) & (scores > float("-inf"))
+    return tl.sum(near.to(tl.int32), 0)
 
 
 @BUDGETS.register
 class RootBudget(BudgetRule):
-    """``16 sqrt(pages)``, rounded up; in a step, as many of them as score within `MARGIN` of the best page."""
+    """``16 sqrt(pages)``, rounded up; in a step, up to the limit, all that score within `MARGIN` of the best one."""
 
     name = "root"
     allow_kernel = _allow
@@ -27,5 +28,8 @@ class RootBudget(BudgetRule):
         roots = [math.isqrt(max(256 * pages - 1, 0)) + (pages > 0) for pages in num_pages.tolist()]
         return torch.tensor(roots, dtype=torch.int64)
 
-    def allow(self, scores: torch.Tensor, num_pages: torch.Tensor, caps: torch.Tensor) -> torch.Tensor:
-        return (scores >= scores.amax(2, keepdim=True) - MARGIN.value).sum(2)
+    def allow(
+        self, scores: torch.Tensor, num_pages: torch.Tensor, budget: torch.Tensor, limit: torch.Tensor
+    ) -> torch.Tensor:
+        near = (scores >= scores.amax(2, keepdim=True) - MARGIN.value) & (scores > -torch.inf)
+        return near.sum(2)

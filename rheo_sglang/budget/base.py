@@ -15,8 +15,9 @@ from rheo_sglang.registry import Registry
 class BudgetRule(ABC):
     """A kind of budget; `BUDGETS` has all of them by name.
 
-    The cap of a request follows from its number of pages, in whole numbers, once for every length (`BudgetTable`). A
-    rule that looks at scores allows a (request, KV head) fewer pages than that, in every step anew.
+    The budget of a request, which every KV head may select in any step, follows from its number of pages, in whole
+    numbers, once for every length (`BudgetTable`). What a rule finds in a step's scores may raise it, for each request
+    and KV head, up to the request's limit.
 
     Parameters
     ----------
@@ -27,13 +28,17 @@ class BudgetRule(ABC):
     ----------
     name
         Value of the setting ``budget``.
+    follows_floor
+        Whether the setting ``budget_coverage`` is a floor of the requests' settings: in every step as many pages are
+        selected as hold that share of the estimated attention.
     allow_kernel
         What `allow` computes, as a Triton device function (``@triton.jit``), for rules that look at scores:
-        ``(scores, num_pages, cap) -> int32`` for one (request, KV head); ``scores`` is ``[BLOCK_M]``, float32, ``-inf``
-        from the tail page on, the other two are scalars.
+        ``(scores, num_pages, budget, limit) -> int32`` for one (request, KV head); ``scores`` is ``[BLOCK_M]``,
+        float32, ``-inf`` for pages that are always selected, the others are scalars.
     """
 
     name: ClassVar[str]
+    follows_floor: ClassVar[bool] = False
     allow_kernel: ClassVar[Any] = None
 
     def __init__(self, ratio: Fraction) -> None:
@@ -45,7 +50,7 @@ class BudgetRule(ABC):
 
     @abstractmethod
     def cap(self, num_pages: torch.Tensor) -> torch.Tensor:
-        """Most pages that requests may select.
+        """Pages that every KV head of a request may select in any step.
 
         Parameters
         ----------
@@ -58,28 +63,31 @@ class BudgetRule(ABC):
             ``[X]``, int64. The settings that bound budgets are applied to it by `BudgetTable`.
         """
 
-    def allow(self, scores: torch.Tensor, num_pages: torch.Tensor, caps: torch.Tensor) -> torch.Tensor:
-        """Pages that each KV head may select in this step, given its scores; the cap, unless a rule overrides it.
+    def allow(
+        self, scores: torch.Tensor, num_pages: torch.Tensor, budget: torch.Tensor, limit: torch.Tensor
+    ) -> torch.Tensor:
+        """Pages that each KV head is to select in this step besides the always-selected ones; none by default.
 
         Parameters
         ----------
         scores
-            ``[B, H, M]``, float32, ``-inf`` from the tail page on, which is selected whatever its score.
+            ``[B, H, M]``, float32, ``-inf`` for pages that are always selected and those that do not exist.
         num_pages
             ``[B]``, int32.
-        caps
-            ``[B, H]``, int32.
+        budget, limit
+            ``[B]``, int32.
 
         Returns
         -------
         torch.Tensor
-            ``[B, H]``, int32; whoever calls keeps it between the pages that are always selected and the cap.
+            ``[B, H]``, integer; with the always-selected pages it is kept between budget and limit by
+            `rheo_kernels.reference.allow`.
         """
-        return caps
+        return torch.zeros(scores.shape[:2], dtype=torch.int32, device=scores.device)
 
     @property
     def selects_all(self) -> bool:
-        """Whether the cap is every page, however long a request is: then nothing need be selected."""
+        """Whether the budget is every page, however long a request is: then nothing need be selected."""
         return False
 
     @property

@@ -51,6 +51,8 @@ class BudgetTable:
     ----------
     rule
         The budget rule with the server's ratio.
+    reads_scores
+        Whether scores may raise a budget, by the rule or by a floor.
     tensors
         What a batch's description reads; replaced when they grow.
     dense_pages
@@ -78,6 +80,7 @@ class BudgetTable:
         self.forced = forced
         self.dense_pages = -(-dense_tokens // page_size)
         self.factor = self._settled = 1.0
+        self.reads_scores = self.rule.reads_scores or max(settings.floor, (largest or settings).floor) > 0
         self._rows = SettingRows(settings, requests)
         self._lengths = self._most = torch.arange(max_pages + 1)
         caps, limits = self._bounds(settings, self._lengths)

@@ -66,7 +66,7 @@ class SparseBuffers(StepBuffers, Generic[Path]):
     estimates
         What the scores are made of; None where the page summary estimates nothing.
     allowed
-        Pages that may be selected, ``[B, H]``, int32, where the budget rule reads scores.
+        Pages that may be selected, ``[B, H]``, int32, where scores may raise budgets.
     selected
         Resolved selection of every layer. One after the other use the same memory, but for the misses where their path
         keeps them.

@@ -267,7 +267,7 @@ class GpuDecodeEngine(DecodeEngine):
             batch.pages,
             batch.num_pages,
             batch.seq_lens,
-            self._allowed(step),
+            self._allowed(layer, step),
             self.table.frame_of[layer],
             self.page_size,
             config.sink_pages,
@@ -280,18 +280,21 @@ class GpuDecodeEngine(DecodeEngine):
             **({} if runners_up is None else {"runners_up": runners_up}),
         )
 
-    def _allowed(self, step: SparseBuffers[Any]) -> torch.Tensor:
-        """Pages that each request and KV head may select: the budget, unless the budget rule reads scores."""
-        batch, budget, kv_heads = step.batch, self.budget, self.heads.kv_heads
-        if not budget.rule.reads_scores:
-            return batch.budget[:, None].expand(-1, kv_heads)
+    def _allowed(self, layer: int, step: SparseBuffers[Any]) -> torch.Tensor:
+        """Pages that each request and KV head may select: the budget, unless scores may raise it."""
+        batch, budget, config = step.batch, self.budget, self.config
+        if not budget.reads_scores:
+            return batch.budget[:, None].expand(-1, self.heads.kv_heads)
         return allow(
             budget.rule.allow_kernel,
             step.scores,
             batch.num_pages,
-            batch.limit[:, None].expand(-1, kv_heads),
-            budget.forced,
-            budget.dense_pages,
+            batch.budget,
+            batch.limit,
+            batch.floor,
+            config.sink_pages,
+            config.window_pages,
+            None if self.recorder is None else self.recorder.growth(layer, step.rows),
             step.allowed,
         )
 

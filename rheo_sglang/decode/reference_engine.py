@@ -65,8 +65,7 @@ class ReferenceDecodeEngine(DecodeEngine):
             config.grouping,
             config.sink_pages,
             config.window_pages,
-            self.budget.rule,
-            self.budget.dense_pages,
+            self.budget,
             cpu.estimate if native else reference.estimate,
         )
         self.num_runners_up = runners_up
@@ -127,7 +126,8 @@ class ReferenceDecodeEngine(DecodeEngine):
         estimates = isinstance(table.summary, EstimatingSummary)
         if not estimates:
             self._append(layer, k[:live], v[:live], batch)
-        selection = self.selector(q, table.summaries[layer], batch, step.variant.width, scale)
+        growth = self.recorder.growth(layer, step.rows) if step.rows.numel() and self.recorder else None
+        selection = self.selector(q, table.summaries[layer], batch, step.variant.width, scale, growth)
         if estimates:
             self._append(layer, k[:live], v[:live], batch)
         scores, indices, estimated = selection

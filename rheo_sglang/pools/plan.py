@@ -11,7 +11,7 @@ import torch
 
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.errors import ConfigError, reject
-from rheo_sglang.selection import SUMMARIES
+from rheo_sglang.selection import SUMMARIES, EstimatingSummary
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +121,16 @@ def plan_pools(
             "budget",
             config.budget,
             "on a GPU, rules that do not read scores or have a kernel that does",
+            "rheo",
+        )
+    if config.budget_settings().floor > 0 and not isinstance(summary, EstimatingSummary):
+        setting = "conservative" if config.conservative != "off" else "budget"
+        estimating = [other for other in SUMMARIES.names() if issubclass(SUMMARIES[other], EstimatingSummary)]
+        allowed = "off" if setting == "conservative" else "fixed"
+        reject(
+            setting,
+            getattr(config, setting),
+            f"{allowed}, or a summary that estimates attention ({', '.join(estimating)}; {name} does not)",
             "rheo",
         )
     table_bytes = shape.table_bytes(name)

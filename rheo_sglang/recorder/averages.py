@@ -26,6 +26,8 @@ class Totals(NamedTuple):
     """Over requests in which it is finite."""
     coverage_iterations: int
     """Of these."""
+    grown: float
+    grown_pages: float
 
 
 def build_report(
@@ -35,6 +37,7 @@ def build_report(
     kv_heads: int,
     with_mass: bool,
     with_coverage: bool,
+    with_growth: bool,
 ) -> dict[str, Any]:
     """Average the counters of recorded requests.
 
@@ -43,13 +46,15 @@ def build_report(
     requests
         Recorded requests. One that was retracted and resumed may occur several times.
     reduced
-        Their sums, ``[X, L + H + 5]``, float64, see `reduce_rows`.
+        Their sums, ``[X, L + H + 7]``, float64, see `reduce_rows`.
     layers, kv_heads
         ``L`` and ``H``.
     with_mass
         Whether covered attention mass was recorded.
     with_coverage
         Whether estimates of it were recorded.
+    with_growth
+        Whether budgets that grew were recorded.
 
     Returns
     -------
@@ -63,6 +68,8 @@ def build_report(
         - ``per_layer``, ``per_head``: mean hit rates;
         - where recorded, ``estimated_coverage``: mean over samples of the share of attention that selected pages
           have by estimate, over requests in which it is finite, None without one;
+        - where recorded, ``grown_share``: samples in which more than the budget was allowed / samples, and
+          ``grown_pages``: how many pages more, mean over samples;
         - where recorded, ``mass_covered`` (mean over the samples in which it was finite, None without one) and
           ``mass_not_finite`` (samples in which it was not).
     """
@@ -73,7 +80,7 @@ def build_report(
 
     def entry(indices: list[int]) -> tuple[int, dict[str, Any]]:
         totals = _sum([requests[index] for index in indices], reduced[indices], layers, kv_heads)
-        return totals.iterations, _averages(totals, layers * kv_heads, with_mass, with_coverage)
+        return totals.iterations, _averages(totals, layers * kv_heads, with_mass, with_coverage, with_growth)
 
     shown = []
     for rid, indices in by_rid.items():
@@ -85,7 +92,7 @@ def build_report(
 
 def _sum(requests: list[Request], reduced: np.ndarray[Any, Any], layers: int, kv_heads: int) -> Totals:
     row = reduced.sum(0) if len(reduced) else np.zeros(layers + kv_heads + len(FIELDS))
-    hits, selected, mass, mass_samples, _ = row[layers + kv_heads :].tolist()
+    hits, selected, mass, mass_samples, _, grown, grown_pages = row[layers + kv_heads :].tolist()
     coverage = reduced[:, layers + kv_heads + FIELDS.index("coverage")]
     finite = np.isfinite(coverage)
     iterations = np.array([request.iterations for request in requests], dtype=np.int64)
@@ -100,10 +107,14 @@ def _sum(requests: list[Request], reduced: np.ndarray[Any, Any], layers: int, kv
         mass_samples,
         float(coverage[finite].sum()),
         int(iterations[finite].sum()),
+        grown,
+        grown_pages,
     )
 
 
-def _averages(totals: Totals, rows: int, with_mass: bool, with_coverage: bool) -> dict[str, Any]:
+def _averages(
+    totals: Totals, rows: int, with_mass: bool, with_coverage: bool, with_growth: bool
+) -> dict[str, Any]:
     """Averages over ``rows`` (layer, KV head) pairs and the steps that were summed."""
     samples = totals.iterations * rows
     layers, heads = len(totals.per_layer), len(totals.per_head)
@@ -117,6 +128,9 @@ def _averages(totals: Totals, rows: int, with_mass: bool, with_coverage: bool) -
     }
     if with_coverage:
         averages["estimated_coverage"] = _ratio(totals.coverage, totals.coverage_iterations * rows)
+    if with_growth:
+        averages["grown_share"] = _ratio(totals.grown, samples)
+        averages["grown_pages"] = _ratio(totals.grown_pages, samples)
     if with_mass:
         averages["mass_covered"] = _ratio(totals.mass, totals.mass_samples)
         averages["mass_not_finite"] = samples - int(totals.mass_samples)

@@ -9,7 +9,7 @@ import torch
 
 KEPT_REQUESTS = 256
 """Ended requests that a report still shows."""
-FIELDS = ("hits", "selected", "mass", "mass_samples", "coverage")
+FIELDS = ("hits", "selected", "mass", "mass_samples", "coverage", "grown", "grown_pages")
 """Columns of a reduced row after the hit rates of the layers and of the KV heads."""
 
 
@@ -30,6 +30,10 @@ class Counts(NamedTuple):
     coverage
         Sum over steps of the share of attention that the selection covers by estimate, ``[R, L, H]``, float32; None
         where nothing is estimated.
+    grown
+        Steps in which more than the budget was allowed, ``[R, L, H]``, int32; None where budgets never grow.
+    grown_pages
+        How many pages more, summed over steps, ``[R, L, H]``, int64, or None.
     """
 
     rates: torch.Tensor
@@ -38,6 +42,8 @@ class Counts(NamedTuple):
     mass: torch.Tensor | None
     mass_samples: torch.Tensor | None
     coverage: torch.Tensor | None
+    grown: torch.Tensor | None
+    grown_pages: torch.Tensor | None
 
 
 class Request(NamedTuple):
@@ -62,7 +68,7 @@ def reduce_rows(counts: Counts, rows: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     torch.Tensor
-        ``[X, L + H + 5]``, float64: rates summed over KV heads, rates summed over layers, then `FIELDS`.
+        ``[X, L + H + 7]``, float64: rates summed over KV heads, rates summed over layers, then `FIELDS`.
     """
     rates = counts.rates[rows].double()
     totals = [

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rheo_kernels.types import Growth
 from rheo_sglang.recorder.averages import build_report
 from rheo_sglang.recorder.ended import (
     KEPT_REQUESTS,
@@ -45,6 +46,8 @@ class Recorder:
         Whether covered attention mass is recorded as well.
     with_coverage
         Whether estimates of it are recorded: what selections leave out is attended by estimates.
+    with_growth
+        Whether budgets that grew are recorded.
 
     Attributes
     ----------
@@ -60,6 +63,7 @@ class Recorder:
         device: str | torch.device,
         with_mass: bool,
         with_coverage: bool = False,
+        with_growth: bool = False,
     ) -> None:
         self.padding_row = rows
         shape = (rows + 1, layers, kv_heads)
@@ -71,6 +75,8 @@ class Recorder:
             torch.zeros(shape, dtype=torch.float32, device=device) if with_mass else None,
             torch.zeros(shape, dtype=torch.int32, device=device) if with_mass else None,
             torch.zeros(shape, dtype=torch.float32, device=device) if with_coverage else None,
+            torch.zeros(shape, dtype=torch.int32, device=device) if with_growth else None,
+            torch.zeros(shape, dtype=torch.int64, device=device) if with_growth else None,
         )
         self.ended = EndedRequests(layers, kv_heads, self.device)
         self._row_of: dict[str, int] = {}
@@ -152,6 +158,11 @@ class Recorder:
         self.counts.mass[rows, layer] += mass.where(finite, 0)
         self.counts.mass_samples[rows, layer] += finite.int()
 
+    def growth(self, layer: int, rows: torch.Tensor) -> Growth | None:
+        """Counters of a layer's budgets that grew, for requests' ``rows``, ``[B]``, int64; None if not recorded."""
+        grown, pages = self.counts.grown, self.counts.grown_pages
+        return None if grown is None or pages is None else Growth(grown[:, layer], pages[:, layer], rows)
+
     def report(self) -> dict[str, Any]:
         """The running requests and those that ended last as plain data, see `build_report`. Waits for the device."""
         if self.device.type == "cuda":
@@ -168,6 +179,7 @@ class Recorder:
             kv_heads,
             self.records_mass,
             self.counts.coverage is not None,
+            self.counts.grown is not None,
         )
 
     def _take_rows(self, rids: list[str]) -> list[int]:

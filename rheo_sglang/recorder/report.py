@@ -88,7 +88,8 @@ def _requests_table(recorder: dict[str, Any]) -> Table:
     overall = recorder["overall"]
     measured, estimated = "mass_covered" in overall, "estimated_coverage" in overall
     shares = {"mass": "mass_covered"} if measured else {"covered": "estimated_coverage"} if estimated else {}
-    names = ["steps", "samples", "hit rate", "pages hit", "selected", *shares]
+    grew = "grown_share" in overall
+    names = ["steps", "samples", "hit rate", "pages hit", "selected", *shares, *(["grew", "by pages"] * grew)]
     caption = (
         "samples: layers x KV heads x decode steps. hit rate: selected pages that had a frame, per sample. "
         "selected: pages of the context that were selected, which is what the budget allowed"
@@ -103,6 +104,8 @@ def _requests_table(recorder: dict[str, Any]) -> Table:
         caption += (
             ". covered: attention of the whole context that fell on them, as estimated by page summaries"
         )
+    if grew:
+        caption += ". grew: samples that were allowed more than the budget. by pages: how many more, over all samples"
     kept = recorder.get("kept_requests")
     if kept is not None:
         caption += f". all: the running requests and the last {kept:,} that ended"
@@ -117,7 +120,10 @@ def _requests_table(recorder: dict[str, Any]) -> Table:
             _percent(entry["page_hit_rate"]),
             _percent(entry.get("selected_share")),
         ]
-        table.add_row(_name(name), *row, *(_percent(entry.get(key)) for key in shares.values()))
+        row += [_percent(entry.get(key)) for key in shares.values()]
+        if grew:
+            row += [_percent(entry.get("grown_share")), _number(entry.get("grown_pages"), ",.1f")]
+        table.add_row(_name(name), *row)
     return table
 
 

@@ -9,10 +9,10 @@ import torch
 
 from rheo_kernels import reference
 from rheo_kernels.reference import allow, log_shares, score, select
-from rheo_kernels.types import DecodeBatch
+from rheo_kernels.types import DecodeBatch, Growth
 from rheo_kernels.types.subcentroids import SubcentroidLayout
 from rheo_kernels.types.summary import EstimatingSummary, PageSummary, ScoringSummary
-from rheo_sglang.budget import BudgetRule
+from rheo_sglang.budget import BudgetTable
 
 Estimate = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float, SubcentroidLayout], torch.Tensor
@@ -51,10 +51,8 @@ class Selector:
         ``"mean"`` or ``"max"`` over the GQA group, of scores that are no estimates.
     sink_pages, window_pages
         First and last pages, always selected.
-    rule
-        Budget rule, which may allow less than the budgets where it reads scores; None for one that does not.
-    dense_pages
-        Requests of up to so many pages select all, whatever the rule.
+    budget
+        Knows whether scores may raise a batch's budgets, and the rule; None where they may not.
     estimate
         Kernel that estimates, where the summary does.
     """
@@ -66,8 +64,7 @@ class Selector:
         grouping: str,
         sink_pages: int,
         window_pages: int,
-        rule: BudgetRule | None = None,
-        dense_pages: int = 0,
+        budget: BudgetTable | None = None,
         estimate: Estimate = reference.estimate,
     ) -> None:
         self.summary = summary
@@ -75,12 +72,17 @@ class Selector:
         self.grouping = grouping
         self.sink_pages = sink_pages
         self.window_pages = window_pages
-        self.rule = rule
-        self.dense_pages = dense_pages
+        self.budget = budget
         self.estimate = estimate
 
     def __call__(
-        self, q: torch.Tensor, summaries: torch.Tensor, batch: DecodeBatch, width: int, scale: float
+        self,
+        q: torch.Tensor,
+        summaries: torch.Tensor,
+        batch: DecodeBatch,
+        width: int,
+        scale: float,
+        growth: Growth | None = None,
     ) -> Selection:
         """Select one layer's pages, up to ``width`` of each request and KV head.
 
@@ -96,14 +98,15 @@ class Selector:
             ``S``.
         scale
             Softmax scale.
+        growth
+            Counters of budgets that grew.
         """
         scores, lse = self._score(q, summaries, batch, scale)
-        budget, limit = (
-            bound[:, None].expand(-1, summaries.shape[0]) for bound in (batch.budget, batch.limit)
-        )
-        if self.rule is not None and self.rule.reads_scores:
-            forced = self.sink_pages + self.window_pages
-            budget = allow(self.rule.allow, scores, batch.num_pages, limit, forced, self.dense_pages)
+        budget = batch.budget[:, None].expand(-1, summaries.shape[0])
+        if self.budget is not None and self.budget.reads_scores:
+            rule = self.budget.rule.allow if self.budget.rule.reads_scores else None
+            bounds = batch.num_pages, batch.budget, batch.limit, batch.floor
+            budget = allow(rule, scores, *bounds, self.sink_pages, self.window_pages, growth)
         selected = select(scores, batch.num_pages, budget, self.sink_pages, self.window_pages, width)
         return Selection(scores, selected, lse)
 

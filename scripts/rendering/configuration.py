@@ -39,7 +39,8 @@ def choices(key: str) -> tuple[str, ...]:
             name for name in registry.names() if registry[name].__module__.startswith("rheo_sglang.")
         )
     hint = typing.get_type_hints(RheoConfig)[key]
-    return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+    kinds = (hint, *typing.get_args(hint))
+    return next((typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is typing.Literal), ())
 
 
 def table() -> str:

@@ -12,6 +12,7 @@ import shlex
 from typing import Any
 
 from common.measurement import REPOSITORY, RESULTS
+from rendering import budget_rules
 from rendering.marked_page import fill
 
 PAGE = REPOSITORY / "docs" / "quality.md"
@@ -124,13 +125,14 @@ def selection_path() -> str:
     return f"{rows_of(lines)}\n\n`{result['command']}` on {result['machine']}; {result['date']}."
 
 
-RENDERED = {"answers": answers, "selection-path": selection_path}
+RENDERED = {"answers": answers, "selection-path": selection_path, "budget-rules": budget_rules.table}
 
 
 def main() -> None:
     """Fill the page's marked parts."""
     for name, render in RENDERED.items():
         fill(PAGE, name, render())
+    budget_rules.plot()
 
 
 if __name__ == "__main__":

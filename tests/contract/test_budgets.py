@@ -27,6 +27,7 @@ MOST_PAGES = 2**17
 RATIOS = [1e-5, 0.05, 0.1, 0.15, 0.2, 0.3, 1 / 3, 0.7, 0.1 + 0.2, 0.999999, 1.0]
 """What people write, and floats that only look like it: 0.1 + 0.2 is 0.30000000000000004."""
 PLAIN = {"budget_min_pages": 1, "dense_threshold": 0}
+FEW = {"budget_min_pages": 1, "budget_max_pages": 7}
 
 
 @pytest.fixture(params=BUDGETS.names(), scope="module")
@@ -62,7 +63,7 @@ def test_caps_of_every_length_are_bounded_and_fit_the_width(name: str, ratio: fl
     assert bool((caps <= pages).all())
     widths = torch.tensor([table.width(count) for count in range(MOST_PAGES + 1)])
     assert bool((widths >= caps).all())
-    assert torch.equal(widths, caps.long().cummax(0).values)
+    assert torch.equal(widths, table.tensors.limits[0].long().cummax(0).values)
 
 
 @given(data=st.data(), page_size=st.sampled_from([16, 32, 64]), pages=st.integers(1, 3000))
@@ -162,76 +163,152 @@ def test_every_variant_is_as_wide_as_its_widest_budget(name: str, context: int) 
         if variant.dense:
             assert variant.columns <= table.dense_pages
         else:
-            assert variant.width == int(table.caps[: variant.columns + 1].max())
+            assert variant.width == int(table.tensors.limits[0, : variant.columns + 1].max())
 
 
 def score_rows(rng: torch.Generator, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores ``[B, H, M]`` of ragged requests, some flat and some with few high pages, and their pages."""
+    """Logarithms of shares ``[B, H, M]`` of ragged requests, some flat, some with few high pages; and their pages."""
     counts = [columns, 1, 7, 40, 0, columns // 2]
     scores = normal((len(counts), 3, columns), torch.float32, rng) * 6
     scores[:, 1] *= 0.1
     num_pages = to_device(counts, rng)
     past = torch.arange(columns, device=rng.device) >= num_pages[:, None, None]
-    return scores.masked_fill(past, -torch.inf), num_pages
+    shares = scores.masked_fill(past, -torch.inf).log_softmax(-1)
+    return shares.masked_fill(past, -torch.inf), num_pages
 
 
+@pytest.mark.parametrize("conservative", ["off", 0.95])
 @pytest.mark.parametrize("columns", [40, 300])
 def test_what_a_rule_allows_is_the_same_on_the_gpu_and_within_its_bounds(
-    name: str, columns: int, rng: torch.Generator
+    name: str, columns: int, conservative: str | float, rng: torch.Generator
 ) -> None:
     from rheo_kernels import triton as kernels
 
-    config = RheoConfig(budget=name, budget_ratio=0.6, budget_min_pages=1, dense_threshold=128)
+    config = RheoConfig(
+        budget=name,
+        budget_ratio=0.1,
+        budget_limit_ratio=0.6,
+        conservative=conservative,
+        dense_threshold=128,
+        **FEW,
+    )
     table = config.budget_table(16, columns, rng.device)
     scores, num_pages = score_rows(rng, columns)
-    caps = table.caps[num_pages.long()][:, None].expand(-1, 3)
-    bounds = table.forced, table.dense_pages
-    allowed = reference.allow(table.rule.allow, scores, num_pages, caps, *bounds)
+    budget, limit = (bound[0][num_pages.long()] for bound in table.tensors[:2])
+    floor = table.tensors.floors.expand(len(num_pages)).contiguous()
+    rule = table.rule.allow if table.rule.reads_scores else None
+    bounds = num_pages, budget, limit, floor, config.sink_pages, config.window_pages
+    allowed = reference.allow(rule, scores, *bounds)
     assert allowed.dtype == torch.int32
-    assert bool((allowed <= caps).all())
-    assert bool((allowed >= torch.minimum(caps, torch.tensor(table.forced, device=rng.device))).all())
+    assert bool((allowed <= limit[:, None]).all())
+    assert bool((allowed >= budget[:, None]).all())
     dense = num_pages <= table.dense_pages
-    assert torch.equal(allowed[dense], caps[dense])
-    if not table.rule.reads_scores:
-        assert torch.equal(allowed, caps)
-        return
+    assert torch.equal(allowed[dense], budget[dense][:, None].expand(-1, 3))
+    assert table.reads_scores == config.budgets_grow
+    if not table.reads_scores:
+        assert torch.equal(limit, budget), "nothing raises it"
+    else:
+        assert bool((allowed > budget[:, None]).any()), "this test's scores raise no budget"
     out = torch.full_like(allowed, -7)
-    kernels.allow(table.rule.allow_kernel, scores, num_pages, caps, *bounds, out)
+    kernels.allow(table.rule.allow_kernel, scores, *bounds, None, out)
     assert torch.equal(out, allowed)
     column = (num_pages - 1).clamp(min=0).long()[:, None, None].expand(-1, 3, 1)
     scores.scatter_(2, column, 1e9)
-    assert torch.equal(reference.allow(table.rule.allow, scores, num_pages, caps, *bounds), allowed), (
-        "the tail"
-    )
+    assert torch.equal(reference.allow(rule, scores, *bounds), allowed), "the tail"
     out.fill_(-7)
-    kernels.allow(table.rule.allow_kernel, scores, num_pages, caps[:, 0], *bounds, out)
+    kernels.allow(table.rule.allow_kernel, scores, *bounds, None, out)
     assert torch.equal(out, allowed)
 
 
-def test_a_selection_holds_as_many_pages_as_the_rule_allows(name: str) -> None:
-    config = RheoConfig(budget=name, budget_ratio=0.6, budget_min_pages=1, dense_threshold=0)
+def small_batch(table: BudgetTable, num_pages: list[int], width: int) -> DecodeBatch:
+    counts = torch.tensor(num_pages, dtype=torch.int32)
+    batch = DecodeBatch.allocate(len(num_pages), width, "cpu")
+    budget, limit = (bound[0][counts.long()] for bound in table.tensors[:2])
+    return batch._replace(
+        pages=torch.arange(1, width + 1, dtype=torch.int32).expand(len(num_pages), width),
+        num_pages=counts,
+        seq_lens=counts * 16,
+        past=counts * 16 - 1,
+        budget=budget,
+        limit=limit,
+        floor=table.tensors.floors.expand(len(num_pages)),
+    )
+
+
+def estimating_selector(config: RheoConfig, table: BudgetTable | None) -> tuple[Selector, torch.Tensor]:
+    """A selector by estimates, and summaries of 65 random pages of two KV heads."""
+    summary = SUMMARIES["subcentroids4"]()
+    keys, values = torch.randn(2, 65, 64, 16) * 2, torch.randn(2, 65, 16, 64)
+    summaries = summary.fold_chunk(keys, values, torch.full((65,), 16))
+    return Selector(summary, 16, "mean", config.sink_pages, config.window_pages, table), summaries
+
+
+@pytest.mark.parametrize("conservative", ["off", 0.9])
+def test_a_selection_holds_as_many_pages_as_is_allowed(name: str, conservative: str | float) -> None:
+    config = RheoConfig(
+        budget=name,
+        budget_ratio=0.1,
+        budget_limit_ratio=0.7,
+        conservative=conservative,
+        dense_threshold=0,
+        **FEW,
+    )
     table = config.budget_table(16, 64)
-    summary = SUMMARIES["mean"]()
-    selector = Selector(
-        summary, 16, "mean", config.sink_pages, config.window_pages, table.rule, table.dense_pages
-    )
-    summaries = torch.randn(2, 65, 1, 16) * 4
-    pages = torch.arange(1, 65, dtype=torch.int32).expand(3, 64)
-    num_pages = torch.tensor([64, 5, 30], dtype=torch.int32)
-    caps = table.caps[num_pages.long()]
-    batch = DecodeBatch.allocate(3, 64, "cpu")._replace(
-        pages=pages, num_pages=num_pages, seq_lens=num_pages * 16, budget=caps, limit=caps
-    )
-    scores, selected, _ = selector(torch.randn(3, 4, 16), summaries, batch, table.width(64), 1.0)
-    caps = caps[:, None].expand(-1, 2)
-    allowed = reference.allow(table.rule.allow, scores, num_pages, caps, table.forced, 0)
+    selector, summaries = estimating_selector(config, table)
+    batch = small_batch(table, [64, 5, 30], 64)
+    q = torch.randn(3, 4, 64)
+    scores, selected, _ = selector(q, summaries, batch, table.width(64), 0.1)
+    rule = table.rule.allow if table.rule.reads_scores else None
+    bounds = batch.num_pages, batch.budget, batch.limit, batch.floor, config.sink_pages, config.window_pages
+    allowed = reference.allow(rule, scores, *bounds)
     assert torch.equal((selected >= 0).sum(2).int(), allowed)
+    if batch.floor[0] > 0 and conservative != "off":
+        held = scores.double().exp().gather(2, selected.clamp(min=0).long()).where(selected >= 0, 0).sum(2)
+        assert bool((held > 0.9 - 1e-5).all()), "conservative mode has no limit but all pages"
+
+
+def test_no_floor_selects_what_the_fixed_budget_does_and_a_floor_of_one_everything() -> None:
+    plain = RheoConfig(budget_ratio=0.1, dense_threshold=0, **FEW)
+    selector, summaries = estimating_selector(plain, plain.budget_table(16, 64))
+    q = torch.randn(3, 4, 64)
+
+    def selected(config: RheoConfig, floor: float | None = None) -> list[set[int]]:
+        table = config.budget_table(16, 64)
+        selector.budget = table
+        batch = small_batch(table, [64, 5, 30], 64)
+        if floor is not None:
+            batch = batch._replace(floor=torch.full((3,), floor))
+        found = selector(q, summaries, batch, table.width(64), 0.1).selected
+        return [set(row) - {-1} for row in found.flatten(0, 1).tolist()]
+
+    fixed = selected(plain)
+    assert selected(dataclasses.replace(plain, conservative=0.9), floor=0.0) == fixed
+    assert selected(dataclasses.replace(plain, budget="coverage"), floor=0.0) == fixed
+    everything = [set(range(count)) for count in (64, 64, 5, 5, 30, 30)]
+    assert selected(dataclasses.replace(plain, conservative=1)) == everything
+    limited = dataclasses.replace(plain, budget="coverage", budget_coverage=1, budget_limit_ratio=1)
+    assert selected(limited) == everything
+
+
+@pytest.mark.parametrize("settings", [{"budget": "coverage"}, {"conservative": "on"}, {"conservative": 0.5}])
+def test_a_floor_with_a_summary_that_estimates_nothing_is_refused(settings: dict) -> None:
+    shape = KVShape(1, 1, 64, torch.bfloat16, 32)
+    config = RheoConfig(frame_pool_tokens=1024, summary="bound", **settings)
+    (key, value) = next(iter(settings.items()))
+    allowed = "off" if key == "conservative" else "fixed"
+    with pytest.raises(
+        ConfigError,
+        match=rf"{key}={value!r} is not supported; allowed: {allowed}, or a summary that estimates",
+    ):
+        plan_pools(config, shape, 1 << 40, 1 << 40, None, frames_in_dram=True)
+    served = dataclasses.replace(config, summary="subcentroids4")
+    plan_pools(served, shape, 1 << 40, 1 << 40, None, frames_in_dram=True)
 
 
 def test_a_rule_that_reads_scores_needs_a_kernel_where_there_is_a_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(BUDGETS["fixed"], "allow", lambda self, scores, num_pages, caps: caps)
+    monkeypatch.setattr(BUDGETS["fixed"], "allow", lambda self, scores, num_pages, budget, limit: scores)
     config = RheoConfig(frame_pool_tokens=1024)
     shape = KVShape(1, 1, 64, torch.bfloat16, 32)
     plan_pools(config, shape, 1 << 40, 1 << 40, None, frames_in_dram=True)

@@ -19,7 +19,7 @@ from triton_cases import GPU, normal
 
 from rheo_kernels.reference import block_keys, block_values
 from rheo_kernels.types import Selected
-from rheo_sglang.budget import BudgetSettings
+from rheo_sglang.budget import BUDGETS, BudgetSettings
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.decode.cuda_attention import CudaAttention
 from rheo_sglang.selection import SUMMARIES, EstimatingSummary
@@ -329,3 +329,58 @@ def test_a_prompt_counts_as_used_what_its_own_budget_would_select(gpu: bool, rng
     used = server.table.policy.worth[0] > SEEN
     assert used[:, pages[:6].long()].sum(1).tolist() == [4] * HEADS, "the server's budget"
     assert used[:, pages[6:].long()].sum(1).tolist() == [3] * HEADS, "sink and window"
+
+
+@pytest.mark.parametrize("conservative", ["off", 0.8])
+@pytest.mark.parametrize("budget", BUDGETS.names())
+def test_budgets_that_scores_raise_are_the_same_in_both_engines(
+    budget: str, conservative: str | float, rng: torch.Generator
+) -> None:
+    config = RheoConfig(
+        summary="subcentroids4",
+        budget=budget,
+        budget_ratio=0.1,
+        budget_min_pages=3,
+        budget_max_pages=4,
+        budget_coverage=0.7,
+        budget_limit_ratio=0.8,
+        conservative=conservative,
+        dense_threshold=0,
+        miss_mode="fetch",
+        cpu_threads=1,
+    )
+    pair = Pair(config, 16, rng.device, torch.float32, runners_up=0, padding=1)
+    caps, more = pair.reference.engine.budget.caps, []
+    for number in range(2):
+        pair.step(number)
+        pair.check_selections()
+        pair.check_outputs()
+        counts = torch.tensor([-(-(length + number + 1) // PAGE_SIZE) for length in LENGTHS.values()])
+        more += [found.num_selected - caps[counts][:, None] for found in pair.selections[pair.reference]]
+        pair.align()
+    reports = [server.recorder.report() for server in pair.servers]
+    for key in ("grown_share", "grown_pages"):
+        assert [entry.get(key) for entry in reports[0]["requests"]] == [
+            entry.get(key) for entry in reports[1]["requests"]
+        ]
+    grown = config.budgets_grow
+    assert ("grown_share" in reports[0]["overall"]) == grown
+    if grown:
+        assert bool((torch.stack(more) >= 0).all())
+        assert reports[0]["overall"]["grown_pages"] == pytest.approx(
+            float(torch.stack(more).float().mean()), abs=1e-3
+        )
+        assert 0 < reports[0]["overall"]["grown_share"] <= 1
+
+
+def test_a_floor_of_one_attends_everything_in_both_engines(rng: torch.Generator) -> None:
+    """Bit by bit what a budget of all pages does."""
+    common = {"summary": "subcentroids4", "dense_threshold": 0, "miss_mode": "fetch", "cpu_threads": 1}
+    raised = RheoConfig(budget_ratio=0.1, budget_min_pages=3, conservative=1, **common)
+    whole = RheoConfig(budget_ratio=1.0, **common)
+    pairs = [Pair(config, 16, rng.device, torch.float32, runners_up=0) for config in (raised, whole)]
+    for pair in pairs:
+        pair.step(0)
+        pair.check_selections()
+    for one, other in zip(*(pair.outputs for pair in pairs), strict=True):
+        assert torch.equal(one, other)

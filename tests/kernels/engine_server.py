@@ -71,7 +71,7 @@ class EngineServer:
         self.host = host_pool(LAYERS, PAGES, HEADS, DIM, PAGE_SIZE, dtype, device.type == "cuda")
         self.frames = frame_pool(LAYERS, HEADS, frames, DIM, PAGE_SIZE, dtype, device)
         with_coverage = config.tail and isinstance(self.table.summary, EstimatingSummary)
-        self.recorder = Recorder(ROWS, LAYERS, HEADS, device, False, with_coverage)
+        self.recorder = Recorder(ROWS, LAYERS, HEADS, device, False, with_coverage, config.budgets_grow)
         self.tokens = torch.zeros((ROWS, CONTEXT), dtype=torch.int32, device=device)
         inputs = EngineInputs(
             config,

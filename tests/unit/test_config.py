@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     *(({"budget_min_pages": value}, "a whole number") for value in (1.5, "16", None, False)),
     ({"budget_max_pages": 63}, "at least budget_min_pages=64"),
     ({"budget_max_pages": 20.0}, "a whole number"),
+    *(({"budget_coverage": value}, "above 0, at most 1") for value in (0, 1.5)),
+    *(({"budget_limit_ratio": value}, "above 0, at most 1") for value in (0, 2)),
+    *(({"conservative": value}, "above 0, at most 1") for value in (0, -0.5, 1.01)),
+    *(({"conservative": value}, "off, on, a number") for value in ("auto", True, None, [0.5])),
     ({"sink_pages": -1}, "at least 0"),
     ({"window_pages": 0}, "at least 1"),
     ({"dense_threshold": -1}, "at least 0"),
@@ -93,7 +99,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"trace": ""}, "text that is not empty"),
     ({"trace": 3}, "text that is not empty"),
     ({"trace_gib": 0}, "above 0"),
-    *(({"budget": value}, "fixed") for value in (0.1, "share", None)),
+    *(({"budget": value}, "fixed, coverage") for value in (0.1, "share", None)),
     ({"budgets": 0.1}, "budget_ratio, budget_min_pages"),
     ({"Budget_ratio": 0.1}, "budget_ratio, budget_min_pages"),
 ]
@@ -267,6 +273,36 @@ def test_the_default_summary_estimates_where_it_serves_the_head_size() -> None:
     assert RheoConfig().page_summary(128, 32, torch.bfloat16) == "subcentroids4"
     assert RheoConfig().page_summary(96, 32, torch.bfloat16) == "bound"
     assert RheoConfig(summary="mean").page_summary(128, 32, torch.bfloat16) == "mean"
+
+
+@pytest.mark.parametrize(
+    ("values", "floor", "limit_ratio"),
+    [
+        ({}, 0.0, Fraction(0)),
+        ({"budget_limit_ratio": 0.5}, 0.0, Fraction(0)),
+        ({"budget": "coverage"}, 0.9, Fraction(1, 4)),
+        ({"budget": "coverage", "budget_coverage": 0.7, "budget_limit_ratio": 0.1}, 0.7, Fraction(1, 10)),
+        ({"budget": "coverage", "budget_ratio": 0.3}, 0.9, Fraction(3, 10)),
+        ({"conservative": "on"}, 0.9, Fraction(1)),
+        ({"conservative": 0.5}, 0.5, Fraction(1)),
+        ({"conservative": 1, "budget": "coverage"}, 1.0, Fraction(1)),
+        ({"conservative": 0.2, "budget": "coverage", "budget_limit_ratio": 0.1}, 0.9, Fraction(1)),
+    ],
+)
+def test_floors_and_limits_follow_from_rule_and_conservative_mode(
+    values: dict[str, Any], floor: float, limit_ratio: Fraction
+) -> None:
+    config = RheoConfig(**values)
+    settings = config.budget_settings()
+    assert (settings.floor, settings.limit_ratio) == (floor, limit_ratio)
+    assert config.budgets_grow == (floor > 0)
+    table = config.budget_table(32, 4096)
+    assert table.reads_scores == config.budgets_grow
+    cap = math.ceil(4096 * settings.ratio)
+    assert int(table.caps[4096]) == cap
+    assert table.width(4096) == max(cap, math.ceil(4096 * limit_ratio)), (
+        "graphs are wide enough for what may grow"
+    )
 
 
 def test_the_default_budget_has_a_floor_in_tokens_that_short_contexts_are_below() -> None:

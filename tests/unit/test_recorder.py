@@ -16,8 +16,10 @@ from rheo_sglang.recorder.recorder import ENDED_AFTER, GIVEN_BACK_TOGETHER
 LAYERS, HEADS = 2, 3
 
 
-def make_recorder(with_mass: bool = False, rows: int = 6, with_coverage: bool = False) -> Recorder:
-    return Recorder(rows, LAYERS, HEADS, "cpu", with_mass, with_coverage)
+def make_recorder(
+    with_mass: bool = False, rows: int = 6, with_coverage: bool = False, with_growth: bool = False
+) -> Recorder:
+    return Recorder(rows, LAYERS, HEADS, "cpu", with_mass, with_coverage, with_growth)
 
 
 def step(
@@ -210,6 +212,33 @@ def test_a_coverage_that_is_not_finite_is_left_out_with_its_request() -> None:
     assert report["overall"]["estimated_coverage"] == round((2 * 0.5 + 0.25) / 3, 4)
 
 
+def grow(recorder: Recorder, rids: list[str], pages: list[list[int]]) -> None:
+    """One decode step in which ``pages[request][head]`` more than the budget are allowed, in every layer."""
+    rows = recorder.begin_step(rids, torch.tensor([8] * len(rids)))
+    more = torch.tensor(pages)
+    for layer in range(LAYERS):
+        growth = recorder.growth(layer, rows)
+        assert growth is not None
+        growth.samples.index_add_(0, growth.slots, (more > 0).int())
+        growth.pages.index_add_(0, growth.slots, more)
+
+
+def test_budgets_that_grew_are_counted_by_sample_and_in_pages() -> None:
+    """Also once a request gave its row away."""
+    recorder = make_recorder(rows=2, with_growth=True)
+    assert recorder.report()["overall"]["grown_share"] is None
+    grow(recorder, ["a", "b"], [[4, 0, 5], [0] * HEADS])
+    grow(recorder, ["a"], [[0] * HEADS])
+    grow(recorder, ["a", "in-the-row-of-b"], [[3] * HEADS, [1, 0, 0]])
+    report = recorder.report()
+    shown = {rid: (entry["grown_share"], entry["grown_pages"]) for rid, entry in by_rid(report).items()}
+    assert shown == {"a": (round(5 / 9, 4), 2.0), "b": (0.0, 0.0), "in-the-row-of-b": (0.3333, 0.3333)}
+    assert report["overall"]["grown_share"] == round(6 / 15, 4)
+    assert report["overall"]["grown_pages"] == round(19 / 15, 4)
+    assert make_recorder().growth(0, torch.zeros(1, dtype=torch.int64)) is None
+    assert "grown_share" not in make_recorder().report()["overall"]
+
+
 def test_padding_of_a_batch_counts_for_no_request() -> None:
     recorder = make_recorder(rows=2, with_coverage=True)
     assert recorder.counts.coverage is not None
@@ -255,7 +284,7 @@ def test_a_report_costs_the_same_however_many_requests_ended(requests: int, step
 
 
 def test_a_report_changes_nothing() -> None:
-    recorder = make_recorder(with_mass=True, rows=4, with_coverage=True)
+    recorder = make_recorder(with_mass=True, rows=4, with_coverage=True, with_growth=True)
     full = [[[1] * HEADS] * LAYERS]
     for number in range(6):
         step(recorder, [f"r{number}", "stays"], full * 2, [2, 2])

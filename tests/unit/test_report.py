@@ -30,12 +30,18 @@ def rendered(state: dict, width: int = 120) -> str:
     return console.export_text()
 
 
-def report_of(rid: str, with_mass: bool = False, with_coverage: bool = False) -> dict:
-    recorder = Recorder(2, LAYERS, HEADS, "cpu", with_mass, with_coverage)
+def report_of(
+    rid: str, with_mass: bool = False, with_coverage: bool = False, with_growth: bool = False
+) -> dict:
+    recorder = Recorder(2, LAYERS, HEADS, "cpu", with_mass, with_coverage, with_growth)
     rows = recorder.begin_step([rid], torch.tensor([8]))
     for layer, hits in enumerate([[2, 1, 0], [2, 2, 2]]):
         coverage = torch.full((1, HEADS), 0.9375)
         recorder.count(layer, rows, torch.tensor([hits]), torch.tensor([[2] * HEADS]), coverage)
+        growth = recorder.growth(layer, rows)
+        if growth is not None:
+            growth.samples[growth.slots, 1] += 1
+            growth.pages[growth.slots, 1] += 3000
         if with_mass:
             recorder.cover(layer, rows, torch.tensor([[0.875, 0.875, float("nan")]]))
     return recorder.report()
@@ -85,6 +91,18 @@ def test_estimated_coverage_is_shown_beside_the_hit_rate(with_mass: bool, width:
     assert ("93.75 % of all as estimated by page summaries" in words) == with_mass
     assert "estimated by page summaries" in words
     assert "estimated" not in rendered({"recorder": report_of("a", with_mass), "counters": {}}, width)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_budgets_that_grew_are_shown_where_they_may(width: int) -> None:
+    text = rendered({"recorder": report_of("a", False, True, True), "counters": {}}, width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    assert "…" not in text
+    lines = [line for line in text.splitlines() if "33.33 %" in line and "1,000.0" in line]
+    assert len(lines) == 2, "of the request, and of all"
+    words = " ".join(text.split())
+    assert "grew: samples that were allowed more than the budget" in words
+    assert "grew" not in rendered({"recorder": report_of("a"), "counters": {}}, width)
 
 
 @pytest.mark.parametrize("width", WIDTHS)

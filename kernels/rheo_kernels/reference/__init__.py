@@ -26,6 +26,7 @@ from rheo_kernels.reference.append import append
 from rheo_kernels.reference.attend import attend
 from rheo_kernels.reference.attend_dense import attend_dense
 from rheo_kernels.reference.blocks import block_keys, block_values
+from rheo_kernels.reference.cover import cover
 from rheo_kernels.reference.estimate import estimate, log_shares
 from rheo_kernels.reference.fill import fill
 from rheo_kernels.reference.gather_misses import gather_misses
@@ -58,6 +59,7 @@ __all__ = [
     "block_keys",
     "block_values",
     "count_working_sets",
+    "cover",
     "decode_subcentroids",
     "estimate",
     "fill",

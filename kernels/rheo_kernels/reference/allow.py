@@ -1,4 +1,4 @@
-"""allow: pages that each request and KV head may select in this step, by a budget rule that looks at scores."""
+"""allow: pages that each request and KV head may select in this step, by a budget rule and by a floor of coverage."""
 
 from __future__ import annotations
 
@@ -6,35 +6,46 @@ from collections.abc import Callable
 
 import torch
 
+from rheo_kernels.reference.cover import cover
+from rheo_kernels.types import Growth
+
+Rule = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
 
 def allow(
-    rule: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    rule: Rule | None,
     scores: torch.Tensor,
     num_pages: torch.Tensor,
-    caps: torch.Tensor,
-    forced: int,
-    dense_pages: int,
+    budget: torch.Tensor,
+    limit: torch.Tensor,
+    floor: torch.Tensor,
+    sink_pages: int,
+    window_pages: int,
+    growth: Growth | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Apply a rule between the pages that are always selected and the cap.
+    """The pages that a rule wants and those that a floor needs, whichever are more, between budget and limit.
 
-    The rule does not see the tail page's score: the page is selected whatever it is, and a GPU scores it before the new
-    token has been folded into its summary.
+    Neither sees the scores of pages that are always selected: that of the tail page may be of a summary that is being
+    written.
 
     Parameters
     ----------
     rule
-        ``(scores, num_pages, caps) -> [B, H]``; scores are ``-inf`` from the tail page on.
+        ``(scores, num_pages, budget, limit) -> [B, H]``: how many pages besides those that are always selected; scores
+        are ``-inf`` for these. None wants none.
     scores
-        ``[B, H, M]``, float32, ``-inf`` past the last page.
+        ``[B, H, M]``, float32, ``-inf`` past the last page; with a floor, logarithms of shares of the attention.
     num_pages
         ``[B]``, int32.
-    caps
-        Most pages each request and KV head may select, ``[B, H]``, int32.
-    forced
-        Pages that are selected whatever their scores.
-    dense_pages
-        Requests of up to so many pages select all that their cap has.
+    budget, limit
+        Pages that every KV head may select, and the most to which a rule or floor may raise that, ``[B]``, int32.
+    floor
+        Share of the estimated attention that selected pages hold, `cover`'s, ``[B]``, float32; at most 0 for none.
+    sink_pages, window_pages
+        Always-selected pages; at least the tail page.
+    growth
+        Counters; what is allowed beyond the budget is added.
     out
         Result buffer, ``[B, H]``, int32.
 
@@ -43,9 +54,17 @@ def allow(
     torch.Tensor
         ``[B, H]``, int32.
     """
-    least = torch.minimum(caps, torch.full_like(caps, forced))
-    least = torch.where((num_pages <= dense_pages)[:, None], caps, least)
     position = torch.arange(scores.shape[2], device=scores.device)
-    known = scores.masked_fill(position >= num_pages[:, None, None] - 1, -torch.inf)
-    allowed = torch.minimum(torch.maximum(rule(known, num_pages, caps).to(torch.int32), least), caps)
+    count = num_pages[:, None]
+    free = (position >= sink_pages) & (position < count - max(window_pages, 1))
+    known = scores.masked_fill(~free[:, None], -torch.inf)
+    forced = count - free.sum(1, dtype=torch.int32)[:, None]
+    wanted = forced + cover(known, floor)
+    if rule is not None:
+        wanted = torch.maximum(wanted, forced + rule(known, num_pages, budget, limit).to(torch.int32))
+    allowed = torch.minimum(torch.maximum(wanted, budget[:, None]), limit[:, None])
+    if growth is not None:
+        grown = allowed - budget[:, None]
+        growth.samples[growth.slots] += grown > 0
+        growth.pages[growth.slots] += grown
     return allowed if out is None else out.copy_(allowed)

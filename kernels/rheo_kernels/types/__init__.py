@@ -4,6 +4,7 @@ from rheo_kernels.types.admission import Admitted
 from rheo_kernels.types.batch import DecodeBatch
 from rheo_kernels.types.budgets import Budgets
 from rheo_kernels.types.estimates import Estimates
+from rheo_kernels.types.growth import Growth
 from rheo_kernels.types.idle_decay import IdleDecay
 from rheo_kernels.types.partials import Partials
 from rheo_kernels.types.selection import HitCounters, RunnersUp, Selected, Stamps
@@ -15,6 +16,7 @@ __all__ = [
     "Coverage",
     "DecodeBatch",
     "Estimates",
+    "Growth",
     "HitCounters",
     "IdleDecay",
     "Partials",
