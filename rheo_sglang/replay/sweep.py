@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -166,7 +168,7 @@ def sweep(
     """
     done: dict[Case, Outcome] = {}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(cases)), context) as pool:
+    with ProcessPoolExecutor(min(processes, len(cases)), context, _end_with_parent) as pool:
         futures = [pool.submit(_replay_in_process, trace.folder, case) for case in cases]
         try:
             for future in as_completed(futures):
@@ -186,6 +188,18 @@ def frames_of(trace: Trace, replayable: Replayable, case: Case) -> int:
         return int(trace.manifest["frames"])
     most = max((len(event.requests) for event in replayable.events if isinstance(event, Step)), default=1)
     return max(math.ceil(case.capacity * replayable.largest), most)
+
+
+def _end_with_parent() -> None:
+    """Have this process end when the one that started it does, however that ends: nobody would take what it finds."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _replay_in_process(folder: Path, case: Case) -> Outcome:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Replay traced sessions under every policy and capacity, and compare the aggregate's best pages with each step's.
 
-    PYTHONPATH=scripts python -m studies.replay_workloads --folder .models/traces
+    PYTHONPATH=scripts python -m studies.replay_workloads --folder traces
 
 Takes the traces that `studies.trace_workloads` left in the folder. Writes ``docs/benchmarks/results/replay_cpu.json``:
 hit rates of every tiering policy and of Belady's MIN for 1 to 3 times the selection, where only misses get frames and

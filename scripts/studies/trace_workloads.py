@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trace real sessions on a server: what every decode step selects and how it scores its pages.
 
-    PYTHONPATH=scripts python -m studies.trace_workloads chat --page-size 32 --folder .models/traces
+    PYTHONPATH=scripts python -m studies.trace_workloads chat --page-size 32 --folder traces
 
 Serves SmolLM2 in fp32 on the CPU with a budget of 10 %, selection from the first token on, and the recorder's own hit
 rates beside the trace, in ``FOLDER/SESSION-PAGE.json``. One server a session; `studies.replay_workloads` replays them.
