@@ -122,10 +122,10 @@ class RheoConfig:
     """Size of the frame pool in tokens, instead of GiB."""
     working_set_steps: int = 64
     """Decode steps over which working sets are counted: the distinct pages that a request selected in them."""
-    admission: Literal["auto", "working_set", "off"] = "auto"
-    """A waiting request joins the running ones if their working sets and what it needs fit into the frames
-    (``working_set``), or whenever SGLang has room for its tokens (``off``). ``auto``: by working set on a GPU; without
-    one a miss costs as little as a hit."""
+    admission: Literal["off", "working_set"] = "off"
+    """A waiting request joins the running ones whenever SGLang has room for its tokens (``off``), or if also their
+    working sets and what it needs fit into the frames (``working_set``). Without a GPU a miss costs as little as a
+    hit, so it only makes requests wait there."""
     admission_overcommit: float = 2.0
     """Working sets may take up to so many times the frames before nobody joins: not all of a working set is selected in
     one step."""

@@ -30,7 +30,7 @@ def make_admission(scheduler: Any) -> SchedulerAdmission | None:
     if not isinstance(backend, RheoAttentionBackend) or not scheduler.is_generation:
         return None
     config = backend.pool.config
-    if config.admission == "off" or (config.admission == "auto" and backend.pool.device == "cpu"):
+    if config.admission == "off":
         return None
     if runner.server_args.pp_size > 1:
         logger.info("rheo: with pipeline stages requests are not admitted by working set")
