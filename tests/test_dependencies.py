@@ -16,9 +16,12 @@ from rheo_sglang.evaluation.prompt_files import write_lines
 REPOSITORY = Path(__file__).parent.parent
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 PLAIN, EXTRA = set(PROJECT["dependencies"]), set(PROJECT["optional-dependencies"]["eval"])
-FROM_SGLANG = {"sglang", "sgl_kernel", "torch", "triton", "cuda"}
+FROM_SGLANG = {"sglang", "sgl_kernel", "torch", "triton", "cuda", "fastapi"}
 EVALUATION = REPOSITORY / "rheo_sglang" / "evaluation"
 TRACES, REPLAY = (REPOSITORY / "rheo_sglang" / name for name in ("traces", "replay"))
+
+READERS = {REPOSITORY / "rheo_sglang" / "importance" / f"{name}.py": name for name in ("vllm", "lmcache")}
+"""Files that another program imports, in whose process its own package is there."""
 
 
 def imported(*files: Path) -> set[str]:
@@ -37,8 +40,13 @@ def imported(*files: Path) -> set[str]:
 def test_the_plugin_needs_what_a_plain_install_brings() -> None:
     files = [*(REPOSITORY / "rheo_sglang").rglob("*.py"), *(REPOSITORY / "kernels").rglob("*.py")]
     with_extras = {EVALUATION, TRACES, REPLAY}
-    used = imported(*(file for file in files if not with_extras & set(file.parents)))
+    used = imported(*(file for file in files if file not in READERS and not with_extras & set(file.parents)))
     assert used - FROM_SGLANG == PLAIN
+
+
+def test_readers_of_importance_need_the_program_that_imports_them_alone() -> None:
+    for file, package in READERS.items():
+        assert imported(file) - PLAIN == {package}
 
 
 def test_traces_and_their_replay_need_what_their_extras_bring() -> None:
