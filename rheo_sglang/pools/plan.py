@@ -12,6 +12,7 @@ import torch
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.errors import ConfigError, reject
 from rheo_sglang.selection import SUMMARIES, EstimatingSummary
+from rheo_sglang.tiering import POLICIES
 
 logger = logging.getLogger(__name__)
 
@@ -59,13 +60,14 @@ class KVShape:
         """HBM bytes that prefill stages a prefix of ``tokens`` in: two layers, and a quarter for growth."""
         return tokens * 2 * self.token_bytes // self.layers * 5 // 4
 
-    def table_bytes(self, summary: str) -> int:
+    def table_bytes(self, summary: str, policy: str = "importance") -> int:
         """HBM bytes that every logical page costs: its summaries, and 16 for each layer and KV head.
 
-        Of these the page table takes 4, worth 4 and stamps 4; 4 are set aside for notes of pages and frames.
+        Of these the page table takes 4, worth 4 and stamps 4; 4 are set aside for notes of pages and frames. What the
+        policy keeps beside worth comes on top.
         """
         row_bytes = SUMMARIES[summary]().bytes_per_page(self.head_dim, self.page_size, self.dtype)
-        return self.layers * self.kv_heads * (row_bytes + 4 * 4)
+        return self.layers * self.kv_heads * (row_bytes + 4 * 4 + POLICIES[policy].state_bytes)
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def plan_pools(
             f"{allowed}, or a summary that estimates attention ({', '.join(estimating)}; {name} does not)",
             "rheo",
         )
-    table_bytes = shape.table_bytes(name)
+    table_bytes = shape.table_bytes(name, config.policy)
     frame_pages = _frames_asked(config, shape)
     cause = "host_pool_gib" if config.host_pool_gib is not None else "host_pool_ratio"
     if config.host_pool_gib is not None:

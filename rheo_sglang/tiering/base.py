@@ -83,6 +83,8 @@ class TieringPolicy(ABC):
 
     name: ClassVar[str]
     """What the configuration calls it."""
+    state_bytes: ClassVar[int] = 0
+    """Bytes that it keeps for a page in each layer and KV head beside ``worth``."""
     idle_decay: ClassVar[float] = 1.0
     """Factor in (0, 1] on a page's value for every decode step in which no running request listed it."""
 

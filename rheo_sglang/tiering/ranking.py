@@ -27,8 +27,9 @@ class Ranking(TieringPolicy):
     """
 
     idle_decay = IDLE_DECAY
+    state_bytes = 8
     state_dtypes: ClassVar[tuple[torch.dtype, ...]] = ()
-    """Of ``states``."""
+    """Of ``states``; with ``ranks``, which take 4 bytes, they take ``state_bytes``."""
 
     def __init__(self, inputs: PolicyInputs) -> None:
         super().__init__(inputs)

@@ -88,7 +88,8 @@ class TraceWriter:
 
     def drop_step(self) -> None:
         """Count a step that is not offered."""
-        self.dropped_steps += 1
+        with self._lock:
+            self.dropped_steps += 1
 
     def drop_prompts(self) -> None:
         """Count a prefill pass that is not offered."""
@@ -137,16 +138,15 @@ class TraceWriter:
             if item is None:
                 self._write_part()
                 return
-            make, size_ = item
-            try:
-                self._take(make())
-            finally:
-                with self._lock:
-                    self._waiting -= size_
+            make, waited = item
+            self._take(make())
+            with self._lock:
+                self._waiting -= waited
 
     def _take(self, event: Event) -> None:
         if self.ended:
-            self.dropped_steps += isinstance(event, Step)
+            if isinstance(event, Step):
+                self.drop_step()
             return
         if not self._events:
             self._since = time.monotonic()
@@ -170,7 +170,8 @@ class TraceWriter:
             unfinished.rename(path)
         except OSError as error:
             self.ended = True
-            self.dropped_steps += steps
+            with self._lock:
+                self.dropped_steps += steps
             logger.warning("rheo: tracing ends, for %s cannot be written (%s)", path, error.strerror or error)
             return
         self._parts += 1

@@ -7,7 +7,7 @@ import torch
 
 from rheo_kernels.types import Selected
 from rheo_sglang.page_table import PageTable
-from rheo_sglang.tiering import POLICIES, SELECTED
+from rheo_sglang.tiering import POLICIES, SELECTED, TieringPolicy
 from rheo_sglang.tiering.importance import IDLE_DECAY
 
 LAYERS, HEADS, PAGES = 2, 2, 10
@@ -16,6 +16,21 @@ LAYERS, HEADS, PAGES = 2, 2, 10
 @pytest.fixture(params=sorted(POLICIES.names()))
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+def test_a_policy_keeps_as_many_bytes_for_a_page_as_the_plan_counts(name: str) -> None:
+    few, many = (
+        PageTable(LAYERS, HEADS, 4, 16, pages, 4, "mean", name, torch.float32, "cpu").policy
+        for pages in (PAGES, 2 * PAGES)
+    )
+
+    def kept(policy: TieringPolicy) -> int:
+        found = [
+            one for value in vars(policy).values() for one in (value if isinstance(value, list) else [value])
+        ]
+        return sum(one.nbytes for one in found if isinstance(one, torch.Tensor) and one.ndim == 3)
+
+    assert kept(many) - kept(few) == LAYERS * HEADS * PAGES * (4 + few.state_bytes)
 
 
 class Steps:
