@@ -52,7 +52,7 @@ def test_pool_sizes_are_those_that_were_planned() -> None:
     sizes = pool_sizes(KV, counters, MILLION, "bound")
     assert sizes["frames_gib"] == pytest.approx(4, rel=0.001)
     assert sizes["host_pool_gib"] * GIB == (plan.host_pages + 1) * KV.page_bytes
-    assert sizes["page_table_and_summaries_gib"] * GIB == (plan.host_pages + 1) * rows * (2 * 128 * 2 + 12)
+    assert sizes["page_table_and_summaries_gib"] * GIB == (plan.host_pages + 1) * rows * (2 * 128 * 2 + 16)
     for tokens in (8192, 500001, MILLION):
         staged = staged_capacity(tokens) * HALVES * KV.token_bytes // KV.layers
         assert staged <= sizes["staging_bound_gib"] * GIB

@@ -23,7 +23,7 @@ def test_every_setting_says_what_it_means() -> None:
 
 def test_choices_are_those_of_the_package() -> None:
     assert choices("summary") == ("bound", "mean", "subcentroids2", "subcentroids4", "subcentroids8")
-    assert choices("budget") == ("fixed",)
-    assert set(choices("policy")) == {"importance", "lfu", "lru"}
+    assert choices("budget") == ("fixed", "coverage")
+    assert set(choices("policy")) == {"importance", "lfu", "lru", "predicted", "recency", "window"}
     assert choices("recorder") == ("off", "hits", "mass")
     assert choices("sink_pages") == ()
