@@ -7,9 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from rheo_kernels import reference
 from rheo_sglang.tiering.base import PolicyInputs, Selection, TieringPolicy, most_attended
-from rheo_sglang.tiering.importance import IDLE_DECAY
+from rheo_sglang.tiering.ranks import IDLE_DECAY, RankAverage
 
 
 class Ranking(TieringPolicy):
@@ -36,7 +35,7 @@ class Ranking(TieringPolicy):
         self.ranks = torch.zeros_like(self.worth)
         self.states = [torch.zeros_like(self.worth, dtype=dtype) for dtype in self.state_dtypes]
         self.used = torch.zeros_like(self.worth[0], dtype=torch.bool)
-        self.best_ranks = self.worth[0].to(torch.int32) if inputs.triton else None
+        self._average = RankAverage(self.ranks, inputs.triton)
 
     @property
     @abstractmethod
@@ -108,7 +107,7 @@ class Ranking(TieringPolicy):
         num_pages: torch.Tensor,
     ) -> None:
         """Rank by ``scores``, ``[B, H, M]``, and value all listed pages; ``used`` are pages, ``[H, X]``, 0 = none."""
-        self._rank(layer, scores, pages, num_pages)
+        self._average.update(layer, scores, pages, num_pages, self.rank_alpha)
         self.used.zero_().scatter_(1, used, True)
         position = torch.arange(pages.shape[1], device=pages.device)
         listed = pages.long().where(position < num_pages[:, None], 0).flatten()
@@ -117,15 +116,3 @@ class Ranking(TieringPolicy):
         padding = listed == 0
         for state, values in zip((self.worth, *self.states), (worth, *after), strict=True):
             state[layer].index_copy_(1, listed, values.masked_fill(padding, 0))
-
-    def _rank(self, layer: int, scores: torch.Tensor, pages: torch.Tensor, num_pages: torch.Tensor) -> None:
-        alpha, ranks = self.rank_alpha, self.ranks[layer]
-        if self.best_ranks is None:
-            past = torch.arange(scores.shape[2], device=scores.device) >= num_pages[:, None, None]
-            latest = reference.rank_normalise(scores.masked_fill(past, -torch.inf), num_pages)
-            reference.update_importance(ranks, latest, pages, num_pages, alpha)
-        else:
-            from rheo_kernels.triton import update_importance
-
-            shared = self.best_ranks if scores.shape[0] > 1 else None
-            update_importance(scores, pages, num_pages, alpha, ranks, shared)

@@ -8,7 +8,7 @@ import torch
 from rheo_kernels.types import Selected
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.tiering import POLICIES, SELECTED, TieringPolicy
-from rheo_sglang.tiering.importance import IDLE_DECAY
+from rheo_sglang.tiering.ranks import IDLE_DECAY
 
 LAYERS, HEADS, PAGES = 2, 2, 10
 
