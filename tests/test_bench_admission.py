@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.admission import SERVERS, SIZES, did, documents, hit_rate, summary, write_dataset
+from benchmarks.admission import SERVERS, SIZES, did, hit_rate, summary
+from common.bench_serving import documents, write_dataset
 from common.measurement import MODEL, tokenizer
 from rendering.admission_section import admission
 from rendering.results import table

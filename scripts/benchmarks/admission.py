@@ -23,8 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,33 +30,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from common.bench_serving import bench, documents, write_dataset
 from common.measurement import (
     MODEL,
     RESULTS,
     gpu_in_words,
     keep_result,
-    language_reference,
     machine_in_words,
     result_document,
-    tokenizer,
 )
 from common.sglang_server import SGLangServer
 
-RUN_SECONDS = 3600.0
 SERVERS: dict[str, dict[str, Any]] = {
     "admission": {"admission": "working_set"},
     "thrash_control": {"admission": "working_set", "admission_overcommit": 1000.0},
     "off": {"admission": "off"},
 }
-FIGURES = (
-    "output_throughput",
-    "median_tpot_ms",
-    "p95_tpot_ms",
-    "p99_tpot_ms",
-    "median_ttft_ms",
-    "p99_ttft_ms",
-    "completed",
-)
 
 
 @dataclass(frozen=True)
@@ -93,56 +80,6 @@ SIZES = {
         ("--context-length", "2048", "--max-running-requests", "8", "--max-total-tokens", "24576"),
     ),
 }
-
-
-def documents(model: Path, count: int, tokens: int) -> list[str]:
-    """Texts of about ``tokens`` tokens that begin at different places of real text, which goes round."""
-    text = language_reference()
-    per_token = 100_000 / len(tokenizer(model).encode(text[:100_000]).ids)
-    length = int(tokens * per_token)
-    text *= 2 + length // len(text)
-    starts = [number * (len(text) // 2 - 1) // count for number in range(count)]
-    return [text[start : start + length] for start in starts]
-
-
-def write_dataset(texts: list[str], path: Path) -> None:
-    """The texts as conversations of one turn, which ``bench_serving`` reads."""
-    path.write_text(
-        json.dumps([{"conversations": [{"value": text}, {"value": "An answer."}]} for text in texts])
-    )
-
-
-def bench(
-    server: SGLangServer, dataset: Path, prompts: int, concurrency: int, answer_tokens: int
-) -> dict[str, Any]:
-    """Figures of one run of ``bench_serving``.
-
-    Raises
-    ------
-    subprocess.CalledProcessError
-        If it fails.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run.jsonl"
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "sglang.bench_serving", "--backend", "sglang"),
-                *("--base-url", server.base_url, "--model", str(server.model)),
-                *("--dataset-name", "sharegpt", "--dataset-path", str(dataset)),
-                *("--sharegpt-output-len", str(answer_tokens), "--num-prompts", str(prompts)),
-                *("--max-concurrency", str(concurrency), "--output-file", str(out)),
-                *("--seed", "1", "--warmup-requests", "0", "--disable-tqdm"),
-            ],
-            env=server.environment,
-            check=True,
-            timeout=RUN_SECONDS,
-            stdout=subprocess.DEVNULL,
-        )
-        found = json.loads(out.read_text().splitlines()[-1])
-    figures = {name: round(found[name], 2) for name in FIGURES}
-    if found["completed"] != prompts:
-        raise RuntimeError(f"{found['completed']} of {prompts} requests were answered")
-    return figures
 
 
 def state(server: SGLangServer) -> dict[str, Any]:
