@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from benchmarks.serving import dense_tokens, engines, kv_bytes_of_a_token, ratios
 
 
