@@ -21,12 +21,15 @@ from common.measurement import gpu_in_words, keep_result, result_document
 from rheo_kernels.cuda.attend import Workspace, attend_selected
 from rheo_kernels.cuda.estimate import estimate, log_shares
 from rheo_kernels.cuda.select_resolve import select_resolve
-from rheo_kernels.triton import tail, tail_splits
+from rheo_kernels.triton import allow, count_working_sets, tail, tail_splits
+from rheo_kernels.triton.working_sets import total_programs
 from rheo_kernels.types import Estimates, Partials, Selected, Tail
 from rheo_kernels.types.subcentroids import SubcentroidLayout, subcentroid_layout
 
 HEADS, GROUP, DIM = 8, 4, 128
 LAYERS = 8
+MODEL_LAYERS = 36
+FLOOR = 0.9
 COPY_BYTES = 2**30
 
 
@@ -67,6 +70,21 @@ def measure(
         "log_shares": time_us([lambda: log_shares(found, seq_lens, size, scores)]),
         "estimate_floor": (listed * layout.value_offset + written) / rate,
     }
+    caps, most = (
+        torch.full((batch,), pages_of, dtype=torch.int32, device=device) for pages_of in (64, width)
+    )
+    floor = torch.full((batch,), FLOOR, device=device)
+    listed_pages = torch.full((batch,), width, dtype=torch.int32, device=device)
+    allowed = torch.empty((batch, HEADS), dtype=torch.int32, device=device)
+    result["allow"] = time_us(
+        [lambda: allow(None, scores, listed_pages, caps, most, floor, 1, 2, None, allowed)]
+    )
+    stamps = torch.randint(0, 64, (MODEL_LAYERS * HEADS, total), dtype=torch.int32, device=device)
+    active = torch.full((total,), 64, dtype=torch.int32, device=device)
+    sets = torch.empty((stamps.shape[0], batch + total_programs(total)), dtype=torch.int32, device=device)
+    result["working_sets"] = time_us(
+        [lambda: count_working_sets(pages, listed_pages, active, stamps, 64, 32, sets)]
+    )
     found.lse.scatter_(2, order[..., :selected].repeat_interleave(GROUP, 1), -torch.inf)
     result["tail"] = time_us(tails)
     result["tail_floor"] = (listed * (layout.width - layout.scales_offset) + written) / rate
@@ -75,7 +93,6 @@ def measure(
     frame_total = batch * selected + 1
     frames = torch.randn((LAYERS, HEADS, frame_total, 2, DIM * size), device=device).to(torch.bfloat16)
     table = torch.randint(0, frame_total, (HEADS, total), dtype=torch.int32, device=device)
-    num_pages = torch.full((batch,), width, dtype=torch.int32, device=device)
     budget = torch.full((batch, HEADS), selected, dtype=torch.int32, device=device)
     chosen = Selected.allocate(batch, HEADS, selected, device)
     out = torch.empty_like(q)
@@ -83,7 +100,9 @@ def measure(
     def select(layer: torch.Tensor) -> None:
         estimate(q, layer, pages, seq_lens, scale, layout, found)
         log_shares(found, seq_lens, size, scores)
-        select_resolve(scores, pages, num_pages, seq_lens, budget, table, size, 1, 2, chosen, lse=found.lse)
+        select_resolve(
+            scores, pages, listed_pages, seq_lens, budget, table, size, 1, 2, chosen, lse=found.lse
+        )
 
     def attend(layer: int, workspace: Workspace, tail: Tail | None) -> None:
         attend_selected(q, frames[layer], None, chosen, scale, size, workspace, out, tail=tail)
@@ -92,7 +111,7 @@ def measure(
     for name, tail_width in (("attend", 0), ("attend_with_tail", width)):
         workspace = Workspace.allocate(batch * HEADS, GROUP, DIM, size, selected, q.device, tail_width)
         left_out = [
-            Tail(found.lse, layer, pages, layout, num_pages) if tail_width else None for layer in summaries
+            Tail(found.lse, layer, pages, layout, listed_pages) if tail_width else None for layer in summaries
         ]
         result[name] = time_us(
             [partial(attend, layer, workspace, left_out[layer]) for layer in range(LAYERS)]
