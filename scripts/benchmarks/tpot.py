@@ -64,6 +64,7 @@ MISS_MODES = ("fetch", "split", "auto")
 ENGINES = {
     "fa3": EngineCase(None, ALL),
     "resident": EngineCase({"budget_ratio": SELECTED[""]}, ALL, profiled=[("128k", 1)]),
+    "default": EngineCase({}, ALL, profiled=[("128k", 1)]),
     **{
         f"10pct-bs{batch}{suffix}{scores}": EngineCase(
             {"budget_ratio": ratio, "frame_pool_tokens": batch * CONTEXTS["128k"] // 10},
@@ -304,13 +305,9 @@ def ratios(metrics: dict[str, Any]) -> dict[str, float]:
             keys[key] = metrics[engine][label]["tpot_ms"] / metrics["fa3"][dense]["tpot_ms"]
 
     for context, batch in (pair for group in ALL for pair in group):
-        suffix = "" if context == "2k" else "_resident"
-        ratio(
-            f"tpot_ratio_{context}_bs{batch}{suffix}",
-            "resident",
-            f"{context}_bs{batch}",
-            f"{context}_bs{batch}",
-        )
+        label, suffix = f"{context}_bs{batch}", "" if context == "2k" else "_resident"
+        ratio(f"tpot_ratio_{label}{suffix}", "resident", label, label)
+        ratio(f"tpot_ratio_{label}{suffix}_default", "default", label, label)
     for batch, suffix in ((batch, suffix) for batch in (1, 4) for suffix in SELECTED):
         label, engine = f"128k_bs{batch}", f"10pct-bs{batch}{suffix}"
         key = f"tpot_ratio_{label}_10pct" + suffix.replace("-", "_")
