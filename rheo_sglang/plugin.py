@@ -135,7 +135,7 @@ def parse_flag(original: Any, cls: Any, args: Any) -> Any:
 
 def adapt_arguments(server_args: Any) -> None:
     """Check the unresolved server arguments and select what rheo needs."""
-    from rheo_sglang.validate import adapt_server_args, check_device, uses_rheo
+    from rheo_sglang.validate import adapt_server_args, check_device, check_kernels, uses_rheo
 
     if not uses_rheo(server_args) or getattr(server_args, "_resolution_finished", False):
         return
@@ -143,6 +143,7 @@ def adapt_arguments(server_args: Any) -> None:
         RheoConfig.from_environment()
         adapt_server_args(server_args)
         check_device(server_args.device)
+        check_kernels()
         expect_schedulers()
     except ConfigError as error:
         refuse(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from rheo_sglang.errors import ConfigError, reject
 
@@ -23,10 +23,13 @@ class Registry(Generic[T]):
     ----------
     kind
         What they are, which is also the configuration's key (``summary``, ``budget``, ``policy``).
+    base
+        What all of them are subclasses of.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, base: type) -> None:
         self.kind = kind
+        self.base = base
         self._classes: dict[str, type[T]] = {}
 
     def register(self, cls: type[T]) -> type[T]:
@@ -35,8 +38,12 @@ class Registry(Generic[T]):
         Raises
         ------
         ConfigError
-            If it has no name or lacks methods, or another class has the name.
+            If it is no subclass of the base, has no name or lacks methods, or another class has the name.
         """
+        if not (isinstance(cls, type) and issubclass(cls, self.base)):
+            raise ConfigError(
+                f"{self.kind}: {_place(cls)} is no {self.base.__name__}; allowed: subclasses of {_place(self.base)}"
+            )
         name = getattr(cls, "name", None)
         if not isinstance(name, str) or not name:
             raise ConfigError(f"{self.kind}: {_place(cls)} has name={name!r}; allowed: a text of its own")
@@ -64,5 +71,5 @@ class Registry(Generic[T]):
         return self._classes[name]
 
 
-def _place(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+def _place(cls: Any) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}" if hasattr(cls, "__qualname__") else repr(cls)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from typing import Any, NoReturn
@@ -116,6 +117,24 @@ def check_device(device: str | None) -> None:
             f"rheo: --device cpu {why}, and SGLang chooses its CPU engine only before it starts; allowed: "
             f"'rheo serve' with the same arguments, or {CPU_ENGINE}=1 in the environment"
         )
+
+
+def check_kernels() -> None:
+    """Check that the compiled module is there, which attends on the CPU: misses, or without a GPU everything.
+
+    Raises
+    ------
+    ConfigError
+        Saying what cannot be loaded and what helps.
+    """
+    try:
+        importlib.import_module("rheo_kernels.cpu")
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"rheo: the compiled module of rheo_kernels.cpu does not load ({reason}); allowed: a package that was "
+            "built for this Python, by 'pip install .' in the repository; 'rheo doctor' checks it"
+        ) from None
 
 
 def captures_decode(config: RheoConfig, device: str) -> bool:

@@ -96,5 +96,5 @@ class BudgetRule(ABC):
         return type(self).allow is not BudgetRule.allow
 
 
-BUDGETS: Registry[BudgetRule] = Registry("budget")
+BUDGETS: Registry[BudgetRule] = Registry("budget", BudgetRule)
 """Budget rules by name."""

@@ -215,5 +215,5 @@ def most_attended(mass: torch.Tensor, caps: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(mass, dtype=torch.bool).scatter_(2, order, within)
 
 
-POLICIES: Registry[TieringPolicy] = Registry("policy")
+POLICIES: Registry[TieringPolicy] = Registry("policy", TieringPolicy)
 """Tiering policies by name."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
 from rheo_sglang.config import ENVIRONMENT, ConfigError
-from rheo_sglang.validate import adapt_server_args, uses_rheo
+from rheo_sglang.validate import adapt_server_args, check_kernels, uses_rheo
 from unit.sglang_versions import unresolved_arguments
 
 REFUSED: list[tuple[str, Any, str]] = [
@@ -113,3 +115,19 @@ def test_a_setting_of_the_tree_refuses_what_leaves_it_nothing_to_work_on(
     assert allowed in message
     monkeypatch.delenv(ENVIRONMENT)
     adapt_server_args(arguments)
+
+
+def test_a_compiled_module_that_does_not_load_is_named_in_one_sentence() -> None:
+    """Before any weights are loaded; the process is one that has not loaded it yet."""
+    code = (
+        "import sys; sys.modules['rheo_kernels.cpu._native'] = None\n"
+        "from rheo_sglang.errors import ConfigError\n"
+        "from rheo_sglang.validate import check_kernels\n"
+        "try: check_kernels()\n"
+        "except ConfigError as error: print(error)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.startswith("rheo: the compiled module of rheo_kernels.cpu does not load (")
+    assert "; allowed: a package that was built for this Python" in found.stdout
+    assert found.stdout.count("\n") == 1
+    check_kernels()
