@@ -44,6 +44,10 @@ class SideStream:
             current.wait_event(self.stream.record_event())
         return torch.cuda.stream(self.stream)
 
+    def resume(self) -> AbstractContextManager[object]:
+        """Send the context's work to this stream, after what it has been given since it was forked."""
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
     def mark(self) -> torch.cuda.Event | None:
         """An event after this stream's work so far; None where work runs in line."""
         return None if self.stream is None else self.stream.record_event()

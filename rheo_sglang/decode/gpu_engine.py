@@ -45,6 +45,7 @@ class GpuDecodeEngine(DecodeEngine):
         device = inputs.frames.device
         self.variants = make_variants(self.budget)
         self.append_stream = SideStream(device)
+        self.last_layer = len(inputs.frames) - 1
         self.scoring = make_scoring(inputs)
         self.attention = make_attention(inputs.host, inputs.frames, inputs.heads, inputs.page_size)
         self.miss_path = make_miss_path(inputs, self.residency, self.attention)
@@ -196,9 +197,10 @@ class GpuDecodeEngine(DecodeEngine):
         scale: float,
         out: torch.Tensor,
     ) -> None:
-        with self.append_stream.fork():
-            stored = self._append(layer, step, k, v)
-        self.append_stream.wait(stored)
+        self._append(layer, step, k, v)
+        if layer == self.last_layer:
+            with self.append_stream.fork():
+                self._summarise_tails(step)
         page_table, step_number = self.table.frame_of[layer], self.table.step
         self.attention.dense(
             layer, step.batch, q, scale, step.workspace, out, page_table, self.missed_at, step_number
@@ -216,17 +218,22 @@ class GpuDecodeEngine(DecodeEngine):
         out: torch.Tensor,
     ) -> None:
         # The score is launched first, so that what runs meanwhile takes no place from it.
-        append_fork = self.append_stream.fork()
+        beside_scores = self.append_stream.fork()
         self.miss_path.join()
         if self.tracer is not None:
             self.tracer.join()
         self.scoring(layer, step, q, scale)
-        with append_fork:
+        with beside_scores:
             self.miss_path.send(layer, step, q, scale)
+            if not self.scoring.estimates:
+                self._append(layer, step, k, v)
         if self.scoring.estimates:
-            append_fork = self.append_stream.fork()
-        with append_fork:
-            stored = self._append(layer, step, k, v)
+            with self.append_stream.fork():
+                self._append(layer, step, k, v)
+        stored = self.append_stream.mark()
+        if layer == self.last_layer:
+            with self.append_stream.resume():
+                self._summarise_tails(step)
         self._select(layer, step)
         if self.tracer is not None:
             self.tracer.layer(layer, step.scores, step.selected[layer])
@@ -237,7 +244,7 @@ class GpuDecodeEngine(DecodeEngine):
 
     def _end_with(self, layer: int) -> None:
         """End the step with its last layer, unless the model does."""
-        if layer == len(self.frames) - 1 and not self.ended_by_model:
+        if layer == self.last_layer and not self.ended_by_model:
             self.end_step()
 
     def end_step(self) -> None:
@@ -247,17 +254,33 @@ class GpuDecodeEngine(DecodeEngine):
         if self.tracer is not None:
             self.tracer.join()
 
-    def _append(
-        self, layer: int, step: StepBuffers, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.cuda.Event | None:
-        """Append the new tokens, then summarise their pages anew; the event between both."""
+    def _append(self, layer: int, step: StepBuffers, k: torch.Tensor, v: torch.Tensor) -> None:
         table, batch = self.table, step.batch
-        tails = batch.tail_pages, batch.tail_offsets, table.frame_of[layer], self.frames[layer]
-        summaries = table.summary, table.summaries[layer]
-        append(k, v, *tails, *summaries, self.page_size)
-        stored = self.append_stream.mark()
-        summarise_tails(*tails, *summaries, self.heads.dim, self.page_size)
-        return stored
+        append(
+            k,
+            v,
+            batch.tail_pages,
+            batch.tail_offsets,
+            table.frame_of[layer],
+            self.frames[layer],
+            table.summary,
+            table.summaries[layer],
+            self.page_size,
+        )
+
+    def _summarise_tails(self, step: StepBuffers) -> None:
+        """Of all layers at once, beside the end of the model: the next step's scores are the first to read them."""
+        table, batch = self.table, step.batch
+        summarise_tails(
+            batch.tail_pages,
+            batch.tail_offsets,
+            table.frame_of.view(-1, table.frame_of.shape[2]),
+            self.frames.view(-1, *self.frames.shape[2:]),
+            table.summary,
+            table.summaries.view(-1, *table.summaries.shape[2:]),
+            self.heads.dim,
+            self.page_size,
+        )
 
     def _select(self, layer: int, step: SparseBuffers[Any]) -> None:
         config, batch, runners_up = self.config, step.batch, step.runners_up[layer]
