@@ -25,7 +25,7 @@ constexpr int kStaged = 2 * THREADS;             // columns of the result in sha
 constexpr int kFew = 128;                        // keys that are ranked rather than counted
 constexpr u32 kRunnersUp = 48;                   // runners-up, frames or not: about as many, where scores differ
 constexpr bool kPagesInRegisters = ITEMS <= 8;   // registers hold pages and frames, not keys alone
-constexpr int kTogether = ITEMS == 16 ? 16 : 8;  // otherwise: items looked up at a time
+constexpr int kTogether = 8;                     // otherwise: items looked up at a time
 
 // Keys of scores lie between those of -inf and +inf, keys of pages that need no score beyond them.
 constexpr u32 kNever = 0, kLeast = 0x007fffffu, kGreatest = 0xff800000u, kAlways = 0xffffffffu;
