@@ -20,6 +20,7 @@ CENTRE_GROUPS = tl.constexpr(types.CENTRE_GROUPS)
 LEVELS = tl.constexpr(types.LEVELS)
 TILE_ROWS = tl.constexpr(types.TILE_ROWS)
 COLUMNS = tl.constexpr(types.COLUMNS)
+LEAST_HEAD_DIM = 32
 
 
 @triton.jit
@@ -104,9 +105,9 @@ class SubcentroidSummary(EstimatingSummary):
         return subcentroid_layout(head_dim, page_size, self.row_tokens)
 
     def unsupported(self, head_dim: int, page_size: int, kv_dtype: torch.dtype) -> str | None:
-        """Head sizes that are no power of two, and those without groups of dimensions for the scales."""
-        if head_dim < 2 * types.GROUPS or head_dim & (head_dim - 1):
-            return f"needs a head size that is a power of two from {2 * types.GROUPS} on, not {head_dim}"
+        """Head sizes that are no power of two, and those whose halves are too small for a product of tensor cores."""
+        if head_dim < LEAST_HEAD_DIM or head_dim & (head_dim - 1):
+            return f"needs a head size that is a power of two from {LEAST_HEAD_DIM} on, not {head_dim}"
         return None
 
     def fold_chunk(self, keys: torch.Tensor, values: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

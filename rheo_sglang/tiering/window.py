@@ -11,6 +11,8 @@ STEPS = 31
 """Steps of the window: bits of an int32 without its sign."""
 TOP = 0.2
 """Share of a request's pages that counts as the best."""
+ROUNDING = 1e-4
+"""Ranks are quotients of small numbers; one that is exactly at the border is below it, whoever divides."""
 
 
 @POLICIES.register
@@ -28,7 +30,7 @@ class SlidingWindow(Ranking):
         self, ranks: torch.Tensor, used: torch.Tensor, states: list[torch.Tensor]
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """See `Ranking.value`; each bit of the state is a step, the lowest the newest."""
-        history = ((states[0] << 1) & (2**STEPS - 1)) | (ranks > 1 - TOP).to(torch.int32)
+        history = ((states[0] << 1) & (2**STEPS - 1)) | (ranks > 1 - TOP + ROUNDING).to(torch.int32)
         return (_ones(history) + ranks) / (STEPS + 1), [history]
 
 

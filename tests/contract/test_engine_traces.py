@@ -56,7 +56,7 @@ class Observed:
                 for heads in (GROUP * HEADS, HEADS, HEADS)
             )
             self.server.step(now, q, k, v)
-        self.server.table.release(free[:2])
+        self.server.table.release(free[:2].to(self.server.table.frame_of.device))
         self.server.engine.settle()
         self.tracer.close()
 

@@ -15,7 +15,7 @@ from rheo_sglang.recorder import Recorder
 from rheo_sglang.selection import EstimatingSummary
 from rheo_sglang.traces import Tracer
 
-LAYERS, HEADS, GROUP, DIM, PAGE_SIZE, PAGES = 2, 2, 2, 16, 16, 60
+LAYERS, HEADS, GROUP, DIM, PAGE_SIZE, PAGES = 2, 2, 2, 32, 16, 60
 CONTEXT = 14 * PAGE_SIZE
 SCALE = DIM**-0.5
 ROWS = 4

@@ -193,7 +193,7 @@ def test_what_a_rule_wants_and_what_a_floor_needs_are_joined(rng: torch.Generato
 
     def rule(known: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         assert bool(known[..., [0, 48, 49]].isneginf().all())
-        return torch.full(known.shape[:2], 7)
+        return torch.full(known.shape[:2], 7, device=known.device)
 
     floor = torch.tensor([0.0, 0.999], device=rng.device)
     allowed = reference.allow(rule, scores, num_pages, budget, limit, floor, SINK, WINDOW)

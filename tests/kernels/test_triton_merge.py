@@ -95,6 +95,8 @@ def test_merge_counts_the_share_of_attention_that_is_not_the_tail_s(host: bool, 
     tail.lse[:HEADS].fill_(-torch.inf)
     hits.lse[HEADS].fill_(-torch.inf)
     misses.lse[HEADS].fill_(-torch.inf)
+    tail.lse[HEADS, 0].fill_(0.0)
+    tail.out[HEADS, 0].fill_(0.0)
     host_out = normal((BATCH, HEADS * GROUP, 64), torch.float32, rng) if host else None
     host_lse = normal((BATCH, HEADS * GROUP), torch.float32, rng) if host else None
     shares = torch.ones((5, 2, HEADS), device=rng.device)
