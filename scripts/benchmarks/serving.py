@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ DOCUMENTS = 24
 DOCUMENT_TOKENS = 28000
 AT_ONCE = 48
 WARM_TOKENS = 4
+GENERATED = re.compile(r"gen throughput \(token/s\): ([\d.]+)")
+"""In SGLang's log, once in some steps: what the scheduler makes, whenever clients get it."""
 KV_GIB = 4.0
 DRAM_GIB = 40
 """Of HiCache."""
@@ -79,6 +82,7 @@ def told(server: SGLangServer) -> dict[str, Any]:
     overall = (state.get("rheo", {}).get("recorder") or {}).get("overall") or {}
     lines = server.log.read_text(errors="replace").splitlines()
     return {
+        "scheduler_tokens_per_s": [float(rate) for rate in GENERATED.findall("\n".join(lines))],
         "recorder": {key: value for key, value in overall.items() if isinstance(value, int | float)},
         "memory": [line.split("] ", 1)[-1] for line in lines if " GiB" in line and "rheo" in line],
     }

@@ -21,7 +21,6 @@ FIGURES = (
     "p99_tpot_ms",
     "median_itl_ms",
     "p99_itl_ms",
-    "max_itl_ms",
     "median_ttft_ms",
     "p99_ttft_ms",
     "completed",

@@ -93,6 +93,7 @@ def result_document(
         if option in RESULT_OPTIONS:
             file = f"{name}.json" if option == "--out" else Path(arguments[i + 1]).name
             arguments[i + 1] = f"docs/benchmarks/results/{file}"
+    arguments = [Path(word).name if Path(word).is_absolute() else word for word in arguments]
     return {
         "name": name,
         "date": datetime.date.today().isoformat(),

@@ -16,6 +16,8 @@ from rendering import budget_rules
 from rendering.marked_page import fill
 
 PAGE = REPOSITORY / "docs" / "quality.md"
+TOKENS_SELECTED = 2048
+"""Least of the default: 64 pages of 32 tokens."""
 PATH_PARTS = {
     "estimate": "estimate",
     "log_shares": "shares",
@@ -24,6 +26,8 @@ PATH_PARTS = {
     "attend_with_tail": "attend both",
     "path": "**all but attending the selected**",
     "path_floor": "floor",
+    "allow": "the budget of a floor of 0.9, where one is set",
+    "working_sets": "counting working sets, all layers, once in 16 steps",
 }
 
 
@@ -105,6 +109,26 @@ def answers() -> str:
     return f"{rows_of(lines)}\n\n{about}"
 
 
+def default() -> str:
+    """Divergence of the settings that a server has without any."""
+    result = load("selection_default")
+    metrics = result["metrics"]
+    lines = [
+        ["", "selected", "KL", "same first choice"],
+        *(
+            [
+                f"{length.upper()} tokens",
+                f"{max(TOKENS_SELECTED / tokens, 0.04):.0%}",
+                figure(metrics, f"kl_default_{length}", digits=4),
+                figure(metrics, f"top1_default_{length}"),
+            ]
+            for length, tokens in (("8k", 8192), ("32k", 32768))
+        ),
+    ]
+    about = f"{metrics['prompts_divergence']} prompts; {result['machine']}; {result['date']}."
+    return f"{rows_of(lines)}\n\n{about}"
+
+
 def selection_path() -> str:
     """What selecting by estimates takes on a GPU, by page and row length."""
     result = load("estimate_kernels_gpu")
@@ -125,7 +149,12 @@ def selection_path() -> str:
     return f"{rows_of(lines)}\n\n`{result['command']}` on {result['machine']}; {result['date']}."
 
 
-RENDERED = {"answers": answers, "selection-path": selection_path, "budget-rules": budget_rules.table}
+RENDERED = {
+    "answers": answers,
+    "default": default,
+    "selection-path": selection_path,
+    "budget-rules": budget_rules.table,
+}
 
 
 def main() -> None:

@@ -21,7 +21,8 @@ from rendering.admission_section import admission
 from rendering.cpu_sections import cpu_attention, cpu_server
 from rendering.exactness_sections import exactness, exactness_gpu, fuzzed_prefill, trees_compared
 from rendering.prefill_sections import prefill
-from rendering.speed_sections import miss_path, tpot, tpot_select4
+from rendering.serving_section import serving
+from rendering.speed_sections import miss_path, tpot, tpot_default, tpot_select4
 
 DOCS = REPOSITORY / "docs"
 PLOTS = DOCS / "benchmarks"
@@ -161,6 +162,8 @@ def page(plots: Path = PLOTS) -> str:
         ("house_gpu", trees_compared),
         ("tpot_gpu", tpot),
         ("tpot_select4_gpu", tpot_select4),
+        ("tpot_default_gpu", tpot_default),
+        ("serving_gpu", serving),
         ("split_gpu", miss_path, plots),
         ("cpu_attention", cpu_attention, plots),
         ("cpu_server", cpu_server),
