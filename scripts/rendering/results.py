@@ -22,6 +22,7 @@ from rendering.cpu_sections import cpu_attention, cpu_server
 from rendering.exactness_sections import exactness, exactness_gpu, fuzzed_prefill, trees_compared
 from rendering.prefill_sections import prefill
 from rendering.serving_section import serving
+from rendering.soak_section import soak
 from rendering.speed_sections import miss_path, tpot, tpot_default, tpot_select4
 
 DOCS = REPOSITORY / "docs"
@@ -170,6 +171,8 @@ def page(plots: Path = PLOTS) -> str:
         ("prefill_gpu", prefill, plots),
         ("admission", admission),
         ("admission_cpu", admission),
+        ("soak_gpu", soak),
+        ("soak_cpu", soak),
     ):
         result = load(name)
         if result is not None:

@@ -137,7 +137,7 @@ def tpot_default(result: dict[str, Any], table: Any, provenance: Any) -> str:
         [
             "## Time per output token, default settings",
             "Sub-centroids of four tokens, 4 % selected, the rest attended by its estimates; the whole KV is resident. "
-            "`summarise_tails` still ran once a layer in this run; it has run once a step since, and was not timed again.",
+            "`summarise_tails` still ran once a layer in this run; it has run once a step since, not timed again.",
             table(
                 ["context", "batch", "engine", "ms", "of fa3", "hit rate", "both work", "first token, s"],
                 tpot_rows(result["metrics"]),
