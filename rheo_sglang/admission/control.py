@@ -154,10 +154,7 @@ class AdmissionControl:
         self._take(running)
         before = self.controller.factor, self.controller.limit
         smaller = max(before[0] * SHRINK, self.controller.rules.least_factor)
-        can_shrink = any(
-            self.budget.cap_of(self._pages(request), smaller, request.budget) < self.cap(request)
-            for request in running
-        )
+        can_shrink = any(self._bounds(request, smaller) < self._bounds(request, before[0]) for request in running)
         action = Action.NONE
         if not self.all_fit:
             seen = Observation(self.hit_rate, self.total, self.frames, len(running), can_shrink)
@@ -171,6 +168,10 @@ class AdmissionControl:
             self.budget.shrink(self.controller.factor)
             self._resized = steps
         return max(len(running) - (self.controller.limit or 0), 0) if action is Action.PAUSE else 0
+
+    def _bounds(self, request: Request, factor: float) -> tuple[int, int]:
+        """Cap and limit with a budget factor: a smaller one shrinks neither, the limit, or both."""
+        return self.budget.bounds_of(self._pages(request), factor, request.budget)
 
     def _pages(self, request: Request) -> int:
         return request.tokens // self.page_size + 1

@@ -85,7 +85,7 @@ class BudgetTable:
         self._lengths = self._most = torch.arange(max_pages + 1)
         caps, limits = self._bounds(settings, self._lengths)
         self._most = torch.maximum(limits, self._bounds(largest or settings, self._lengths)[1])
-        self._caps = caps.tolist()
+        self._caps, self._limits = caps.tolist(), limits.tolist()
         self._widest = self._most.cummax(0).values.tolist()
         self.tensors = Budgets(
             caps[None].to(device, torch.int32),
@@ -104,10 +104,10 @@ class BudgetTable:
         return self._widest[pages]
 
     def shrink(self, factor: float) -> None:
-        """Shrink caps to a share of what settings say, from the next step on.
+        """Shrink caps, and the limits to which scores may let them grow, to a share of what settings say.
 
-        A cap stays at least what its settings' least and the pages that are always selected say; requests that select
-        all their pages still do. Limits to which scores may let a budget grow, and widths of selections, stay.
+        It holds from the next step on. Both stay at least what their settings' least and the pages that are always
+        selected say; requests that select all their pages still do. Widths of selections stay.
         """
         self.factor = factor
 
@@ -124,12 +124,23 @@ class BudgetTable:
 
         It is known on the host.
         """
+        return self.bounds_of(pages, factor, settings)[0]
+
+    def bounds_of(
+        self, pages: int, factor: float = 1.0, settings: BudgetSettings | None = None
+    ) -> tuple[int, int]:
+        """Cap and limit, as `cap_of`."""
         pages = min(pages, self.max_pages)
-        own = self._rows.server if settings is None else settings
-        cap = self._caps[pages] if settings is None else int(self._bounds(own, torch.tensor([pages]))[0])
+        if settings is None:
+            own, bounds = self._rows.server, (self._caps[pages], self._limits[pages])
+        else:
+            own = settings
+            cap, limit = self._bounds(own, torch.tensor([pages]))
+            bounds = int(cap), int(limit)
         if pages <= self.dense_pages:
-            return cap
-        return max(int(cap * factor), min(cap, max(own.least, self.forced)))
+            return bounds
+        cap, limit = (max(int(bound * factor), min(bound, max(own.least, self.forced))) for bound in bounds)
+        return cap, limit
 
     def caps_of(self, requests: torch.Tensor, num_pages: torch.Tensor) -> torch.Tensor:
         """Pages that requests may select, ``[B]``, int32, by their rows of the token table and their pages, ``[B]``."""
@@ -164,19 +175,18 @@ class BudgetTable:
         caps, limits = (torch.where(dense, pages, torch.minimum(bound, most)) for bound in (caps, limits))
         return caps, limits
 
-    def _shrunk(self, caps: torch.Tensor, settings: BudgetSettings) -> torch.Tensor:
-        """Caps of settings for every number of pages, ``[max_pages + 1]``, int64, shrunk as was asked for last."""
-        least = caps.clamp(max=max(settings.least, self.forced))
-        shrunk = torch.maximum((caps.double() * self._settled).floor().long(), least)
-        return torch.where(self._lengths <= self.dense_pages, caps, shrunk)
+    def _shrunk(self, bounds: torch.Tensor, settings: BudgetSettings) -> torch.Tensor:
+        """Caps or limits for every number of pages, ``[max_pages + 1]``, int64, shrunk as was asked for last."""
+        least = bounds.clamp(max=max(settings.least, self.forced))
+        shrunk = torch.maximum((bounds.double() * self._settled).floor().long(), least)
+        return torch.where(self._lengths <= self.dense_pages, bounds, shrunk)
 
     def _write(self, row: int, settings: BudgetSettings) -> None:
         """Write a row, in tensors twice as large if there is none such."""
         if row >= len(self.tensors.caps):
             caps, limits, floors = (torch.cat((table, torch.zeros_like(table))) for table in self.tensors[:3])
             self.tensors = Budgets(caps, limits, floors, self.tensors.setting_of)
-        caps, limits = self._bounds(settings, self._lengths)
-        caps = self._shrunk(caps, settings)
+        caps, limits = (self._shrunk(bounds, settings) for bounds in self._bounds(settings, self._lengths))
         self.tensors.caps[row].copy_(self._to_device(caps))
         self.tensors.limits[row].copy_(self._to_device(limits))
         self.tensors.floors[row].fill_(settings.floor)

@@ -175,27 +175,67 @@ def test_under_thrash_budgets_shrink_and_then_a_request_pauses(gpu: bool, device
     st.none() | st.integers(70, 90),
     st.integers(0, 600),
     st.floats(0.01, 1),
+    st.sampled_from(["off", "on", 0.5]),
 )
-def test_shrunk_caps_keep_their_bounds_and_are_the_hosts(
-    ratio: float, least: int, most: int | None, dense: int, factor: float
+def test_shrunk_caps_and_limits_keep_their_bounds_and_are_the_hosts(
+    ratio: float, least: int, most: int | None, dense: int, factor: float, conservative: str | float
 ) -> None:
     config = RheoConfig(
-        budget_ratio=ratio, budget_min_pages=least, budget_max_pages=most, dense_threshold=dense
+        budget_ratio=ratio,
+        budget_min_pages=least,
+        budget_max_pages=most,
+        dense_threshold=dense,
+        conservative=conservative,
     )
     table = config.budget_table(16, 200)
-    whole = table.caps.clone()
+    whole = [bound[0].clone() for bound in table.tensors[:2]]
+    widths = [table.width(count) for count in range(201)]
     table.shrink(factor)
-    assert torch.equal(table.caps, whole), "before a step takes it over"
+    assert torch.equal(table.caps, whole[0]), "before a step takes it over"
     table.settle()
-    pages = torch.arange(201)
-    assert table.caps.tolist() == [table.cap_of(count, factor) for count in range(201)]
-    assert bool((table.caps <= whole).all())
-    assert bool((table.caps >= torch.minimum(whole, torch.tensor(max(least, table.forced)))).all())
-    short = pages <= table.dense_pages
-    assert torch.equal(table.caps[short], whole[short])
+    caps, limits = (bound[0] for bound in table.tensors[:2])
+    short = torch.arange(201) <= table.dense_pages
+    assert caps.tolist() == [table.cap_of(count, factor) for count in range(201)]
+    assert list(zip(caps.tolist(), limits.tolist(), strict=True)) == [
+        table.bounds_of(count, factor) for count in range(201)
+    ]
+    for shrunk, before in zip((caps, limits), whole, strict=True):
+        least_of = torch.minimum(before, torch.tensor(max(least, table.forced)))
+        assert bool((shrunk <= before).all() and (shrunk >= least_of).all())
+        assert bool(((shrunk <= before * factor) | (shrunk == least_of) | short).all())
+        assert torch.equal(shrunk[short], before[short])
+    assert bool((caps <= limits).all())
+    assert [table.width(count) for count in range(201)] == widths, "graphs stay as wide as they are"
     table.shrink(1.0)
     table.settle()
-    assert torch.equal(table.caps, whole)
+    assert torch.equal(table.caps, whole[0]) and torch.equal(table.tensors.limits[0], whole[1])
+
+
+def test_under_thrash_a_floor_raises_budgets_no_further_than_the_shrunk_limit(gpu: bool, device: str) -> None:
+    trace = Trace(
+        gpu,
+        device,
+        {1: 170, 2: 165, 3: 160},
+        frames=6,
+        thrash_hit_rate=1.0,
+        thrash_budget=0.5,
+        budget_ratio=0.1,
+        budget_min_pages=3,
+        conservative=1.0,
+        summary="subcentroids4",
+    )
+    for row in trace.lengths:
+        trace.prefill(row)
+    before = 0
+    for _ in range(3 * PATIENCE + 2):
+        factor = trace.control.controller.factor
+        trace.step()
+        pages = -(-trace.lengths[1] // PAGE_SIZE)
+        total = int(trace.server.recorder.counts.selected.max())
+        assert total - before == int(pages * factor), "a floor of 1 needs everything"
+        before = total
+    assert trace.control.counters["shrink"] == 3, "caps are as small as they may be from the start"
+    assert trace.control.controller.factor == 0.5
 
 
 def test_settings_of_requests_shrink_within_their_own_bounds_whenever_they_come() -> None:
@@ -211,7 +251,7 @@ def test_settings_of_requests_shrink_within_their_own_bounds_whenever_they_come(
     caps = [int(tensors.caps[int(tensors.setting_of[request]), 100]) for request in range(4)]
     assert caps == [45, 45, 70, 30]
     limits = [int(tensors.limits[int(tensors.setting_of[request]), 100]) for request in range(4)]
-    assert limits == [90, 90, 80, 60], "what scores may ask for is left"
+    assert limits == [45, 45, 70, 30], "a limit is never less than its cap"
 
 
 def test_ranks_that_measure_differently_decide_alike() -> None:
