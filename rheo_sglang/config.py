@@ -73,6 +73,9 @@ class RheoConfig:
     """Largest ``budget_ratio`` that a request may ask for (docs/requests.md); ``budget_ratio`` when not given."""
     request_budget_min_pages: int | None = None
     """Largest ``budget_min_pages`` that a request may ask for; ``budget_min_pages`` when not given."""
+    request_limit_ratio: float | None = None
+    """Share of its pages to which a floor or the conservative mode that a request asks for may raise what it selects;
+    when not given, that of the server's own floor, and without one requests may not ask for any."""
     sink_pages: int = 1
     """First pages of a request, always selected."""
     window_pages: int = 2
@@ -191,6 +194,9 @@ class RheoConfig:
         if self.request_budget_min_pages is not None:
             high = self.budget_max_pages or EVERY_LENGTH
             _in_range("request_budget_min_pages", self.request_budget_min_pages, self.budget_min_pages, high)
+        if self.request_limit_ratio is not None:
+            own = float(self.budget_settings().limit_ratio)
+            _in_range("request_limit_ratio", self.request_limit_ratio, own or 0, 1, open_low=own == 0)
         _in_range("trace_gib", self.trace_gib, low=0, open_low=True)
         for one, other in (("host_pool_gib", "host_pool_ratio"), ("frame_pool_gib", "frame_pool_tokens")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
@@ -246,13 +252,19 @@ class RheoConfig:
             return self.conservative
         return CONSERVATIVE_FLOOR if self.conservative == "on" else 0.0
 
-    def budget_settings(self) -> BudgetSettings:
-        """What bounds the pages of a request that has no settings of its own."""
+    def budget_settings(self, has_floor: bool = False) -> BudgetSettings:
+        """What bounds the pages of a request that has no settings of its own.
+
+        Parameters
+        ----------
+        has_floor
+            Whether ``budget_coverage`` is a floor whatever the rule is.
+        """
         ratio = Fraction(repr(self.budget_ratio))
         limit_ratio = max(ratio, LIMIT_RATIO)
         if self.budget_limit_ratio is not None:
             limit_ratio = Fraction(repr(self.budget_limit_ratio))
-        floor = self.budget_coverage if BUDGETS[self.budget].follows_floor else 0.0
+        floor = self.budget_coverage if has_floor or BUDGETS[self.budget].follows_floor else 0.0
         if self.conservative != "off":
             floor, limit_ratio = max(floor, self.conservative_floor), Fraction(1)
         elif not floor and not self.budget_rule().reads_scores:
@@ -261,8 +273,20 @@ class RheoConfig:
 
     @property
     def budgets_grow(self) -> bool:
-        """Whether the scores of a step may raise a budget."""
-        return self.budget_rule().reads_scores or self.budget_settings().floor > 0
+        """Whether the scores of a step may raise a budget, any request's."""
+        return self.budget_rule().reads_scores or self.requests_may_grow
+
+    @property
+    def requests_may_grow(self) -> bool:
+        """Whether a request may have a floor: its own, or the server's."""
+        return self.request_limit_ratio is not None or self.budget_settings().floor > 0
+
+    @property
+    def most_limit_ratio(self) -> Fraction:
+        """Largest limit of a request, as a share of its pages."""
+        if self.request_limit_ratio is None:
+            return self.budget_settings().limit_ratio
+        return Fraction(repr(self.request_limit_ratio))
 
     @property
     def most_request_ratio(self) -> float:
@@ -275,6 +299,8 @@ class RheoConfig:
             self.budget_settings(),
             ratio=Fraction(repr(self.most_request_ratio)),
             least=self.request_budget_min_pages or self.budget_min_pages,
+            floor=1.0 if self.requests_may_grow else 0.0,
+            limit_ratio=self.most_limit_ratio,
         )
 
     def budget_table(

@@ -14,7 +14,9 @@ PARAMETERS = "custom_params"
 KEY = "rheo"
 """Under which they are, so that other users of ``custom_params`` are left alone."""
 SOURCE = f"{PARAMETERS}.{KEY}"
-NAMES = ("budget_ratio", "budget_min_pages", "budget_max_pages")
+GROWTH = ("budget_coverage", "budget_limit_ratio", "conservative")
+"""What raises a budget by scores, and how far."""
+NAMES = ("budget_ratio", "budget_min_pages", "budget_max_pages", *GROWTH)
 """What a request may set; each is the server's setting of that name."""
 
 
@@ -44,7 +46,11 @@ def read_settings(custom_params: Mapping[str, Any], config: RheoConfig) -> Budge
         )
     try:
         asked = dataclasses.replace(
-            config, request_budget_ratio=None, request_budget_min_pages=None, **values
+            config,
+            request_budget_ratio=None,
+            request_budget_min_pages=None,
+            request_limit_ratio=None,
+            **values,
         )
     except ConfigError as error:
         raise ConfigError(f"{SOURCE}: {str(error).removeprefix(f'{FLAG}: ')}") from None
@@ -60,7 +66,23 @@ def read_settings(custom_params: Mapping[str, Any], config: RheoConfig) -> Budge
         reject("budget_min_pages", asked.budget_min_pages, f"1 to {largest.least} on this server", SOURCE)
     if largest.most is not None and (asked.budget_max_pages or EVERY_LENGTH) > largest.most:
         reject("budget_max_pages", asked.budget_max_pages, f"at most {largest.most} on this server", SOURCE)
-    return asked.budget_settings()
+    _check_growth(values, asked, config)
+    settings = asked.budget_settings(has_floor="budget_coverage" in values)
+    return dataclasses.replace(settings, limit_ratio=min(settings.limit_ratio, largest.limit_ratio))
+
+
+def _check_growth(values: Mapping[str, Any], asked: RheoConfig, config: RheoConfig) -> None:
+    """Refuse what raises a budget where the server does not allow that, and a limit beyond the server's."""
+    if not config.requests_may_grow:
+        for name in GROWTH:
+            if name in values and values[name] != "off":
+                off = "off" if name == "conservative" else "not given"
+                reject(name, values[name], f"{off} on this server, which has no request_limit_ratio", SOURCE)
+    most = float(config.most_limit_ratio)
+    if "budget_limit_ratio" in values and (asked.budget_limit_ratio or 0) > most:
+        reject(
+            "budget_limit_ratio", asked.budget_limit_ratio, f"above 0, at most {most} on this server", SOURCE
+        )
 
 
 def check_parameters(sampling_params: object, preferred: Mapping[str, Any] | None) -> None:

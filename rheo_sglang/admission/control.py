@@ -154,7 +154,9 @@ class AdmissionControl:
         self._take(running)
         before = self.controller.factor, self.controller.limit
         smaller = max(before[0] * SHRINK, self.controller.rules.least_factor)
-        can_shrink = any(self._bounds(request, smaller) < self._bounds(request, before[0]) for request in running)
+        can_shrink = any(
+            self._bounds(request, smaller) < self._bounds(request, before[0]) for request in running
+        )
         action = Action.NONE
         if not self.all_fit:
             seen = Observation(self.hit_rate, self.total, self.frames, len(running), can_shrink)

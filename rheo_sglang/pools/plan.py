@@ -125,16 +125,8 @@ def plan_pools(
             "on a GPU, rules that do not read scores or have a kernel that does",
             "rheo",
         )
-    if config.budget_settings().floor > 0 and not isinstance(summary, EstimatingSummary):
-        setting = "conservative" if config.conservative != "off" else "budget"
-        estimating = [other for other in SUMMARIES.names() if issubclass(SUMMARIES[other], EstimatingSummary)]
-        allowed = "off" if setting == "conservative" else "fixed"
-        reject(
-            setting,
-            getattr(config, setting),
-            f"{allowed}, or a summary that estimates attention ({', '.join(estimating)}; {name} does not)",
-            "rheo",
-        )
+    if config.requests_may_grow and not isinstance(summary, EstimatingSummary):
+        _reject_floor(config, name)
     table_bytes = shape.table_bytes(name, config.policy)
     frame_pages = _frames_asked(config, shape)
     cause = "host_pool_gib" if config.host_pool_gib is not None else "host_pool_ratio"
@@ -196,6 +188,22 @@ def plan_pools(
             "or a smaller host_pool_gib"
         )
     return PoolPlan(host_pages, frame_pages)
+
+
+def _reject_floor(config: RheoConfig, summary: str) -> NoReturn:
+    """Refuse a floor of the server's or of its requests with a summary that estimates no attention."""
+    setting, allowed = "request_limit_ratio", "not given"
+    if config.conservative != "off":
+        setting, allowed = "conservative", "off"
+    elif config.budget_settings().floor > 0:
+        setting, allowed = "budget", "fixed"
+    estimating = [other for other in SUMMARIES.names() if issubclass(SUMMARIES[other], EstimatingSummary)]
+    reject(
+        setting,
+        getattr(config, setting),
+        f"{allowed}, or a summary that estimates attention ({', '.join(estimating)}; {summary} does not)",
+        "rheo",
+    )
 
 
 def _frames_asked(config: RheoConfig, shape: KVShape) -> int | None:

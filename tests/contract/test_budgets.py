@@ -290,12 +290,15 @@ def test_no_floor_selects_what_the_fixed_budget_does_and_a_floor_of_one_everythi
     assert selected(limited) == everything
 
 
-@pytest.mark.parametrize("settings", [{"budget": "coverage"}, {"conservative": "on"}, {"conservative": 0.5}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"budget": "coverage"}, {"conservative": "on"}, {"conservative": 0.5}, {"request_limit_ratio": 0.5}],
+)
 def test_a_floor_with_a_summary_that_estimates_nothing_is_refused(settings: dict) -> None:
     shape = KVShape(1, 1, 64, torch.bfloat16, 32)
     config = RheoConfig(frame_pool_tokens=1024, summary="bound", **settings)
     (key, value) = next(iter(settings.items()))
-    allowed = "off" if key == "conservative" else "fixed"
+    allowed = {"budget": "fixed", "conservative": "off", "request_limit_ratio": "not given"}[key]
     with pytest.raises(
         ConfigError,
         match=rf"{key}={value!r} is not supported; allowed: {allowed}, or a summary that estimates",

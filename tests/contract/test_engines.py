@@ -8,6 +8,7 @@ step may do differently within these limits is not counted against the steps tha
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -22,6 +23,7 @@ from rheo_kernels.types import Selected
 from rheo_sglang.budget import BUDGETS, BudgetSettings
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.decode.cuda_attention import CudaAttention
+from rheo_sglang.request_settings import read_settings
 from rheo_sglang.selection import SUMMARIES, EstimatingSummary
 from rheo_sglang.tiering import POLICIES
 from rheo_sglang.tiering.counting import SEEN
@@ -308,6 +310,47 @@ def test_requests_of_one_batch_select_by_their_own_budgets(rng: torch.Generator)
         for found in pair.selections[pair.reference]:
             assert found.num_selected.tolist() == [[count] * HEADS for count in counts]
         pair.align()
+
+
+def test_requests_of_one_batch_have_their_own_floors_and_limits(rng: torch.Generator) -> None:
+    """The server itself runs without a floor: its own requests select what they would on a server that allows none."""
+    common = {
+        "summary": "subcentroids4",
+        "budget_ratio": 0.1,
+        "budget_min_pages": 3,
+        "dense_threshold": 0,
+        "miss_mode": "fetch",
+        "cpu_threads": 1,
+    }
+    config = RheoConfig(request_limit_ratio=0.8, **common)
+    pair = Pair(config, 16, rng.device, torch.float32, runners_up=0, padding=1)
+    everything = read_settings({"rheo": {"conservative": 1}}, config)
+    half = read_settings({"rheo": {"budget_coverage": 0.9, "budget_limit_ratio": 0.5}}, config)
+    rows = list(LENGTHS)
+    for number, own in enumerate([(None, None, None), (everything, None, half), (half, everything, None)]):
+        for server in pair.servers:
+            server.engine.budget.assign(rows, own)
+        pair.step(number)
+        pair.check_selections()
+        pair.check_outputs()
+        for found in pair.selections[pair.reference]:
+            for row, settings, selected in zip(rows, own, found.num_selected.tolist(), strict=True):
+                pages = -(-(LENGTHS[row] + number + 1) // PAGE_SIZE)
+                least = min(pages, 3)
+                most = {None: least, everything: math.ceil(0.8 * pages), half: math.ceil(0.5 * pages)}[
+                    settings
+                ]
+                assert all(least <= count <= max(most, least) for count in selected)
+                if settings is not half:
+                    assert selected == [max(most, least)] * HEADS
+        pair.align()
+    plain = RheoConfig(**common)
+    alone = Pair(plain, 16, rng.device, torch.float32, runners_up=0, padding=1)
+    again = Pair(config, 16, rng.device, torch.float32, runners_up=0, padding=1)
+    for one in (alone, again):
+        one.step(0)
+    for mine, theirs in zip(alone.outputs, again.outputs, strict=True):
+        assert torch.equal(mine, theirs), "what a server allows changes nothing for who does not ask"
 
 
 @pytest.mark.parametrize("gpu", [False, True])

@@ -41,40 +41,50 @@ def plain(one: BudgetSettings, pages: int, forced: int, dense_pages: int) -> tup
 @given(
     server=settings(),
     largest=settings(),
-    own=st.lists(settings(), min_size=1, max_size=6),
+    own=st.lists(settings(), min_size=1, max_size=4),
     forced=st.integers(1, 9),
     dense_tokens=st.integers(0, 1000),
+    factor=st.sampled_from([1.0, 0.75, 0.5]) | st.floats(0.01, 1),
 )
-def test_each_row_is_exact_within_what_is_reserved(
+def test_each_row_is_exact_for_every_length_within_what_is_reserved(
     server: BudgetSettings,
     largest: BudgetSettings,
     own: list[BudgetSettings],
     forced: int,
     dense_tokens: int,
+    factor: float,
 ) -> None:
     count = len(own)
     table = BudgetTable(
         BUDGETS["fixed"], MOST_PAGES, PAGE_SIZE, server, largest, forced, dense_tokens, requests=count + 1
     )
     dense_pages = -(-dense_tokens // PAGE_SIZE)
+    lengths = range(MOST_PAGES + 1)
+    reserved = [
+        max(plain(reserve, pages, forced, dense_pages)[1] for reserve in (server, largest))
+        for pages in lengths
+    ]
+    assert table.reads_scores == (max(server.floor, largest.floor) > 0)
     table.assign(range(1, count + 1), own)
+    table.shrink(factor)
+    table.settle()
     tensors = table.tensors
+    widths = [table.width(pages) for pages in lengths]
     for request, one in enumerate([server, *own]):
         row = int(tensors.setting_of[request])
         assert float(tensors.floors[row]) == one.floor
-        for pages in range(0, MOST_PAGES + 1, 23):
-            cap, limit = plain(one, pages, forced, dense_pages)
-            reserved = max(plain(reserve, pages, forced, dense_pages)[1] for reserve in (server, largest))
-            assert int(tensors.caps[row, pages]) == min(cap, reserved)
-            assert int(tensors.limits[row, pages]) == min(limit, reserved)
-        pages = MOST_PAGES // 2
-        assert table.cap_of(pages, settings=one) == int(tensors.caps[row, pages]), (
-            "admission predicts the same"
-        )
-    rows = tensors.setting_of.long()
-    widths = torch.tensor([table.width(pages) for pages in range(MOST_PAGES + 1)])
-    assert bool((tensors.limits[rows] <= widths).all())
-    assert bool((tensors.caps[rows] <= tensors.limits[rows]).all())
+        caps, limits = tensors.caps[row].tolist(), tensors.limits[row].tolist()
+        for pages in lengths:
+            bounds = [min(bound, reserved[pages]) for bound in plain(one, pages, forced, dense_pages)]
+            if pages > dense_pages:
+                least = max(one.least, forced)
+                bounds = [max(math.floor(bound * factor), min(bound, least)) for bound in bounds]
+            assert [caps[pages], limits[pages]] == bounds
+            assert caps[pages] <= limits[pages] <= widths[pages]
+        for pages in (1, MOST_PAGES // 2, MOST_PAGES):
+            assert table.bounds_of(pages, factor, one) == (caps[pages], limits[pages]), (
+                "admission predicts the same"
+            )
 
 
 @given(ratio=fractions, pages=st.lists(st.integers(0, 2**22), max_size=20))

@@ -22,6 +22,7 @@ SPARSE = {
     "dense_threshold": 0,
     "frame_pool_tokens": 1024,
     "request_budget_ratio": 0.5,
+    "request_limit_ratio": 0.75,
 }
 
 
@@ -187,6 +188,57 @@ def test_requests_select_by_their_own_budgets_and_a_bad_one_harms_nobody(server)
     for ratio, found in answers.items():
         entry = reported[found["meta_info"]["id"]]
         assert entry["selected_share"] == share_selected(len(prompts[ratio]), entry["iterations"], ratio)
+    nothing_is_left(server)
+
+
+def test_requests_of_one_batch_have_floors_and_modes_of_their_own(server):
+    """A floor of 1 takes all that the limit allows, so what is selected is known."""
+    asked: list[tuple[dict[str, Any] | None, float]] = [
+        (None, SPARSE["budget_ratio"]),
+        ({"conservative": 1}, 0.75),
+        ({"budget_coverage": 1, "budget_limit_ratio": 0.5}, 0.5),
+        ({"conservative": "off", "budget_ratio": 0.1}, 0.1),
+        ({"conservative": "on"}, math.nan),
+    ]
+    prompts = [tokens(1300 + 30 * number, 40 + number) for number in range(len(asked))]
+
+    def answer(number: int) -> dict[str, Any]:
+        parameters = {"rheo": asked[number][0]}
+        return server.generate(prompts[number], 30, ignore_eos=True, custom_params=parameters)
+
+    expected = []
+    for number in range(len(asked)):
+        server.flush_cache()
+        expected.append(answer(number)["output_ids"])
+    server.flush_cache()
+    with ThreadPoolExecutor(len(asked)) as pool:
+        running = [pool.submit(answer, number) for number in range(len(asked))]
+        bad = [
+            {"conservative": 1.5},
+            {"budget_coverage": 0},
+            {"budget_coverage": 0.9, "budget_limit_ratio": 0.8},
+        ]
+        refused = [refusals(server, settings) for settings in bad]
+        answers = [future.result() for future in running]
+    sentences = (
+        "custom_params.rheo: conservative=1.5 is not supported; allowed: above 0, at most 1",
+        "custom_params.rheo: budget_coverage=0.0 is not supported; allowed: above 0, at most 1",
+        "custom_params.rheo: budget_limit_ratio=0.8 is not supported; allowed: above 0, at most 0.75 on this server",
+    )
+    for sentence, responses in zip(sentences, refused, strict=True):
+        for response in responses:
+            assert response.status_code == 400, response.url
+            assert sentence in response.text, response.url
+    assert [found["output_ids"] for found in answers] == expected
+    reported = {entry["rid"]: entry for entry in server.rheo_state()["recorder"]["requests"]}
+    entries = [reported[found["meta_info"]["id"]] for found in answers]
+    for (settings, ratio), entry, prompt in zip(asked, entries, prompts, strict=True):
+        least, most = (share_selected(len(prompt), entry["iterations"], share) for share in (0.25, 0.75))
+        if settings == {"conservative": "on"}:
+            assert least < entry["selected_share"] <= most
+        else:
+            assert entry["selected_share"] == share_selected(len(prompt), entry["iterations"], ratio)
+    assert [entry["grown_share"] > 0 for entry in entries] == [False, True, True, False, True]
     nothing_is_left(server)
 
 

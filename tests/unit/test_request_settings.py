@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,73 @@ def test_what_a_request_does_not_name_is_the_servers() -> None:
 def test_a_whole_number_is_a_ratio_too() -> None:
     config = RheoConfig(budget_ratio=0.1, request_budget_ratio=1.0, dense_threshold=0)
     assert read({"budget_ratio": 1}, config).ratio == 1
+
+
+GROWING = dataclasses.replace(SERVER, request_limit_ratio=0.5)
+
+
+def floor_and_limit(settings: BudgetSettings) -> tuple[float, Fraction]:
+    return settings.floor, settings.limit_ratio
+
+
+def test_a_request_may_have_a_floor_and_a_limit_of_its_own() -> None:
+    assert floor_and_limit(GROWING.budget_settings()) == (0, 0), "the server's own requests have none"
+    assert floor_and_limit(read({}, GROWING)) == (0, 0)
+    assert read({"budget_ratio": 0.2}, GROWING) == read({"budget_ratio": 0.2})
+    assert floor_and_limit(read({"budget_coverage": 0.7}, GROWING)) == (0.7, Fraction(1, 4))
+    limited = {"budget_coverage": 0.7, "budget_limit_ratio": 0.5}
+    assert floor_and_limit(read(limited, GROWING)) == (0.7, Fraction(1, 2))
+    assert floor_and_limit(read({"budget_limit_ratio": 0.5}, GROWING)) == (0, 0), "nothing to raise it"
+
+
+@pytest.mark.parametrize(("mode", "floor"), [("on", 0.9), (0.75, 0.75), (1, 1.0)])
+def test_conservative_requests_are_limited_by_the_server_alone(mode: str | float, floor: float) -> None:
+    assert floor_and_limit(read({"conservative": mode}, GROWING)) == (floor, Fraction(1, 2))
+    both = {"conservative": mode, "budget_coverage": 0.8, "budget_limit_ratio": 0.3}
+    assert floor_and_limit(read(both, GROWING)) == (max(floor, 0.8), Fraction(1, 2))
+    assert read({"conservative": "off"}, GROWING) == GROWING.budget_settings()
+
+
+def test_a_server_with_a_floor_lets_requests_choose_within_its_limit() -> None:
+    covering = dataclasses.replace(SERVER, budget="coverage", budget_limit_ratio=0.3)
+    assert floor_and_limit(read({"budget_coverage": 0.5}, covering)) == (0.5, Fraction(3, 10))
+    assert floor_and_limit(read({"conservative": 0.95}, covering)) == (0.95, Fraction(3, 10))
+    careful = dataclasses.replace(SERVER, conservative="on")
+    assert floor_and_limit(read({"conservative": 1}, careful)) == (1, 1)
+    assert floor_and_limit(read({"conservative": "off"}, careful)) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "allowed"),
+    [
+        ({"conservative": "on"}, "off on this server, which has no request_limit_ratio"),
+        ({"conservative": 0.5}, "off on this server, which has no request_limit_ratio"),
+        ({"budget_coverage": 0.5}, "not given on this server, which has no request_limit_ratio"),
+        ({"budget_limit_ratio": 0.1}, "not given on this server, which has no request_limit_ratio"),
+    ],
+)
+def test_no_request_has_a_floor_where_the_server_does_not_allow_one(values: dict, allowed: str) -> None:
+    ((name, value),) = values.items()
+    with pytest.raises(ConfigError) as refused:
+        read(values)
+    assert str(refused.value) == f"custom_params.rheo: {name}={value!r} is not supported; allowed: {allowed}"
+    read(values, GROWING)
+    assert read({"conservative": "off"}) == SERVER.budget_settings()
+
+
+@pytest.mark.parametrize("ratio", [None, 0.5])
+def test_requests_may_only_grow_where_something_may_raise_a_budget(ratio: float | None) -> None:
+    config = dataclasses.replace(SERVER, request_limit_ratio=ratio)
+    table = config.budget_table(16, 1000, requests=2)
+    assert table.reads_scores == config.budgets_grow == (ratio is not None)
+    widest = table.width(1000)
+    assert widest == (500 if ratio else 300)
+    if ratio:
+        table.assign([1], [read({"conservative": "on", "budget_ratio": 0.3}, config)])
+        row = int(table.tensors.setting_of[1])
+        assert table.tensors.limits[row, 1000] == widest
+        assert table.tensors.floors.tolist()[row] == pytest.approx(0.9)
+        assert table.tensors.limits[0].tolist() == table.caps.tolist(), "the server's own do not grow"
 
 
 @pytest.mark.parametrize(
@@ -84,6 +152,7 @@ def test_a_whole_number_is_a_ratio_too() -> None:
             {"request_budget_ratio": 1.0},
             r"custom_params.rheo: unknown key 'request_budget_ratio'=1.0; allowed",
         ),
+        ({"request_limit_ratio": 1.0}, r"custom_params.rheo: unknown key 'request_limit_ratio'=1.0; allowed"),
     ],
 )
 def test_a_bad_value_is_refused_in_one_sentence(values: Any, sentence: str) -> None:
@@ -91,6 +160,26 @@ def test_a_bad_value_is_refused_in_one_sentence(values: Any, sentence: str) -> N
         read(values)
     assert "\n" not in str(refused.value)
     assert "--rheo-config" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"budget_coverage": 0}, r"budget_coverage=0.0 is not supported; allowed: above 0, at most 1$"),
+        ({"budget_coverage": "on"}, r"budget_coverage='on' is not supported; allowed: a finite number$"),
+        ({"budget_coverage": None}, r"budget_coverage=None is not supported; allowed: a finite number$"),
+        ({"conservative": 1.5}, r"conservative=1.5 is not supported; allowed: above 0, at most 1$"),
+        ({"conservative": True}, r"conservative=True is not supported; allowed: off, on, a number$"),
+        ({"conservative": None}, r"conservative=None is not supported; allowed: off, on, a number$"),
+        (
+            {"budget_limit_ratio": 0.6},
+            r"budget_limit_ratio=0.6 is .*; allowed: above 0, at most 0.5 on this server$",
+        ),
+    ],
+)
+def test_a_bad_floor_mode_or_limit_is_refused_in_one_sentence(values: Any, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^custom_params\.rheo: {sentence}"):
+        read(values, GROWING)
 
 
 def test_requests_may_ask_for_no_more_than_the_server_gives_unless_it_says_so() -> None:
@@ -122,6 +211,7 @@ def test_a_server_that_attends_all_pages_takes_no_settings() -> None:
             r"request_budget_min_pages=4 is .*; allowed: at least 8, at most 400",
         ),
         ({"request_budget_min_pages": 500}, r"request_budget_min_pages=500 is .*; at least 8, at most 400"),
+        ({"request_limit_ratio": 1.5}, r"request_limit_ratio=1.5 is .*; allowed: above 0, at most 1"),
     ],
 )
 def test_limits_below_the_servers_own_budget_stop_the_start(settings: dict, sentence: str) -> None:
