@@ -14,7 +14,7 @@ from rheo_sglang import compat
 from rheo_sglang.decode.engine import EngineInputs
 from rheo_sglang.decode.heads import HeadShape, loaded_heads
 from rheo_sglang.decode.make_engine import make_engine
-from rheo_sglang.errors import ConfigError
+from rheo_sglang.errors import ConfigError, reject
 from rheo_sglang.pools.kv_pool import RheoKVPool
 from rheo_sglang.prefill import PrefillBatch
 from rheo_sglang.recorder import Recorder
@@ -67,8 +67,11 @@ class RheoAttentionBackend(AttentionBackend):
         self.chunk_tokens = runner.server_args.chunked_prefill_size or 0
         self.engine = make_engine(engine_inputs(runner, pool))
         self.engine.ended_by_model = runner.server_args.pp_size == 1 and call_after_logits(
-            runner.model, self.engine.end_step
+            runner.model, self._after_logits
         )
+        if pool.config.conservative_margin is not None and not self.engine.ended_by_model:
+            margin = pool.config.conservative_margin
+            reject("conservative_margin", margin, "not given with this model, which has no logits", "rheo")
         self.prefill_batch: PrefillBatch | None = None
         self.rids: list[str] | None = None
         self.capturing: Variant | None = None
@@ -82,6 +85,7 @@ class RheoAttentionBackend(AttentionBackend):
             return
         self.engine.settle()
         if mode.is_idle():
+            self.engine.latest = None
             return
         lengths = forward_batch.extend_seq_lens_cpu
         self.prefill_batch = self.engine.begin_prefill(
@@ -118,6 +122,12 @@ class RheoAttentionBackend(AttentionBackend):
         """Give the requests of a prefill pass the budgets that they ask for, and the server's to those that do not."""
         rows = [compat.request_row(request) for request in requests]
         self.engine.budget.assign(rows, [getattr(request, "rheo_budget", None) for request in requests])
+
+    def _after_logits(self, logits: torch.Tensor | None) -> None:
+        """End a step, and look at the logits of a pass, ``[B, V]``; part of its graph."""
+        self.engine.end_step()
+        if logits is not None:
+            self.engine.note_margins(logits)
 
     def graph_variants(self) -> Sequence[Variant]:
         """Shapes that the decode step is captured in."""
@@ -234,9 +244,12 @@ def start_trace(runner: Any, pool: RheoKVPool, heads: HeadShape) -> Tracer:
     return open_trace(folder, config, shape, torch.device(pool.device))
 
 
-def call_after_logits(model: torch.nn.Module, call: Callable[[], None]) -> bool:
-    """Have ``call`` run whenever a forward pass has launched all work up to its logits; False if it has none."""
+def call_after_logits(model: torch.nn.Module, call: Callable[[torch.Tensor | None], None]) -> bool:
+    """Have ``call`` run whenever a forward pass has launched all work up to its logits; False if it has none.
+
+    It gets those of the next tokens, ``[B, V]``, as they are before sampling changes them; None of a pass without any.
+    """
     processors = [module for module in model.modules() if isinstance(module, LogitsProcessor)]
     for processor in processors:
-        processor.register_forward_hook(lambda *_: call())
+        processor.register_forward_hook(lambda _module, _inputs, output: call(output.next_token_logits))
     return bool(processors)

@@ -69,6 +69,10 @@ class RheoConfig:
     conservative: Literal["off", "on"] | float = "off"
     """Whether a KV head whose selected pages hold less of the estimated attention than a floor selects more in that
     step, up to everything: ``off``, ``on`` (a floor of 0.9), or the floor, above 0, at most 1."""
+    conservative_margin: float | None = None
+    """Margin, in nats, between the log-probabilities of a request's two most probable next tokens below which its next
+    step selects as many pages as its limit allows; when not given, margins are not looked at. 0: only those of requests
+    that ask for it (docs/requests.md)."""
     request_budget_ratio: float | None = None
     """Largest ``budget_ratio`` that a request may ask for (docs/requests.md); ``budget_ratio`` when not given."""
     request_budget_min_pages: int | None = None
@@ -163,6 +167,8 @@ class RheoConfig:
             _in_range("budget_limit_ratio", self.budget_limit_ratio, low=0, high=1, open_low=True)
         if isinstance(self.conservative, float):
             _in_range("conservative", self.conservative, low=0, high=1, open_low=True)
+        if self.conservative_margin is not None:
+            _in_range("conservative_margin", self.conservative_margin, low=0)
         if self.budget_max_pages is not None:
             _in_range("budget_max_pages", self.budget_max_pages, low=1, high=EVERY_LENGTH)
         _in_range("working_set_steps", self.working_set_steps, low=1, high=EVERY_LENGTH)
@@ -267,14 +273,16 @@ class RheoConfig:
         floor = self.budget_coverage if has_floor or BUDGETS[self.budget].follows_floor else 0.0
         if self.conservative != "off":
             floor, limit_ratio = max(floor, self.conservative_floor), Fraction(1)
-        elif not floor and not self.budget_rule().reads_scores:
+        elif not floor and self.conservative_margin is None and not self.budget_rule().reads_scores:
             limit_ratio = Fraction(0)
-        return BudgetSettings(ratio, self.budget_min_pages, self.budget_max_pages, floor, limit_ratio)
+        bounds = self.budget_min_pages, self.budget_max_pages
+        return BudgetSettings(ratio, *bounds, floor, limit_ratio, self.conservative_margin or 0.0)
 
     @property
     def budgets_grow(self) -> bool:
-        """Whether the scores of a step may raise a budget, any request's."""
-        return self.budget_rule().reads_scores or self.requests_may_grow
+        """Whether scores, or the margin of the step before, may raise a budget, any request's."""
+        margins = self.conservative_margin is not None
+        return margins or self.budget_rule().reads_scores or self.requests_may_grow
 
     @property
     def requests_may_grow(self) -> bool:
@@ -321,6 +329,7 @@ class RheoConfig:
             dense_tokens=self.dense_tokens,
             requests=requests,
             device=device,
+            margins=self.conservative_margin is not None,
         )
 
     @classmethod

@@ -14,9 +14,15 @@ PARAMETERS = "custom_params"
 KEY = "rheo"
 """Under which they are, so that other users of ``custom_params`` are left alone."""
 SOURCE = f"{PARAMETERS}.{KEY}"
-GROWTH = ("budget_coverage", "budget_limit_ratio", "conservative")
-"""What raises a budget by scores, and how far."""
-NAMES = ("budget_ratio", "budget_min_pages", "budget_max_pages", *GROWTH)
+NAMES = (
+    "budget_ratio",
+    "budget_min_pages",
+    "budget_max_pages",
+    "budget_coverage",
+    "budget_limit_ratio",
+    "conservative",
+    "conservative_margin",
+)
 """What a request may set; each is the server's setting of that name."""
 
 
@@ -73,16 +79,20 @@ def read_settings(custom_params: Mapping[str, Any], config: RheoConfig) -> Budge
 
 def _check_growth(values: Mapping[str, Any], asked: RheoConfig, config: RheoConfig) -> None:
     """Refuse what raises a budget where the server does not allow that, and a limit beyond the server's."""
-    if not config.requests_may_grow:
-        for name in GROWTH:
-            if name in values and values[name] != "off":
-                off = "off" if name == "conservative" else "not given"
-                reject(name, values[name], f"{off} on this server, which has no request_limit_ratio", SOURCE)
-    most = float(config.most_limit_ratio)
-    if "budget_limit_ratio" in values and (asked.budget_limit_ratio or 0) > most:
-        reject(
-            "budget_limit_ratio", asked.budget_limit_ratio, f"above 0, at most {most} on this server", SOURCE
-        )
+    most = config.most_limit_ratio
+    allowed_by = {
+        "budget_coverage": ("request_limit_ratio", config.requests_may_grow),
+        "budget_limit_ratio": ("request_limit_ratio", most > 0),
+        "conservative": ("request_limit_ratio", config.requests_may_grow),
+        "conservative_margin": ("conservative_margin", config.conservative_margin is not None),
+    }
+    for name, (setting, allowed) in allowed_by.items():
+        if name in values and not allowed and values[name] != "off":
+            off = "off" if name == "conservative" else "not given"
+            reject(name, values[name], f"{off} on this server, which has no {setting}", SOURCE)
+    if (asked.budget_limit_ratio or 0) > most and "budget_limit_ratio" in values:
+        within = f"above 0, at most {float(most)} on this server"
+        reject("budget_limit_ratio", asked.budget_limit_ratio, within, SOURCE)
 
 
 def check_parameters(sampling_params: object, preferred: Mapping[str, Any] | None) -> None:

@@ -52,6 +52,9 @@ def adapt_server_args(server_args: Any) -> None:
             reject(_flag(name), value, _allowed(off), "rheo")
     _check_cuda_graph_config(server_args.cuda_graph_config)
     _check_tree(RheoConfig.from_environment(), server_args)
+    if RheoConfig.from_environment().conservative_margin is not None and server_args.pp_size > 1:
+        allowed = "1 beside conservative_margin, for the logits are known to the last stage alone"
+        reject("--pp-size", server_args.pp_size, allowed, "rheo")
     server_args.radix_cache_backend = "rheo"
     server_args.disable_prefill_cuda_graph = True
     if not captures_decode(RheoConfig.from_environment(), server_args.device or default_device()):

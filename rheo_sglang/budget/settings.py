@@ -20,6 +20,8 @@ class BudgetSettings:
         Share of the estimated attention that the selected pages should hold, 0 to 1; 0 for no floor.
     limit_ratio
         Share of its pages, rounded up, to which scores may let a request select more than its budget.
+    margin
+        Margin of log-probabilities, in nats, below which a request's next step selects up to its limit.
     """
 
     ratio: Fraction
@@ -27,3 +29,4 @@ class BudgetSettings:
     most: int | None = None
     floor: float = 0.0
     limit_ratio: Fraction = Fraction(0)
+    margin: float = 0.0

@@ -46,13 +46,15 @@ class BudgetTable:
         ``R``, rows of SGLang's token table.
     device
         Where the tensors live.
+    margins
+        Whether margins of log-probabilities are noted.
 
     Attributes
     ----------
     rule
         The budget rule with the server's ratio.
     reads_scores
-        Whether scores may raise a budget, by the rule or by a floor.
+        Whether scores may raise a budget, by the rule or by a floor, also that of a step after a small margin.
     tensors
         What a batch's description reads; replaced when they grow.
     dense_pages
@@ -72,6 +74,7 @@ class BudgetTable:
         dense_tokens: int = 0,
         requests: int = 1,
         device: str | torch.device = "cpu",
+        margins: bool = False,
     ) -> None:
         self.make_rule = rule
         self.rule = rule(settings.ratio)
@@ -80,7 +83,8 @@ class BudgetTable:
         self.forced = forced
         self.dense_pages = -(-dense_tokens // page_size)
         self.factor = self._settled = 1.0
-        self.reads_scores = self.rule.reads_scores or max(settings.floor, (largest or settings).floor) > 0
+        floor = max(settings.floor, (largest or settings).floor)
+        self.reads_scores = margins or self.rule.reads_scores or floor > 0
         self._rows = SettingRows(settings, requests)
         self._lengths = self._most = torch.arange(max_pages + 1)
         caps, limits = self._bounds(settings, self._lengths)
@@ -91,7 +95,9 @@ class BudgetTable:
             caps[None].to(device, torch.int32),
             limits[None].to(device, torch.int32),
             torch.tensor([settings.floor], dtype=torch.float32, device=device),
+            torch.tensor([settings.margin], dtype=torch.float32, device=device) if margins else None,
             torch.zeros(requests, dtype=torch.int32, device=device),
+            torch.full((requests,), torch.inf, dtype=torch.float32, device=device) if margins else None,
         )
 
     @property
@@ -184,12 +190,20 @@ class BudgetTable:
     def _write(self, row: int, settings: BudgetSettings) -> None:
         """Write a row, in tensors twice as large if there is none such."""
         if row >= len(self.tensors.caps):
-            caps, limits, floors = (torch.cat((table, torch.zeros_like(table))) for table in self.tensors[:3])
-            self.tensors = Budgets(caps, limits, floors, self.tensors.setting_of)
+            by_row = {name: getattr(self.tensors, name) for name in ("caps", "limits", "floors", "levels")}
+            self.tensors = self.tensors._replace(
+                **{
+                    name: torch.cat((table, torch.zeros_like(table)))
+                    for name, table in by_row.items()
+                    if table is not None
+                }
+            )
         caps, limits = (self._shrunk(bounds, settings) for bounds in self._bounds(settings, self._lengths))
         self.tensors.caps[row].copy_(self._to_device(caps))
         self.tensors.limits[row].copy_(self._to_device(limits))
         self.tensors.floors[row].fill_(settings.floor)
+        if self.tensors.levels is not None:
+            self.tensors.levels[row].fill_(settings.margin)
 
     def _to_device(self, on_host: torch.Tensor) -> torch.Tensor:
         device = self.tensors.caps.device

@@ -39,8 +39,13 @@ def build_decode_batch(
     tail_offsets = (seq_lens - 1) % page_size
     budgets = budget.tensors
     setting, counts = budgets.setting_of[rows.long()].long(), num_pages.long()
+    floor = budgets.floors[setting]
+    if budgets.levels is not None and budgets.margins is not None:
+        uncertain = budgets.margins[rows.long()] < budgets.levels[setting]
+        floor = floor.masked_fill(uncertain, 1)
     return DecodeBatch(
         pages=pages,
+        rows=rows.to(torch.int32),
         num_pages=num_pages,
         seq_lens=seq_lens,
         past=seq_lens - 1,
@@ -49,5 +54,5 @@ def build_decode_batch(
         filled=tail_pages.masked_fill(tail_offsets < page_size - 1, 0),
         budget=budgets.caps[setting, counts],
         limit=budgets.limits[setting, counts],
-        floor=budgets.floors[setting],
+        floor=floor,
     )

@@ -86,6 +86,9 @@ class DecodeEngine(ABC):
         Counts which pages requests selected of late.
     ended_by_model
         Whether `end_step` is called once the logits are launched. The last layer does it otherwise.
+    latest
+        Requests' rows of the token table and their pages, ``[B]`` each, of the pass that was begun last; None of one
+        without requests.
     """
 
     variants: Sequence[Variant] = ()
@@ -110,6 +113,7 @@ class DecodeEngine(ABC):
         rows = inputs.req_to_token.shape[0]
         self.working_sets = WorkingSets(inputs.table, inputs.config.working_set_steps, rows)
         self.ended_by_model = False
+        self.latest: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     @abstractmethod
@@ -168,6 +172,7 @@ class DecodeEngine(ABC):
         self.table.note_summaries(slots, self.page_size)
         batch = self.prefill.describe(self.req_to_token, rows, prefixes, lengths, goes_on)
         self.table.list_pages(batch.pages, batch.num_pages)
+        self.latest = rows, batch.num_pages
         self.prefill.begin(batch, self.budget.caps_of(rows, batch.num_pages))
         self.note_prefill()
         return batch
@@ -235,6 +240,28 @@ class DecodeEngine(ABC):
     def end_step(self) -> None:
         """Wait for what a step leaves running, as late in it as may be; once more does no harm."""
         return
+
+    def note_margins(self, logits: torch.Tensor) -> None:
+        """Note how far the two most probable next tokens of each request are apart, if the settings ask for that.
+
+        Parameters
+        ----------
+        logits
+            Of the pass that was begun last, ``[B, V]``, padded rows included.
+        """
+        margins = self.budget.tensors.margins
+        if margins is None or self.latest is None:
+            return
+        rows, num_pages = self.latest
+        if len(logits) >= len(rows):
+            self._note_margins(logits[: len(rows)], rows, num_pages, margins)
+
+    @abstractmethod
+    def _note_margins(
+        self, logits: torch.Tensor, rows: torch.Tensor, num_pages: torch.Tensor, margins: torch.Tensor
+    ) -> None:
+        """See `rheo_kernels.reference.note_margins`."""
+        ...
 
     def miss_report(self) -> dict[str, float] | None:
         """What misses took that are shared with the CPU; None if none are."""

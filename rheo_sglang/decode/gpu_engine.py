@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rheo_kernels.triton import allow, append, describe, summarise_tails
+from rheo_kernels.triton import allow, append, describe, note_margins, summarise_tails
 from rheo_kernels.types import HitCounters
 from rheo_sglang.decode.buffers import DecodeBuffers, SparseBuffers, StepBuffers
 from rheo_sglang.decode.engine import DecodeEngine, EngineInputs
@@ -130,6 +130,7 @@ class GpuDecodeEngine(DecodeEngine):
         longest = int(lengths.max()) if live else 0
         chosen = variant or self._pick(longest)
         self.step = step = self.buffers(rows.shape[0]).views(rows.shape[0], chosen)
+        self.latest = step.batch.rows, step.batch.num_pages
         if live == 0:
             for field in step.batch:
                 field.zero_()
@@ -253,6 +254,11 @@ class GpuDecodeEngine(DecodeEngine):
         self.miss_path.end()
         if self.tracer is not None:
             self.tracer.join()
+
+    def _note_margins(
+        self, logits: torch.Tensor, rows: torch.Tensor, num_pages: torch.Tensor, margins: torch.Tensor
+    ) -> None:
+        note_margins(logits, rows, num_pages, margins)
 
     def _append(self, layer: int, step: StepBuffers, k: torch.Tensor, v: torch.Tensor) -> None:
         table, batch = self.table, step.batch

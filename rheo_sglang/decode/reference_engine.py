@@ -7,7 +7,16 @@ from dataclasses import dataclass
 import torch
 
 from rheo_kernels import cpu, reference
-from rheo_kernels.reference import append, merge, resolve, runners_up, save, stamp_selected, tail
+from rheo_kernels.reference import (
+    append,
+    merge,
+    note_margins,
+    resolve,
+    runners_up,
+    save,
+    stamp_selected,
+    tail,
+)
 from rheo_kernels.types import DecodeBatch, Selected
 from rheo_kernels.types.summary import EstimatingSummary
 from rheo_sglang.decode.batch import build_decode_batch
@@ -97,6 +106,7 @@ class ReferenceDecodeEngine(DecodeEngine):
         batch = build_decode_batch(
             self.req_to_token, rows[:live], seq_lens[:live], longest, self.page_size, self.budget
         )
+        self.latest = batch.rows, batch.num_pages
         counted = torch.empty(0, dtype=torch.int64)
         if self.recorder is not None and rids is not None:
             counted = self.recorder.begin_step(rids, -(-lengths // self.page_size))
@@ -152,6 +162,11 @@ class ReferenceDecodeEngine(DecodeEngine):
                 mass = self._covered_mass(layer, q, indices, lse, batch, scale)
                 self.recorder.cover(layer, step.rows, mass)
         self.residency.admit_missed(layer, selected, left_out)
+
+    def _note_margins(
+        self, logits: torch.Tensor, rows: torch.Tensor, num_pages: torch.Tensor, margins: torch.Tensor
+    ) -> None:
+        note_margins(logits, rows, num_pages, margins)
 
     def _append(self, layer: int, k: torch.Tensor, v: torch.Tensor, batch: DecodeBatch) -> None:
         table = self.table

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_server import DIM, GROUP, HEADS, LAYERS, PAGE_SIZE, PAGES, SCALE, EngineServer
+from engine_server import DIM, GROUP, HEADS, LAYERS, PAGE_SIZE, PAGES, ROWS, SCALE, EngineServer
 from triton_cases import GPU, normal
 
 from rheo_kernels.reference import block_keys, block_values
@@ -351,6 +351,80 @@ def test_requests_of_one_batch_have_their_own_floors_and_limits(rng: torch.Gener
         one.step(0)
     for mine, theirs in zip(alone.outputs, again.outputs, strict=True):
         assert torch.equal(mine, theirs), "what a server allows changes nothing for who does not ask"
+
+
+@pytest.mark.parametrize("summary", ["subcentroids4", "bound"])
+def test_a_small_margin_raises_the_next_step_of_its_request_to_the_limit(
+    summary: str, rng: torch.Generator
+) -> None:
+    config = RheoConfig(
+        summary=summary,
+        budget_ratio=0.1,
+        budget_min_pages=3,
+        budget_limit_ratio=0.8,
+        conservative_margin=0.5,
+        dense_threshold=0,
+        miss_mode="fetch",
+        cpu_threads=1,
+    )
+    pair = Pair(config, 16, rng.device, torch.float32, runners_up=0, padding=1)
+    bold = read_settings({"rheo": {"conservative_margin": 0.2}}, config)
+    margins = [(torch.inf,) * 3, (0.4, 0.6, 0.4), (0.3, 0.1, 0.1), (0.6, 0.5, 0.2)]
+    levels, grown = (0.5, 0.5, 0.2), []
+    for number, noted in enumerate(margins):
+        for server in pair.servers:
+            server.engine.budget.assign([list(LENGTHS)[2]], [bold])
+        pair.step(number)
+        pair.check_selections()
+        pair.check_outputs()
+        more = []
+        for row, margin, level in zip(LENGTHS, noted, levels, strict=True):
+            pages = -(-(LENGTHS[row] + number + 1) // PAGE_SIZE)
+            least = min(pages, 3)
+            more.append(max(math.ceil(0.8 * pages), least) - least if margin < level else 0)
+        for found in pair.selections[pair.reference]:
+            counts = [[min(-(-(LENGTHS[row] + number + 1) // PAGE_SIZE), 3)] * HEADS for row in LENGTHS]
+            assert (found.num_selected - torch.tensor(counts)).tolist() == [[extra] * HEADS for extra in more]
+        grown.append(more)
+        if number + 1 < len(margins):
+            logits = torch.zeros(len(LENGTHS) + 1, 50)
+            logits[:3, 7] = torch.tensor(margins[number + 1])
+            for server in pair.servers:
+                server.engine.note_margins(logits.to(server.device))
+        pair.align()
+    assert any(map(sum, grown))
+    for server in pair.servers:
+        entries = server.recorder.report()["requests"]
+        by_request = torch.tensor(grown, dtype=torch.float32)
+        assert [entry["grown_share"] for entry in entries] == pytest.approx(
+            (by_request > 0).float().mean(0).tolist()
+        )
+        assert [entry["grown_pages"] for entry in entries] == pytest.approx(by_request.mean(0).tolist())
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_margins_of_prompts_are_noted_by_their_rows_and_of_nobody_else(
+    gpu: bool, rng: torch.Generator
+) -> None:
+    server = EngineServer(config_of("lru", conservative_margin=0.5), 16, rng.device, gpu)
+    slots = torch.arange(PAGE_SIZE, 3 * PAGE_SIZE, dtype=torch.int32, device=rng.device)
+    server.tokens[3, : len(slots)] = slots
+    rows = torch.tensor([3], device=rng.device)
+    server.engine.begin_prefill(rows, [0], [len(slots)], slots.long(), goes_on=False)
+    server.engine.note_margins(torch.tensor([[1.0, 0.75, -3.0]], device=rng.device))
+    expected = torch.full((ROWS,), torch.inf)
+    expected[3] = 0.25
+    assert torch.equal(server.engine.budget.tensors.margins.cpu(), expected)
+    server.engine.latest = None
+    server.engine.note_margins(torch.zeros(1, 3, device=rng.device))
+    assert torch.equal(server.engine.budget.tensors.margins.cpu(), expected), "a pass without requests"
+
+
+def test_margins_cost_nothing_where_no_setting_asks_for_them(rng: torch.Generator) -> None:
+    for gpu in (False, True):
+        engine = EngineServer(config_of("lru"), 16, rng.device, gpu).engine
+        assert engine.budget.tensors.levels is engine.budget.tensors.margins is None
+        engine.note_margins(torch.zeros(0))
 
 
 @pytest.mark.parametrize("gpu", [False, True])

@@ -17,15 +17,21 @@ ROWS, PAGES, LAYERS, HEADS = 6, 90, 3, 2
 
 
 @pytest.mark.parametrize("page_size", [16, 32, 64])
-@pytest.mark.parametrize("ratio", [0.125, 0.1])
-def test_describe_equals_the_reference(page_size: int, ratio: float, rng: torch.Generator) -> None:
+@pytest.mark.parametrize(("ratio", "margin"), [(0.125, None), (0.1, None), (0.1, 0.25)])
+def test_describe_equals_the_reference(
+    page_size: int, ratio: float, margin: float | None, rng: torch.Generator
+) -> None:
     from rheo_kernels import triton as kernels
 
     device = rng.device
-    config = RheoConfig(budget_ratio=ratio, budget_min_pages=2, dense_threshold=3 * page_size)
+    config = RheoConfig(
+        budget_ratio=ratio, budget_min_pages=2, dense_threshold=3 * page_size, conservative_margin=margin
+    )
     budget = config.budget_table(page_size, 12, device, requests=ROWS)
-    own = BudgetSettings(Fraction(ratio) / 3, least=1, floor=0.7)
+    own = BudgetSettings(Fraction(ratio) / 3, least=1, floor=0.7, margin=2.0)
     budget.assign([5, 0, 1], [own, BudgetSettings(Fraction(ratio), least=1, most=1, floor=0.2), own])
+    if margin is not None:
+        budget.tensors.margins.copy_(torch.tensor([0.3, 2.0, 0.2, 0.25, torch.nan, 1.0]))
     pages = (permutation(PAGES - 1, rng)[: ROWS * 12] + 1).view(ROWS, 12).to(torch.int32)
     slots = pages[:, :, None] * page_size + torch.arange(page_size, device=device, dtype=torch.int32)
     tokens = slots.flatten(1).contiguous()
@@ -50,7 +56,11 @@ def test_describe_equals_the_reference(page_size: int, ratio: float, rng: torch.
         assert torch.equal(mine[:live], theirs), name
     for field in out[1:]:
         assert field[live:].eq(0).all(), "a padded row"
-    assert expected.floor.tolist() == pytest.approx([0, 0.2, 0, 0.7, 0.7])
+    floors = {4: 0, 0: 0.2, 3: 0, 1: 0.7, 5: 0.7}
+    if margin is not None:
+        floors |= {5: 1}
+    assert expected.rows.tolist() == list(floors)
+    assert expected.floor.tolist() == pytest.approx(list(floors.values()))
     listed = set()
     for row, count in enumerate(expected.num_pages.tolist()):
         assert torch.equal(out.pages[row, :count], expected.pages[row, :count])

@@ -23,6 +23,7 @@ SPARSE = {
     "frame_pool_tokens": 1024,
     "request_budget_ratio": 0.5,
     "request_limit_ratio": 0.75,
+    "conservative_margin": 0,
 }
 
 
@@ -199,6 +200,8 @@ def test_requests_of_one_batch_have_floors_and_modes_of_their_own(server):
         ({"budget_coverage": 1, "budget_limit_ratio": 0.5}, 0.5),
         ({"conservative": "off", "budget_ratio": 0.1}, 0.1),
         ({"conservative": "on"}, math.nan),
+        ({"conservative_margin": 1e9, "budget_limit_ratio": 0.5}, 0.5),
+        ({"conservative_margin": 0, "budget_limit_ratio": 0.5}, SPARSE["budget_ratio"]),
     ]
     prompts = [tokens(1300 + 30 * number, 40 + number) for number in range(len(asked))]
 
@@ -238,7 +241,7 @@ def test_requests_of_one_batch_have_floors_and_modes_of_their_own(server):
             assert least < entry["selected_share"] <= most
         else:
             assert entry["selected_share"] == share_selected(len(prompt), entry["iterations"], ratio)
-    assert [entry["grown_share"] > 0 for entry in entries] == [False, True, True, False, True]
+    assert [entry["grown_share"] > 0 for entry in entries] == [False, True, True, False, True, True, False]
     nothing_is_left(server)
 
 

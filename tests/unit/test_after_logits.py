@@ -1,9 +1,9 @@
-"""call_after_logits calls after the logits of every forward pass, and leaves them alone."""
+"""call_after_logits calls with the logits of every forward pass, and leaves them alone."""
 
 from __future__ import annotations
 
 import torch
-from sglang.srt.layers.logits_processor import LogitsProcessor
+from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
 
 from rheo_sglang.backend import call_after_logits
 
@@ -15,9 +15,9 @@ class Logits(LogitsProcessor):
         torch.nn.Module.__init__(self)
         self.calls = calls
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor) -> LogitsProcessorOutput:
         self.calls.append("logits")
-        return hidden + 1
+        return LogitsProcessorOutput(next_token_logits=hidden + 1)
 
 
 class Model(torch.nn.Module):
@@ -29,13 +29,21 @@ class Model(torch.nn.Module):
 
 def test_the_call_follows_the_logits_and_does_not_change_them() -> None:
     calls: list[str] = []
+    seen: list[torch.Tensor | None] = []
+
+    def call(logits: torch.Tensor | None) -> None:
+        calls.append("end")
+        seen.append(logits)
+
     model = Model(calls)
-    assert call_after_logits(model, lambda: calls.append("end"))
+    assert call_after_logits(model, call)
     for _ in range(2):
         hidden = torch.zeros(3)
-        assert torch.equal(model.logits_processor(model.layer(hidden)), hidden + 1)
+        found = model.logits_processor(model.layer(hidden)).next_token_logits
+        assert torch.equal(found, hidden + 1)
+        assert seen[-1] is found
     assert calls == ["logits", "end"] * 2
 
 
 def test_a_model_without_logits_is_told_apart() -> None:
-    assert not call_after_logits(torch.nn.Identity(), lambda: None)
+    assert not call_after_logits(torch.nn.Identity(), lambda logits: None)

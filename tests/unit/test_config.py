@@ -52,6 +52,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     *(({"budget_limit_ratio": value}, "above 0, at most 1") for value in (0, 2)),
     *(({"conservative": value}, "above 0, at most 1") for value in (0, -0.5, 1.01)),
     *(({"conservative": value}, "off, on, a number") for value in ("auto", True, None, [0.5])),
+    ({"conservative_margin": -0.1}, "at least 0"),
+    ({"conservative_margin": "on"}, "a finite number"),
     ({"sink_pages": -1}, "at least 0"),
     ({"window_pages": 0}, "at least 1"),
     ({"dense_threshold": -1}, "at least 0"),

@@ -74,6 +74,7 @@ def test_a_server_with_a_floor_lets_requests_choose_within_its_limit() -> None:
         ({"conservative": 0.5}, "off on this server, which has no request_limit_ratio"),
         ({"budget_coverage": 0.5}, "not given on this server, which has no request_limit_ratio"),
         ({"budget_limit_ratio": 0.1}, "not given on this server, which has no request_limit_ratio"),
+        ({"conservative_margin": 0.1}, "not given on this server, which has no conservative_margin"),
     ],
 )
 def test_no_request_has_a_floor_where_the_server_does_not_allow_one(values: dict, allowed: str) -> None:
@@ -81,8 +82,30 @@ def test_no_request_has_a_floor_where_the_server_does_not_allow_one(values: dict
     with pytest.raises(ConfigError) as refused:
         read(values)
     assert str(refused.value) == f"custom_params.rheo: {name}={value!r} is not supported; allowed: {allowed}"
-    read(values, GROWING)
+    read(values, dataclasses.replace(GROWING, conservative_margin=0))
     assert read({"conservative": "off"}) == SERVER.budget_settings()
+
+
+def test_a_request_may_have_a_margin_where_margins_are_noted() -> None:
+    noted = dataclasses.replace(SERVER, conservative_margin=0)
+    own = noted.budget_settings()
+    assert (own.margin, own.limit_ratio, own.floor) == (0, Fraction(1, 4), 0)
+    found = read({"conservative_margin": 0.5}, noted)
+    assert (found.margin, found.limit_ratio, found.floor) == (0.5, Fraction(1, 4), 0)
+    wider = dataclasses.replace(noted, request_limit_ratio=0.5)
+    assert read({"conservative_margin": 1, "budget_limit_ratio": 0.5}, wider).limit_ratio == Fraction(1, 2)
+    asking = dataclasses.replace(SERVER, conservative_margin=0.3, budget_limit_ratio=0.4)
+    assert read({}, asking).margin == 0.3
+    assert read({"conservative_margin": 0}, asking).margin == 0
+    assert read({"conservative_margin": None}, asking).margin == 0
+    for value, sentence in (
+        (-0.1, r"conservative_margin=-0.1 is not supported; allowed: at least 0$"),
+        ("0.1", r"conservative_margin='0.1' is not supported; allowed: a finite number$"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^custom_params\.rheo: {sentence}"):
+            read({"conservative_margin": value}, asking)
+    with pytest.raises(ConfigError, match="allowed: off on this server, which has no request_limit_ratio"):
+        read({"conservative": "on"}, asking)
 
 
 @pytest.mark.parametrize("ratio", [None, 0.5])

@@ -101,10 +101,11 @@ def test_rheo_is_used_where_any_backend_flag_names_it(values: dict[str, str], ex
             "not set beside tree_eviction=importance",
         ),
         ({"tree_eviction": "importance"}, "pp_size", 2, "1 beside tree_eviction=importance"),
+        ({"conservative_margin": 0.5}, "pp_size", 2, "1 beside conservative_margin"),
     ],
 )
-def test_a_setting_of_the_tree_refuses_what_leaves_it_nothing_to_work_on(
-    monkeypatch: pytest.MonkeyPatch, config: dict[str, str], name: str, value: Any, allowed: str
+def test_a_setting_refuses_what_leaves_it_nothing_to_work_on(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], name: str, value: Any, allowed: str
 ) -> None:
     arguments = unresolved_arguments(attention_backend="rheo", **{name: value})
     monkeypatch.setenv(ENVIRONMENT, json.dumps(config))

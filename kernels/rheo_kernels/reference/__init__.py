@@ -32,6 +32,7 @@ from rheo_kernels.reference.fill import fill
 from rheo_kernels.reference.gather_misses import gather_misses
 from rheo_kernels.reference.importance import rank_normalise, update_importance
 from rheo_kernels.reference.merge import merge
+from rheo_kernels.reference.note_margins import note_margins
 from rheo_kernels.reference.offload import offload_misses
 from rheo_kernels.reference.page_mass import page_mass
 from rheo_kernels.reference.place import place
@@ -67,6 +68,7 @@ __all__ = [
     "load",
     "log_shares",
     "merge",
+    "note_margins",
     "offload_misses",
     "page_mass",
     "place",

@@ -15,6 +15,7 @@ from rheo_kernels.triton.fetch import attend_fetch, fetch_splits
 from rheo_kernels.triton.fill import fill
 from rheo_kernels.triton.importance import update_importance
 from rheo_kernels.triton.merge import merge
+from rheo_kernels.triton.note_margins import note_margins
 from rheo_kernels.triton.offload import offload_misses
 from rheo_kernels.triton.page_mass import page_mass
 from rheo_kernels.triton.partial import num_splits
@@ -46,6 +47,7 @@ __all__ = [
     "load",
     "log_shares",
     "merge",
+    "note_margins",
     "num_splits",
     "offload_misses",
     "page_mass",

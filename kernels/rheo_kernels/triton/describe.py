@@ -52,7 +52,8 @@ def describe(
     Notes
     -----
     Reads one slot a page, a page of slots apart: 32 bytes of traffic each; writes 8 bytes a page. A
-    request's budget takes two reads that wait for each other, in the program that describes its tail.
+    request's budget, and what its margin asks for, take two reads that wait for each other, in the program that
+    describes its tail.
     """
     batch, columns = out.pages.shape
     layers = unsaved.shape[0]
@@ -93,8 +94,11 @@ def _describe(
     caps,
     limits,
     floors,
+    levels,
     setting_of,
+    margins,
     out_pages,
+    out_rows,
     out_num_pages,
     out_seq_lens,
     out_past,
@@ -131,6 +135,7 @@ def _describe(
         tail = tl.load(row + last * PAGE_SIZE, mask=count > 0, other=0).to(tl.int32) // PAGE_SIZE
         offset = tl.maximum(length - 1, 0) % PAGE_SIZE
         full = (count > 0) & (offset == PAGE_SIZE - 1)
+        tl.store(out_rows + request, tl.where(count > 0, slot, 0).to(tl.int32))
         tl.store(out_num_pages + request, count)
         tl.store(out_seq_lens + request, length)
         tl.store(out_past + request, tl.maximum(length - 1, 0))
@@ -141,7 +146,10 @@ def _describe(
         cell = setting * stride_bk + count
         tl.store(out_budget + request, tl.load(caps + cell))
         tl.store(out_limit + request, tl.load(limits + cell))
-        tl.store(out_floor + request, tl.where(count > 0, tl.load(floors + setting), 0.0))
+        floor = tl.load(floors + setting)
+        if levels is not None:
+            floor = tl.where(tl.load(margins + slot) < tl.load(levels + setting), 1.0, floor)
+        tl.store(out_floor + request, tl.where(count > 0, floor, 0.0))
         if count > 0:
             tl.store(summarised + tail, tl.full([], 1, tl.int1))
             layer = tl.arange(0, BLOCK_L).to(tl.int64)

@@ -15,6 +15,8 @@ class DecodeBatch(NamedTuple):
 
     pages: torch.Tensor
     """Page lists, ``[B, M]``; entries past ``num_pages`` are undefined."""
+    rows: torch.Tensor
+    """Rows of SGLang's token table."""
     num_pages: torch.Tensor
     seq_lens: torch.Tensor
     """Tokens, the new one included."""
@@ -31,7 +33,8 @@ class DecodeBatch(NamedTuple):
     limit: torch.Tensor
     """The most to which scores may let that grow; at least ``budget``."""
     floor: torch.Tensor
-    """Share of the estimated attention that the selected pages should hold, float32; 0 for no floor."""
+    """Share of the estimated attention that the selected pages should hold, float32; 0 for no floor, 1 after a margin
+    below the request's level."""
 
     @classmethod
     def allocate(cls, batch: int, columns: int, device: torch.device | str) -> DecodeBatch:

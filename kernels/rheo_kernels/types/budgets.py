@@ -16,5 +16,9 @@ class Budgets(NamedTuple):
     """The most to which scores may let that grow, ``[K, max_pages + 1]``, int32."""
     floors: torch.Tensor
     """Share of the estimated attention that selected pages should hold, ``[K]``, float32; 0 for no floor."""
+    levels: torch.Tensor | None
+    """Margin below which the step after it selects up to its limit, in nats, ``[K]``, float32; None without margins."""
     setting_of: torch.Tensor
     """Row of settings of each row of SGLang's token table, ``[R]``, int32."""
+    margins: torch.Tensor | None
+    """Margin of each row's latest pass, ``[R]``, float32; None without margins."""
