@@ -33,6 +33,8 @@ ESTIMATES, BOUND = "subcentroids4", "bound"
 """Page summaries where none is given: the first where it serves the model's shape."""
 CONSERVATIVE_FLOOR = 0.9
 """Of the estimated attention, in conservative mode that is ``on``."""
+PREWARM = 0.7
+"""Weight of a prompt in importance, where ``prewarm`` is ``on``."""
 LIMIT_RATIO = Fraction(1, 4)
 """Share of its pages to which scores may raise what a request selects, where no other is given."""
 EVERY_LENGTH = 2**31 - 1
@@ -101,6 +103,11 @@ class RheoConfig:
     maximum."""
     importance_alpha: float = 0.3
     """Weight of the newest step in a page's importance."""
+    prewarm: Literal["auto", "off", "on"] | float = "auto"
+    """What importance a prompt leaves behind, by which its pages get frames before the first decode step: ``on``, of
+    what its last tokens attended, by a weight of 0.7 against what earlier requests left in a cached prefix, or by the
+    weight given, above 0, at most 1; ``off``, as of one decode step, and pages that are new begin low; ``auto``, on
+    without a GPU, off with one, where it was not run yet."""
     policy: str = "importance"
     """Which pages keep their frames: those that attention ranks high on average (``importance``), also by how recently
     they were used (``recency``), that rank high and were used often of late (``predicted``), that were among the best
@@ -177,6 +184,8 @@ class RheoConfig:
         _in_range("thrash_budget", self.thrash_budget, low=0, high=1, open_low=True)
         if self.dense_threshold is not None:
             _in_range("dense_threshold", self.dense_threshold, low=0)
+        if isinstance(self.prewarm, float):
+            _in_range("prewarm", self.prewarm, low=0, high=1, open_low=True)
         _in_range("importance_alpha", self.importance_alpha, low=0, high=1, open_low=True)
         _in_range("importance_interval", self.importance_interval, low=0, open_low=True)
         if self.importance_file is not None and not _writable(self.importance_file):
@@ -257,6 +266,12 @@ class RheoConfig:
         if isinstance(self.conservative, float):
             return self.conservative
         return CONSERVATIVE_FLOOR if self.conservative == "on" else 0.0
+
+    def prewarm_weight(self, device: str) -> float:
+        """Weight of a prompt in importance where frames are on a device of this type; 0 where pre-warming is off."""
+        if isinstance(self.prewarm, float):
+            return self.prewarm
+        return PREWARM if self.prewarm == "on" or (self.prewarm == "auto" and device == "cpu") else 0.0
 
     def budget_settings(self, has_floor: bool = False) -> BudgetSettings:
         """What bounds the pages of a request that has no settings of its own.

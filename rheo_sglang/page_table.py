@@ -30,7 +30,7 @@ class PageTable:
         Name of the tiering policy that values resident pages.
     dtype, device
         KV dtype; all tensors live on ``device``.
-    importance_alpha
+    importance_alpha, prewarm
         See `PolicyInputs`.
     triton
         Whether pages are released and valued by Triton kernels; by default, on a GPU.
@@ -81,6 +81,7 @@ class PageTable:
         device: str | torch.device,
         importance_alpha: float = 0.3,
         triton: bool | None = None,
+        prewarm: float = 0.0,
     ) -> None:
         self.frame_of = torch.full((layers, kv_heads, pages), -1, dtype=torch.int32, device=device)
         self.page_of = torch.full((layers, kv_heads, frames), -1, dtype=torch.int32, device=device)
@@ -93,7 +94,7 @@ class PageTable:
         self.stamped = torch.zeros_like(self.frame_of)
         self.activity = Activity(pages, device)
         self.triton = torch.device(device).type == "cuda" if triton is None else triton
-        inputs = PolicyInputs(layers, kv_heads, pages, self.activity, importance_alpha, self.triton)
+        inputs = PolicyInputs(layers, kv_heads, pages, self.activity, importance_alpha, self.triton, prewarm)
         self.policy: TieringPolicy = POLICIES[policy](inputs)
         self.stamps = [Stamps(self.step, layer) for layer in self.stamped]
         self._notes: list[tuple[str, tuple[torch.Tensor, ...]]] = []

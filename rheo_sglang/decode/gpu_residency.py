@@ -16,7 +16,7 @@ from rheo_kernels.triton import (
     save,
     value_frames,
 )
-from rheo_kernels.types import Admitted
+from rheo_kernels.types import Admitted, IdleDecay
 from rheo_sglang.decode.buffers import SparseBuffers
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.tiering import SELECTED
@@ -104,7 +104,7 @@ class GpuResidency:
             load_quota,
             table.step,
         )
-        values = self._value_frames(layer, self.accessed[layer], step.num_candidates)
+        values = self._value_frames(layer, self.idle_decay, self.accessed[layer], step.num_candidates)
         return admit(
             step.candidates,
             step.worth,
@@ -116,7 +116,13 @@ class GpuResidency:
         )
 
     def admit_seeded(
-        self, layer: int, pages: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor
+        self,
+        layer: int,
+        pages: torch.Tensor,
+        decay: IdleDecay | None,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        rows: torch.Tensor,
     ) -> None:
         """Offer frames to a prefilled request's best pages, against everything else that is resident.
 
@@ -126,6 +132,8 @@ class GpuResidency:
             Layer index.
         pages
             Logical pages, ``[X]``, int64.
+        decay
+            Of what resident pages are worth.
         keys, values
             Where their tokens are on the device, ``[Y, H, D]``.
         rows
@@ -133,13 +141,13 @@ class GpuResidency:
         """
         table = self.table
         candidates = pages.expand(table.frame_of.shape[1], -1)
-        worth = table.policy.values(layer, candidates)
+        worth = table.policy.worth[layer].gather(1, candidates)
         admitted = admit(
             candidates.to(torch.int32),
             worth,
             table.frame_of[layer],
             table.page_of[layer],
-            self._value_frames(layer),
+            self._value_frames(layer, decay),
         )
         self.row_of.scatter_(0, pages, rows)
         place(keys, values, self.row_of, admitted.pages, admitted.frames, admitted.counts, self.frames[layer])
@@ -158,7 +166,11 @@ class GpuResidency:
         self.table.unsaved.index_fill_(1, pages.long(), False)
 
     def _value_frames(
-        self, layer: int, accessed: torch.Tensor | None = None, wanted: torch.Tensor | None = None
+        self,
+        layer: int,
+        decay: IdleDecay | None,
+        accessed: torch.Tensor | None = None,
+        wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
         table = self.table
         return value_frames(
@@ -166,7 +178,7 @@ class GpuResidency:
             table.policy.worth[layer],
             table.unsaved[layer : layer + 1],
             accessed,
-            self.idle_decay,
+            decay,
             wanted,
             self.frame_values[layer],
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rheo_kernels.reference import NEVER_EVICT, admit, load, value_frames
-from rheo_kernels.types import RunnersUp, Selected
+from rheo_kernels.types import IdleDecay, RunnersUp, Selected
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.tiering import SELECTED
 
@@ -37,7 +37,7 @@ class ReferenceResidency:
             Logical pages, ``[X]``, integer; entries of 0 are skipped. At most ``F``, the pinned ones included.
         """
         candidates = pages.long()[None].expand(self.table.frame_of.shape[1], -1)
-        frame_values = self._frame_values(layer)
+        frame_values = self._frame_values(layer, self.table.policy.decay)
         claimed = self._in_frames(self.table.frame_of[layer].gather(1, candidates))
         values = torch.full(candidates.shape, NEVER_EVICT, device=pages.device)
         self._admit(layer, candidates, values, frame_values.masked_fill_(claimed, NEVER_EVICT))
@@ -61,10 +61,17 @@ class ReferenceResidency:
         values = self.table.policy.values(layer, candidates.clamp(min=0))
         values[:, : missed.shape[1]] += SELECTED
         hit = self._in_frames(selected.hits.transpose(0, 1).flatten(1))
-        self._admit(layer, candidates, values, self._frame_values(layer).masked_fill(hit, NEVER_EVICT))
+        frame_values = self._frame_values(layer, self.table.policy.decay)
+        self._admit(layer, candidates, values, frame_values.masked_fill(hit, NEVER_EVICT))
 
     def admit_seeded(
-        self, layer: int, pages: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor
+        self,
+        layer: int,
+        pages: torch.Tensor,
+        decay: IdleDecay | None,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        rows: torch.Tensor,
     ) -> None:
         """Offer frames to a prefilled request's best pages, against everything else that is resident.
 
@@ -74,17 +81,19 @@ class ReferenceResidency:
             Layer index.
         pages
             Logical pages, ``[X]``, int64.
+        decay
+            Of what resident pages are worth.
         keys, values, rows
             Where else their tokens are; host pages are as near here.
         """
         candidates = pages.expand(self.table.frame_of.shape[1], -1)
-        worth = self.table.policy.values(layer, candidates)
-        self._admit(layer, candidates, worth, self._frame_values(layer))
+        worth = self.table.policy.worth[layer].gather(1, candidates)
+        self._admit(layer, candidates, worth, self._frame_values(layer, decay))
 
-    def _frame_values(self, layer: int) -> torch.Tensor:
+    def _frame_values(self, layer: int, decay: IdleDecay | None) -> torch.Tensor:
         table, policy = self.table, self.table.policy
         unsaved = table.unsaved[layer : layer + 1]
-        return value_frames(table.page_of[layer], policy.worth[layer], unsaved, idle_decay=policy.decay)
+        return value_frames(table.page_of[layer], policy.worth[layer], unsaved, idle_decay=decay)
 
     def _in_frames(self, frames: torch.Tensor) -> torch.Tensor:
         """Mark listed frames: ``[H, X]`` with -1 = none to ``[H, F]``, bool."""

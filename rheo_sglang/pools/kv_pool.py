@@ -80,6 +80,7 @@ class RheoKVPool(KVCache):
             dtype,
             device,
             config.importance_alpha,
+            prewarm=config.prewarm_weight(torch.device(device).type),
         )
         self.mem_usage = self.frames.nbytes / (1 << 30)
         logger.info(

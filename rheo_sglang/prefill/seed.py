@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from rheo_kernels.types import IdleDecay
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.prefill.batch import PrefillBatch
 
@@ -21,9 +22,15 @@ class SeedAdmission(Protocol):
     """What seeding needs of residency."""
 
     def admit_seeded(
-        self, layer: int, pages: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor
+        self,
+        layer: int,
+        pages: torch.Tensor,
+        decay: IdleDecay | None,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        rows: torch.Tensor,
     ) -> None:
-        """Offer frames to pages, ``[X]``, int64, 0 = none.
+        """Offer frames to pages, ``[X]``, int64, 0 = none, for their worth; that of resident pages decays.
 
         ``keys`` and ``values``, ``[Y, H, D]``, hold their tokens from ``rows`` on, ``[X]``, int32, as host pages do.
         """
@@ -61,10 +68,12 @@ class Seeding:
         self.page_size = page_size
         self.tracer = tracer
         self.caps = torch.empty(0, dtype=torch.int32)
+        self.decay: IdleDecay | None = None
 
     def begin(self, batch: PrefillBatch, caps: torch.Tensor) -> None:
         """Begin a pass: how many pages a decode step of each request may select, ``[B]``, holds for all layers."""
         self.caps = caps[: batch.ending]
+        self.decay = self.table.policy.prompt_decay(batch.pages, batch.num_pages)
 
     def page_mass(
         self, q: torch.Tensor, keys: torch.Tensor, batch: PrefillBatch, scale: float
@@ -131,4 +140,4 @@ class Seeding:
         pages, num_pages = batch.pages[: batch.ending], batch.num_pages[: batch.ending]
         self.table.policy.on_prefill(layer, mass, pages, num_pages, self.caps)
         if batch.offered.numel():
-            self.residency.admit_seeded(layer, batch.offered, keys, values, batch.offered_rows)
+            self.residency.admit_seeded(layer, batch.offered, self.decay, keys, values, batch.offered_rows)

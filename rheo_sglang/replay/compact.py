@@ -31,6 +31,8 @@ class Replayable:
         Most pages that a step selects in one layer and KV head, of all its requests.
     budget
         Share of pages that was selected; None for selections as traced.
+    prewarm
+        Weight of prompts in importance on the traced server.
     """
 
     events: list[Event]
@@ -40,6 +42,7 @@ class Replayable:
     page_size: int
     largest: int
     budget: float | None = None
+    prewarm: float = 0.0
 
 
 def compact(trace: Trace, budget: float | None = None) -> Replayable:
@@ -69,7 +72,8 @@ def compact(trace: Trace, budget: float | None = None) -> Replayable:
             events.append(renumbered)
         if isinstance(event, Step):
             largest = max(largest, _largest(event))
-    return Replayable(events, known, trace.layers, trace.kv_heads, trace.page_size, largest, budget)
+    shape = trace.layers, trace.kv_heads, trace.page_size
+    return Replayable(events, known, *shape, largest, budget, trace.manifest.get("prewarm", 0.0))
 
 
 def reselected(trace: Trace, budget: float) -> Iterator[Event]:

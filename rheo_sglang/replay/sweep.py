@@ -40,12 +40,15 @@ class Case:
         How many pages that a selection left out are looked at for frames; 0 where only misses get some.
     budget
         Share of the pages to select; None for the selections as traced.
+    prewarm
+        Weight of prompts in importance, see `PolicyInputs`; None for that of the traced server.
     """
 
     policy: str
     capacity: float | None
     runners_up: int = 0
     budget: float | None = None
+    prewarm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -101,12 +104,14 @@ def replay(replayable: Replayable, case: Case, frames: int, importance_alpha: fl
     if case.policy == BELADY:
         found = _belady(replayable, case.runners_up).run(frames)
     else:
-        world = World(replayable, case.policy, frames, case.runners_up, importance_alpha)
-        found = list(_run(world, replayable))
+        prewarm = replayable.prewarm if case.prewarm is None else case.prewarm
+        world = World(replayable, case.policy, frames, case.runners_up, importance_alpha, prewarm)
+        found = list(run(world, replayable))
     return _sum(case, frames, found, replayable.layers * replayable.kv_heads)
 
 
-def _run(world: World, replayable: Replayable) -> Iterator[StepCounts]:
+def run(world: World, replayable: Replayable) -> Iterator[StepCounts]:
+    """Run all events; counts of every step that selects."""
     for event in replayable.events:
         if isinstance(event, Noted):
             world.note(event)

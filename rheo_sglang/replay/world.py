@@ -42,8 +42,8 @@ class World:
         Frames of each layer and KV head.
     runners_up
         How many pages that a selection left out are looked at for frames; see `ReferenceDecodeEngine`.
-    importance_alpha
-        See `RheoConfig`.
+    importance_alpha, prewarm
+        See `PolicyInputs`.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class World:
         frames: int,
         runners_up: int,
         importance_alpha: float,
+        prewarm: float = 0.0,
     ) -> None:
         rows = replayable.layers * replayable.kv_heads
         self.page_size = replayable.page_size
@@ -69,6 +70,7 @@ class World:
             torch.float32,
             "cpu",
             importance_alpha,
+            prewarm=prewarm,
         )
         host = torch.empty((1, replayable.pages, rows, 2, 0))
         self.residency = ReferenceResidency(self.table, host, torch.empty((1, rows, frames, 2, 0)))
@@ -91,13 +93,14 @@ class World:
         ended = len(event.caps)
         if not ended:
             return
+        decay = self.table.policy.prompt_decay(pages, num_pages)
         mass = torch.from_numpy(event.mass).transpose(0, 1).flatten(1, 2)
         caps = torch.from_numpy(event.caps)
         self.table.policy.on_prefill(0, mass, pages[:ended], num_pages[:ended], caps)
         offered = torch.from_numpy(event.offered).long()
         if offered.numel():
             nothing = torch.empty(0)
-            self.residency.admit_seeded(0, offered, nothing, nothing, nothing)
+            self.residency.admit_seeded(0, offered, decay, nothing, nothing, nothing)
 
     def step(self, event: Step) -> StepCounts | None:
         """Run a decode step; counts, unless it took the dense shortcut."""

@@ -49,6 +49,9 @@ class PolicyInputs:
         Weight of the newest step in an average over steps, in (0, 1].
     triton
         Whether the policy's kernels are Triton's; those of the references otherwise.
+    prewarm
+        Weight in such an average of what a prompt's last tokens attended, in (0, 1]; a page's first rank then counts
+        in full. 0: both weigh as much as a step.
     """
 
     layers: int
@@ -57,6 +60,17 @@ class PolicyInputs:
     activity: Activity
     importance_alpha: float = 0.3
     triton: bool = False
+    prewarm: float = 0.0
+
+    @property
+    def prompt_alpha(self) -> float:
+        """Weight of a prompt's ranks in an average over steps."""
+        return self.prewarm or self.importance_alpha
+
+    @property
+    def first_alpha(self) -> float | None:
+        """Weight of the first rank of a page; None where it is that of any other."""
+        return 1.0 if self.prewarm else None
 
 
 class TieringPolicy(ABC):
@@ -171,6 +185,26 @@ class TieringPolicy(ABC):
         if self.idle_decay == 1.0:
             return None
         return IdleDecay(self.idle_decay, self.activity.step, self.activity.last_active)
+
+    def prompt_decay(self, pages: torch.Tensor, num_pages: torch.Tensor) -> IdleDecay | None:
+        """What `decay` is at the end of prompts.
+
+        With pre-warming it is that after one more step, which lists the prompts' pages and no others: a request that
+        ended just before would otherwise keep its frames against them until the next step begins.
+
+        Parameters
+        ----------
+        pages, num_pages
+            Page lists of the prompts, ``[B, M]``, and pages of each, ``[B]``, int32.
+        """
+        if self.decay is None or not self.inputs.prewarm:
+            return self.decay
+        step = self.activity.step + 1
+        position = torch.arange(pages.shape[1], device=pages.device)
+        listed = pages.long().masked_fill(position >= num_pages[:, None], 0)
+        last_active = self.activity.last_active.clone()
+        last_active[listed.flatten()] = step
+        return IdleDecay(self.idle_decay, step, last_active)
 
     def values(self, layer: int, pages: torch.Tensor) -> torch.Tensor:
         """What pages are worth in one layer now.

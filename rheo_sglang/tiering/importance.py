@@ -30,8 +30,8 @@ class Importance(TieringPolicy):
         num_pages: torch.Tensor,
         caps: torch.Tensor,
     ) -> None:
-        """See `TieringPolicy.on_prefill`; one step's rank, by mass."""
-        self.ranks.update(layer, mass, pages, num_pages, self.inputs.importance_alpha)
+        """See `TieringPolicy.on_prefill`; one rank, by mass."""
+        self._rank(layer, mass, pages, num_pages, self.inputs.prompt_alpha)
 
     def on_step(
         self,
@@ -42,4 +42,9 @@ class Importance(TieringPolicy):
         num_pages: torch.Tensor,
     ) -> None:
         """See `TieringPolicy.on_step`."""
-        self.ranks.update(layer, scores, pages, num_pages, self.inputs.importance_alpha)
+        self._rank(layer, scores, pages, num_pages, self.inputs.importance_alpha)
+
+    def _rank(
+        self, layer: int, scores: torch.Tensor, pages: torch.Tensor, num_pages: torch.Tensor, alpha: float
+    ) -> None:
+        self.ranks.update(layer, scores, pages, num_pages, alpha, self.inputs.first_alpha)

@@ -43,6 +43,11 @@ class Ranking(TieringPolicy):
         """Weight of the newest step in ``ranks``, in (0, 1]."""
         ...
 
+    @property
+    def prompt_alpha(self) -> float:
+        """Weight of a prompt in ``ranks``, in (0, 1]: that of a step, by default."""
+        return self.rank_alpha
+
     @abstractmethod
     def value(
         self, ranks: torch.Tensor, used: torch.Tensor, states: list[torch.Tensor]
@@ -72,7 +77,7 @@ class Ranking(TieringPolicy):
         used = most_attended(mass, caps).transpose(0, 1).flatten(1)
         position = torch.arange(pages.shape[1], device=pages.device)
         index = pages.long().where(position < num_pages[:, None], 0).flatten().expand(used.shape[0], -1)
-        self._update(layer, mass, index.where(used, 0), pages, num_pages)
+        self._update(layer, mass, index.where(used, 0), pages, num_pages, self.prompt_alpha)
 
     def on_step(
         self,
@@ -84,7 +89,7 @@ class Ranking(TieringPolicy):
     ) -> None:
         """See `TieringPolicy.on_step`."""
         used = selected.pages.transpose(0, 1).flatten(1).clamp(min=0).long()
-        self._update(layer, scores, used, pages, num_pages)
+        self._update(layer, scores, used, pages, num_pages, self.rank_alpha)
 
     def release(self, pages: torch.Tensor) -> None:
         """See `TieringPolicy.release`."""
@@ -105,9 +110,10 @@ class Ranking(TieringPolicy):
         used: torch.Tensor,
         pages: torch.Tensor,
         num_pages: torch.Tensor,
+        alpha: float,
     ) -> None:
         """Rank by ``scores``, ``[B, H, M]``, and value all listed pages; ``used`` are pages, ``[H, X]``, 0 = none."""
-        self._average.update(layer, scores, pages, num_pages, self.rank_alpha)
+        self._average.update(layer, scores, pages, num_pages, alpha, self.inputs.first_alpha)
         self.used.zero_().scatter_(1, used, True)
         position = torch.arange(pages.shape[1], device=pages.device)
         listed = pages.long().where(position < num_pages[:, None], 0).flatten()

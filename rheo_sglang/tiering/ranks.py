@@ -30,7 +30,13 @@ class RankAverage:
         self._best_ranks = averages[0].to(torch.int32) if triton else None
 
     def update(
-        self, layer: int, scores: torch.Tensor, pages: torch.Tensor, num_pages: torch.Tensor, alpha: float
+        self,
+        layer: int,
+        scores: torch.Tensor,
+        pages: torch.Tensor,
+        num_pages: torch.Tensor,
+        alpha: float,
+        first_alpha: float | None,
     ) -> None:
         """Rank the listed pages of one layer, and average.
 
@@ -42,16 +48,16 @@ class RankAverage:
             ``[B, H, M]``, float32; past the last page they mean nothing.
         pages, num_pages
             Page lists, ``[B, M]``, and pages of each request, ``[B]``, int32.
-        alpha
-            Weight of these ranks, in (0, 1].
+        alpha, first_alpha
+            Weight of these ranks, in (0, 1], and for pages that were not ranked before, if it is another one.
         """
         averages = self.averages[layer]
         if self._best_ranks is None:
             past = torch.arange(scores.shape[2], device=scores.device) >= num_pages[:, None, None]
             ranks = reference.rank_normalise(scores.masked_fill(past, -torch.inf), num_pages)
-            reference.update_importance(averages, ranks, pages, num_pages, alpha)
+            reference.update_importance(averages, ranks, pages, num_pages, alpha, first_alpha)
         else:
             from rheo_kernels.triton import update_importance
 
             shared = self._best_ranks if scores.shape[0] > 1 else None
-            update_importance(scores, pages, num_pages, alpha, averages, shared)
+            update_importance(scores, pages, num_pages, alpha, averages, shared, first_alpha)

@@ -25,6 +25,11 @@ class ImportanceAndRecency(Ranking):
         """The setting ``importance_alpha``."""
         return self.inputs.importance_alpha
 
+    @property
+    def prompt_alpha(self) -> float:
+        """See `Ranking.prompt_alpha`."""
+        return self.inputs.prompt_alpha
+
     def value(
         self, ranks: torch.Tensor, used: torch.Tensor, states: list[torch.Tensor]
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:

@@ -83,6 +83,8 @@ def open_trace(folder: Path, config: RheoConfig, shape: TracedShape, device: tor
         reject("trace", config.trace, f"a folder that can be written to ({error.strerror})")
     if taken:
         reject("trace", config.trace, "a new or empty folder")
-    manifest = {"schema": SCHEMA, **dataclasses.asdict(shape), "config": dataclasses.asdict(config)}
+    prewarm = config.prewarm_weight(device.type)
+    manifest = {"schema": SCHEMA, **dataclasses.asdict(shape), "prewarm": prewarm}
+    manifest["config"] = dataclasses.asdict(config)
     writer = TraceWriter(folder, manifest, int(config.trace_gib * 2**30))
     return Tracer(writer, shape.layers, shape.kv_heads, device)

@@ -4,7 +4,8 @@
     PYTHONPATH=scripts python -m studies.trace_workloads chat --page-size 32 --folder traces
 
 Serves SmolLM2 in fp32 on the CPU with a budget of 10 %, selection from the first token on, and the recorder's own hit
-rates beside the trace, in ``FOLDER/SESSION-PAGE.json``. One server a session; `studies.replay_workloads` replays them.
+rates and the requests' tokens beside the trace, in ``FOLDER/SESSION-PAGE.json``. One server a session;
+`studies.replay_workloads` replays them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -46,9 +48,9 @@ def arguments(page_size: int, tokens: int, trace: Path) -> list[str]:
     ]
 
 
-def hold(server: SGLangServer, name: str, session: Session) -> list[int]:
-    """Hold a session; tokens of every prompt."""
-    lengths: list[int] = []
+def hold(server: SGLangServer, name: str, session: Session) -> list[dict[str, Any]]:
+    """Hold a session; each request's prompt, tokens of the prompt, and tokens of the answer."""
+    held: list[dict[str, Any]] = []
     progress = tqdm(desc=name, unit="turn", leave=False, disable=None)
     turn = next(session)
     while True:
@@ -58,15 +60,16 @@ def hold(server: SGLangServer, name: str, session: Session) -> list[int]:
             timeout=600,
             ignore_eos=True,
             temperature=TEMPERATURE,
-            request={"rid": f"{name}-{len(lengths) + 1}"},
+            request={"rid": f"{name}-{len(held) + 1}"},
         )
-        lengths.append(answer["meta_info"]["prompt_tokens"])
+        tokens = answer["meta_info"]["prompt_tokens"]
+        held.append({"prompt": turn.prompt, "prompt_tokens": tokens, "answer": answer["output_ids"]})
         progress.update()
         try:
             turn = session.send(answer["text"])
         except StopIteration:
             progress.close()
-            return lengths
+            return held
 
 
 def main() -> None:
@@ -79,20 +82,27 @@ def main() -> None:
     parser.add_argument(
         "--tokens", type=int, default=4096, help="tokens of the document or the tools' outputs"
     )
+    parser.add_argument("--name", help="of the trace; SESSION-PAGE when not given")
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--folder", type=Path, required=True, help="where the traces go")
     options = parser.parse_args()
     encode = tokenizer(options.model).encode
     session = SESSIONS[options.session](lambda text: len(encode(text).ids), options.tokens)
-    name = f"{options.session}-{options.page_size}"
+    name = options.name or f"{options.session}-{options.page_size}"
     trace = options.folder / name
     with tempfile.TemporaryDirectory() as logs:
         server_arguments = arguments(options.page_size, options.tokens, trace)
         with SGLangServer(options.model, server_arguments, Path(logs) / "server.log") as server:
-            lengths = hold(server, options.session, session)
+            held = hold(server, options.session, session)
             time.sleep(PART_SECONDS + 2.0)
             state = server.server_info()["internal_states"][0]["rheo"]
-    document = {"prompt_tokens": lengths, "recorder": state["recorder"], "trace": state["trace"]}
+    lengths = [one["prompt_tokens"] for one in held]
+    document = {
+        "prompt_tokens": lengths,
+        "requests": held,
+        "recorder": state["recorder"],
+        "trace": state["trace"],
+    }
     (options.folder / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
     print(f"{name}: prompts of {lengths} tokens, {state['trace']}", file=sys.stderr)
 

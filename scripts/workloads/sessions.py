@@ -61,6 +61,21 @@ def questions(count: Count, tokens: int) -> Session:
         yield Turn(_say("user", text) + _begin("assistant"), 48)
 
 
+def interleaved(count: Count, tokens: int) -> Session:
+    """Three chats over passages of their own, of half the tokens each, that take turns."""
+    text = language_reference()
+    share = tokens // 2
+    histories = []
+    for number, question in zip(range(3), QUESTIONS, strict=False):
+        passage = _first(count, text[number * len(text) // 3 :], share)
+        histories.append(_say("user", f"Read this text.\n\n{passage}\n\n{question}"))
+    for round_number in range(3):
+        for number, history in enumerate(histories):
+            answer = yield Turn(history + _begin("assistant"), 48)
+            question = QUESTIONS[(number + round_number + 1) % len(QUESTIONS)]
+            histories[number] = history + _say("assistant", answer) + _say("user", question)
+
+
 def agent(count: Count, tokens: int) -> Session:
     """An agent: a system prompt, and between its thoughts a tool's outputs, which are files of this repository."""
     room = tokens // len(FILES)
@@ -78,11 +93,20 @@ def generation(count: Count, tokens: int) -> Session:
     yield Turn(_say("user", text) + _begin("assistant"), 384)
 
 
+def growth(count: Count, tokens: int) -> Session:
+    """A long answer each about an eighth, a quarter, a half and all of a document."""
+    for part in (8, 4, 2, 1):
+        text = f"{_document(count, tokens // part)}\n\n{STORY}"
+        yield Turn(_say("user", text) + _begin("assistant"), 192)
+
+
 SESSIONS: dict[str, Callable[[Count, int], Session]] = {
     "chat": chat,
     "questions": questions,
+    "interleaved": interleaved,
     "agent": agent,
     "generation": generation,
+    "growth": growth,
 }
 
 

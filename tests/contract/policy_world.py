@@ -30,13 +30,29 @@ class World:
         Whether Triton's kernels value and admit pages, or the references.
     frames
         Frames of each layer and KV head.
+    prewarm
+        Weight of prompts in importance; 0 = that of steps.
     """
 
-    def __init__(self, policy: str, device: str, triton: bool, frames: int = FRAMES) -> None:
+    def __init__(
+        self, policy: str, device: str, triton: bool, frames: int = FRAMES, prewarm: float = 0.0
+    ) -> None:
         pinned = device == "cuda"
         self.device, self.triton = device, triton
         self.table = PageTable(
-            LAYERS, HEADS, DIM, PAGE_SIZE, PAGES, frames, "mean", policy, torch.float32, device, ALPHA, triton
+            LAYERS,
+            HEADS,
+            DIM,
+            PAGE_SIZE,
+            PAGES,
+            frames,
+            "mean",
+            policy,
+            torch.float32,
+            device,
+            ALPHA,
+            triton,
+            prewarm,
         )
         self.policy = self.table.policy
         host = host_pool(LAYERS, PAGES, HEADS, DIM, PAGE_SIZE, torch.float32, pinned)
@@ -55,13 +71,14 @@ class World:
         pages, num_pages, mass, caps = (part.to(self.device) for part in (pages, num_pages, mass, caps))
         self.table.settle()
         self.table.list_pages(pages, num_pages)
+        decay = self.policy.prompt_decay(pages, num_pages)
         offered = torch.cat([row[:count] for row, count in zip(pages, num_pages.tolist(), strict=True)])
         offered = offered.unique().long()
         nothing = torch.zeros((PAGES * PAGE_SIZE, HEADS, DIM), device=self.device)
         rows = (offered * PAGE_SIZE).to(torch.int32)
         for layer in range(LAYERS):
             self.policy.on_prefill(layer, mass[layer], pages, num_pages, caps)
-            self.residency.admit_seeded(layer, offered, nothing, nothing, rows)
+            self.residency.admit_seeded(layer, offered, decay, nothing, nothing, rows)
 
     def step(self, pages: torch.Tensor, num_pages: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """One decode step over ``[B]`` requests by ``scores``, ``[L, B, H, M]``; hits, ``[L, B, H]``."""

@@ -141,7 +141,9 @@ class Trace:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_reference_and_triton_value_and_keep_the_same_pages(name: str, seed: int) -> None:
-    trace = Trace([World(name, "cpu", triton=False), World(name, DEVICE, triton=True)], seed)
+    prewarm = 0.7 if seed else 0.0
+    worlds = [World(name, "cpu", False, prewarm=prewarm), World(name, DEVICE, True, prewarm=prewarm)]
+    trace = Trace(worlds, seed)
     trace.run(20)
     assert trace.hits > 0
 
@@ -165,6 +167,25 @@ def test_a_prompts_used_pages_take_frames_from_pages_that_were_not(name: str) ->
         pages = torch.arange(first, first + 6, dtype=torch.int32)[None]
         world.prefill(pages, count, mass, cap)
         world.table.begin_step()
+    for layer in range(LAYERS):
+        for head in range(HEADS):
+            best = set((11 + mass[layer, 0, head].topk(2).indices).tolist())
+            assert best <= world.resident(layer, head)
+
+
+@pytest.mark.parametrize("name", ["importance", "recency"])
+@pytest.mark.parametrize("triton", [False, True])
+def test_a_prewarmed_prompt_takes_frames_from_a_request_that_just_ended(name: str, triton: bool) -> None:
+    """Whatever that one's pages are worth, the page that the prompt attends most is worth more by the next step."""
+    world = World(name, DEVICE if triton else "cpu", triton, frames=4, prewarm=0.7)
+    one, other = (torch.arange(first, first + 8, dtype=torch.int32)[None] for first in (1, 11))
+    count, cap = torch.tensor([8], dtype=torch.int32), torch.tensor([4], dtype=torch.int32)
+    mass = spread(LAYERS, 1, HEADS, 8)
+    world.prefill(one, count, mass, cap)
+    for _ in range(12):
+        world.step(one, count, mass)
+    assert world.policy.worth[:, :, one[0].long()].max() > 0.9
+    world.prefill(other, count, mass, cap)
     for layer in range(LAYERS):
         for head in range(HEADS):
             best = set((11 + mass[layer, 0, head].topk(2).indices).tolist())

@@ -70,8 +70,11 @@ def test_equal_scores_share_the_middle_rank(rng: torch.Generator) -> None:
     torch.testing.assert_close(ranks, torch.full_like(ranks, 1 - 49.5 / 100))
 
 
+@pytest.mark.parametrize("first_alpha", [None, 1.0])
 @pytest.mark.parametrize("shared", [0, 20])
-def test_shared_pages_are_folded_once_with_their_best_rank(shared: int, rng: torch.Generator) -> None:
+def test_shared_pages_are_folded_once_with_their_best_rank(
+    shared: int, first_alpha: float | None, rng: torch.Generator
+) -> None:
     from rheo_kernels import triton as kernels
 
     counts = [150, 60, 90]
@@ -80,13 +83,29 @@ def test_shared_pages_are_folded_once_with_their_best_rank(shared: int, rng: tor
     pages[1:, :shared] = pages[0, :shared]
     scores = scores_of("normal", (3, 2, 152), num_pages, rng)
     importance = torch.rand((2, 400), generator=rng, device=rng.device)
+    importance[:, ::3] = 0.0
     before = importance.clone()
     scratch = torch.zeros((2, 400), dtype=torch.int32, device=rng.device)
-    kernels.update_importance(scores, pages, num_pages, ALPHA, importance, scratch)
+    kernels.update_importance(scores, pages, num_pages, ALPHA, importance, scratch, first_alpha)
     expected = before.clone()
-    reference.update_importance(expected, ranks_of(scores, num_pages), pages, num_pages, ALPHA)
+    ranks = ranks_of(scores, num_pages)
+    reference.update_importance(expected, ranks, pages, num_pages, ALPHA, first_alpha)
     torch.testing.assert_close(importance, expected, rtol=1e-5, atol=1e-6)
     assert scratch.eq(0).all()
+
+
+def test_a_page_without_a_rank_takes_its_first_one_whole(rng: torch.Generator) -> None:
+    from rheo_kernels import triton as kernels
+
+    num_pages = to_device([40], rng)
+    scores = scores_of("normal", (1, 2, 40), num_pages, rng)
+    pages = torch.arange(1, 41, dtype=torch.int32, device=rng.device)[None]
+    importance = torch.zeros((2, 41), device=rng.device)
+    importance[:, 11:] = 0.5
+    kernels.update_importance(scores, pages, num_pages, ALPHA, importance, first_alpha=1.0)
+    ranks = ranks_of(scores, num_pages)[0]
+    torch.testing.assert_close(importance[:, 1:11], ranks[:, :10])
+    torch.testing.assert_close(importance[:, 11:], 0.5 + ALPHA * (ranks[:, 10:] - 0.5))
 
 
 @pytest.mark.gpu

@@ -26,12 +26,12 @@ class ResidencyMachine(RuleBasedStateMachine):
     @initialize(
         policy=st.sampled_from(sorted(POLICIES.names())),
         summary=st.sampled_from(["bound", "mean"]),
+        prewarm=st.sampled_from([0.0, 0.7]),
         seed=st.integers(0, 2**32 - 1),
     )
-    def build(self, policy: str, summary: str, seed: int) -> None:
-        self.table = PageTable(
-            LAYERS, HEADS, DIM, PAGE_SIZE, PAGES, FRAMES, summary, policy, torch.float32, "cpu"
-        )
+    def build(self, policy: str, summary: str, prewarm: float, seed: int) -> None:
+        sizes = LAYERS, HEADS, DIM, PAGE_SIZE, PAGES, FRAMES
+        self.table = PageTable(*sizes, summary, policy, torch.float32, "cpu", prewarm=prewarm)
         self.host = host_pool(LAYERS, PAGES, HEADS, DIM, PAGE_SIZE, torch.float32)
         self.frames = frame_pool(LAYERS, HEADS, FRAMES, DIM, PAGE_SIZE, torch.float32, "cpu")
         self.residency = ReferenceResidency(self.table, self.host, self.frames)
@@ -130,9 +130,9 @@ class ResidencyMachine(RuleBasedStateMachine):
         """A prefilled request offers its best pages."""
         self.table.settle()
         nowhere = torch.empty(0)
-        self.residency.admit_seeded(
-            layer, torch.tensor(self.used(pages), dtype=torch.int64), nowhere, nowhere, nowhere
-        )
+        offered = torch.tensor(self.used(pages), dtype=torch.int64)
+        decay = self.table.policy.prompt_decay(offered[None], torch.tensor([len(offered)]))
+        self.residency.admit_seeded(layer, offered, decay, nowhere, nowhere, nowhere)
 
     @precondition(lambda self: len(self.allocated) >= 2)
     @rule(data=st.data())

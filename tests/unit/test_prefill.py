@@ -40,9 +40,20 @@ class Request:
 class Server:
     """Pools, and requests that are prefilled into them chunk by chunk."""
 
-    def __init__(self) -> None:
+    def __init__(self, prewarm: float = 0.0) -> None:
         self.table = PageTable(
-            LAYERS, HEADS, DIM, PAGE_SIZE, PAGES, FRAMES, "mean", "importance", torch.float32, "cpu", ALPHA
+            LAYERS,
+            HEADS,
+            DIM,
+            PAGE_SIZE,
+            PAGES,
+            FRAMES,
+            "mean",
+            "importance",
+            torch.float32,
+            "cpu",
+            ALPHA,
+            prewarm=prewarm,
         )
         self.host = host_pool(LAYERS, PAGES, HEADS, DIM, PAGE_SIZE, torch.float32)
         self.frames = frame_pool(LAYERS, HEADS, FRAMES, DIM, PAGE_SIZE, torch.float32, "cpu")
@@ -143,6 +154,40 @@ def test_the_most_important_full_pages_get_the_frames() -> None:
             for frame, page in enumerate(held):
                 assert torch.equal(server.frames[layer, head, frame], server.host[layer, page, head])
     server.table.check()
+
+
+def follow_up(prewarm: float) -> tuple[Server, Request]:
+    """A request whose first six pages an earlier request left in the cache, all of them important; four are new."""
+    server = Server(prewarm)
+    request = server.request(10 * PAGE_SIZE)
+    server.run([request], [6 * PAGE_SIZE])
+    server.table.policy.worth[:, :, request.pages[:6]] = 0.6
+    server.run([request], [4 * PAGE_SIZE])
+    return server, request
+
+
+@pytest.mark.parametrize("prewarm", [0.0, 0.7])
+def test_a_follow_up_merges_importance_of_its_prefix_and_of_its_last_tokens(prewarm: float) -> None:
+    server, request = follow_up(prewarm)
+    weight, first = (prewarm, 1.0) if prewarm else (ALPHA, ALPHA)
+    for layer in range(LAYERS):
+        for head in range(HEADS):
+            mass = page_mass(request, layer, head)
+            ranked = sorted(range(10), key=lambda page: mass[page])
+            for place, page in enumerate(ranked, 1):
+                old, share = (0.6, weight) if page < 6 else (0.0, first)
+                importance = float(server.table.policy.worth[layer, head, request.pages[page]])
+                assert importance == pytest.approx(old + share * (place / 10 - old), abs=1e-6)
+
+
+def test_with_prewarming_the_pages_that_a_follow_up_attends_most_have_frames() -> None:
+    """The prompt's last tokens are in the last page, and attend it; it is new."""
+    server, request = follow_up(0.7)
+    for layer in range(LAYERS):
+        for head in range(HEADS):
+            worth = server.table.policy.worth[layer, head, request.pages]
+            best = set(request.pages[worth.topk(FRAMES).indices].tolist())
+            assert set(server.table.page_of[layer, head].tolist()) == best
 
 
 def test_every_full_page_gets_a_frame_while_there_are_free_ones() -> None:

@@ -37,7 +37,12 @@ def test_ranks_do_not_depend_on_the_magnitude_of_the_scores() -> None:
 
 
 def fold_page_by_page(
-    importance: torch.Tensor, ranks: torch.Tensor, pages: torch.Tensor, num_pages: torch.Tensor, alpha: float
+    importance: torch.Tensor,
+    ranks: torch.Tensor,
+    pages: torch.Tensor,
+    num_pages: torch.Tensor,
+    alpha: float,
+    first_alpha: float,
 ) -> torch.Tensor:
     expected = importance.double().clone()
     for head in range(importance.shape[0]):
@@ -47,18 +52,23 @@ def fold_page_by_page(
                 page = int(pages[request, column])
                 best[page] = max(best.get(page, 0.0), float(ranks[request, head, column]))
         for page, rank in best.items():
-            expected[head, page] = (1 - alpha) * float(importance[head, page]) + alpha * rank
+            before = float(importance[head, page])
+            weight = alpha if before else first_alpha
+            expected[head, page] = (1 - weight) * before + weight * rank
     return expected
 
 
-@pytest.mark.parametrize("alpha", [0.01, 0.3, 1.0])
-def test_a_shared_page_is_folded_once_with_its_highest_rank(alpha: float) -> None:
+@pytest.mark.parametrize(
+    ("alpha", "first_alpha"), [(0.01, None), (0.3, None), (0.3, 1.0), (0.7, 1.0), (1.0, None)]
+)
+def test_a_shared_page_is_folded_once_with_its_highest_rank(alpha: float, first_alpha: float | None) -> None:
     pages = torch.tensor([[7, 2, 5, 1, 3, 4], [7, 9, 9, 9, 9, 9], [7, 2, 8, 9, 9, 9]], dtype=torch.int32)
     scores, num_pages = ragged_scores()
     ranks = rank_normalise(scores, num_pages)
     importance = torch.rand(2, 10)
-    expected = fold_page_by_page(importance, ranks, pages, num_pages, alpha)
-    update_importance(importance, ranks, pages, num_pages, alpha)
+    importance[0, [7, 2, 8]] = 0.0
+    expected = fold_page_by_page(importance, ranks, pages, num_pages, alpha, first_alpha or alpha)
+    update_importance(importance, ranks, pages, num_pages, alpha, first_alpha)
     torch.testing.assert_close(importance.double(), expected, rtol=1e-6, atol=1e-6)
 
 

@@ -33,6 +33,7 @@ def update_importance(
     pages: torch.Tensor,
     num_pages: torch.Tensor,
     alpha: float,
+    first_alpha: float | None = None,
 ) -> None:
     """Fold one step's ranks into the pages' importance: ``(1 - alpha) * importance + alpha * rank``.
 
@@ -50,6 +51,8 @@ def update_importance(
         Pages of each request, ``[B]``, int32.
     alpha
         Weight of the new rank, in (0, 1].
+    first_alpha
+        The same where importance is 0, which is that of a page without a rank so far; ``alpha`` by default.
     """
     heads = importance.shape[0]
     valid = torch.arange(pages.shape[1], device=pages.device)[None] < num_pages[:, None]
@@ -57,4 +60,6 @@ def update_importance(
     touched, local = torch.unique(listed, return_inverse=True)
     best = torch.zeros((heads, touched.numel()), dtype=ranks.dtype, device=ranks.device)
     best.scatter_reduce_(1, local.expand(heads, -1), ranks.transpose(0, 1)[:, valid], "amax")
-    importance[:, touched] = importance[:, touched].lerp(best, alpha)
+    before = importance[:, touched]
+    weight = torch.where(before > 0, alpha, alpha if first_alpha is None else first_alpha)
+    importance[:, touched] = before.lerp(best, weight)

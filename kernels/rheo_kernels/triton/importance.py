@@ -20,6 +20,7 @@ def update_importance(
     alpha: float,
     importance: torch.Tensor,
     scratch: torch.Tensor | None = None,
+    first_alpha: float | None = None,
 ) -> None:
     """Rank the scores and fold the ranks: ``importance = (1 - alpha) * importance + alpha * rank``.
 
@@ -42,6 +43,8 @@ def update_importance(
     scratch
         Needed where requests may share pages: ``[H, N]``, int32, all 0 before and after. A shared page is
         folded once, with the highest of its ranks.
+    first_alpha
+        The weight where importance is 0, which is that of a page without a rank so far; ``alpha`` by default.
 
     Notes
     -----
@@ -59,6 +62,7 @@ def update_importance(
         importance,
         scratch,
         alpha,
+        first_alpha,
         columns,
         scores.stride(0),
         scores.stride(1),
@@ -77,6 +81,7 @@ def update_importance(
             importance,
             scratch,
             alpha,
+            first_alpha,
             columns,
             pages.stride(0),
             importance.stride(0),
@@ -132,6 +137,14 @@ def rank_row(scores, listed, count, BINS: tl.constexpr):
 
 
 @triton.jit
+def _average(old, rank, alpha, first_alpha):
+    """``old`` moved towards ``rank``, from 0 by a weight of its own where there is one."""
+    if first_alpha is not None:
+        alpha = tl.where(old > 0, alpha, first_alpha)
+    return old + alpha * (rank - old)
+
+
+@triton.jit
 def _rank(
     scores,
     pages,
@@ -139,6 +152,7 @@ def _rank(
     importance,
     scratch,
     alpha,
+    first_alpha,
     columns,
     stride_sb,
     stride_sh,
@@ -165,7 +179,7 @@ def _rank(
         else:
             target = importance + head * stride_ih + page
             old = tl.load(target, mask=listed, other=0.0)
-            tl.store(target, old + alpha * (rank - old), mask=listed)
+            tl.store(target, _average(old, rank, alpha, first_alpha), mask=listed)
 
 
 @triton.jit
@@ -175,6 +189,7 @@ def _fold(
     importance,
     scratch,
     alpha,
+    first_alpha,
     columns,
     stride_pb,
     stride_ih,
@@ -193,4 +208,4 @@ def _fold(
     first = listed & (bits > 0)
     target = importance + head * stride_ih + page
     old = tl.load(target, mask=first, other=0.0)
-    tl.store(target, old + alpha * (rank - old), mask=first)
+    tl.store(target, _average(old, rank, alpha, first_alpha), mask=first)
