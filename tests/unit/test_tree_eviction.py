@@ -134,7 +134,11 @@ def test_without_the_setting_sglang_orders() -> None:
 
 
 def run_rank(rank: int, store: str, answers: Any) -> None:
-    """One rank of two: its KV heads find other prefixes important than the other's do."""
+    """One rank of two: its KV heads find other prefixes important than the other's do.
+
+    It runs alone in its process: OpenMP's threads do not survive a fork, and whoever waits for them waits for ever.
+    """
+    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     cache = Cache(torch.distributed.group.WORLD)
     random = torch.Generator().manual_seed(rank)
