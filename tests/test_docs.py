@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 
 from common.measurement import RESULTS
-from rendering import kernel_table, layer_ahead, locality, memory_example, prewarm, quality, replay, results
+from rendering import (
+    kernel_table,
+    layer_ahead,
+    locality,
+    memory_example,
+    post_hoc,
+    prewarm,
+    quality,
+    replay,
+    results,
+)
 from rendering.marked_page import fill
 from rheo_kernels import reference, triton
 from rheo_sglang.cli import main
@@ -110,6 +120,7 @@ RENDERED: dict[str, tuple[Path, Callable[[], str]]] = {
     "kernels_gpu": (kernel_table.PAGE, kernel_table.tables_of_results),
     locality.NAME: (locality.PAGE, lambda: locality.tables(kept(locality.NAME))),
     replay.NAME: (replay.PAGE, lambda: replay.tables(kept(replay.NAME))),
+    post_hoc.NAME: (post_hoc.PAGE, lambda: post_hoc.tables(kept(post_hoc.NAME))),
     prewarm.NAME: (prewarm.PAGE, lambda: prewarm.tables(kept(prewarm.NAME))),
     "runners_up": (locality.PAGE, lambda: locality.runners_up(kept("runners_up"))),
     "layer_ahead": (
