@@ -58,7 +58,8 @@ def hit_rates(metrics: dict[str, Any]) -> str:
                     continue
                 low, high = entry["interval"]
                 cells.append(f"{entry['page_hit_rate']:.3f} ({low:.3f}, {high:.3f})")
-            rows.append([name.replace("-", ", page "), policy, *cells])
+            if any(cell != "-" for cell in cells):
+                rows.append([name.replace("-", ", page "), policy, *cells])
     return table(["session", "policy", *(f"{size:g}x" for size in sizes)], rows)
 
 
@@ -81,7 +82,8 @@ def of_the_way(metrics: dict[str, Any]) -> str:
                         continue
                     way = (entry["page_hit_rate"] - base["page_hit_rate"]) / gap
                     cells.append(f"{way:.2f} at {entry['traffic'] / base['traffic']:.1f}x")
-            rows.append([name.replace("-", ", page "), policy, *cells])
+            if any(cell != "-" for cell in cells):
+                rows.append([name.replace("-", ", page "), policy, *cells])
     header = [f"{size:g}x{with_them}" for size in sizes for with_them in ("", ", runners-up")]
     return table(["session", "policy", *header], rows)
 

@@ -60,17 +60,17 @@ def jaccard(trace: Trace) -> dict[str, Any]:
     return {"mean": round(float(np.mean(means)), 4), "over_heads": [round(low, 4), round(high, 4)]}
 
 
-def replays(trace: Trace, processes: int) -> list[dict[str, Any]]:
+def replays(trace: Trace, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every policy, capacity and number of runners-up."""
-    policies = [*sorted(POLICIES.names()), BELADY]
-    cases = [Case(*one) for one in itertools.product(policies, CAPACITIES)]
-    cases += [Case(*one, RUNNERS_UP) for one in itertools.product(policies, WITH_RUNNERS_UP)]
+    policies = [*options.policies, BELADY]
+    cases = [Case(*one) for one in itertools.product(policies, options.capacities)]
+    cases += [Case(*one, RUNNERS_UP) for one in itertools.product(policies, options.runners_up)]
     with tqdm(total=len(cases), desc=trace.folder.name, leave=False, disable=None) as progress:
-        outcomes = sweep(trace, cases, processes, lambda _: progress.update())
+        outcomes = sweep(trace, cases, options.processes, lambda _: progress.update())
     return [{key: entry[key] for key in KEPT if key in entry} for entry in describe(outcomes)]
 
 
-def describe_trace(trace: Trace, processes: int) -> dict[str, Any]:
+def describe_trace(trace: Trace, options: argparse.Namespace) -> dict[str, Any]:
     """What one session's trace shows."""
     session = json.loads((trace.folder.parent / f"{trace.folder.name}.json").read_text())
     return {
@@ -83,7 +83,7 @@ def describe_trace(trace: Trace, processes: int) -> dict[str, Any]:
         "dropped": trace.dropped,
         "server_page_hit_rate": session["recorder"]["overall"]["page_hit_rate"],
         "jaccard": jaccard(trace),
-        "replays": replays(trace, processes),
+        "replays": replays(trace, options),
     }
 
 
@@ -93,6 +93,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, required=True, help="where the traces are")
+    parser.add_argument("--policies", nargs="+", choices=POLICIES.names(), default=sorted(POLICIES.names()))
+    parser.add_argument("--capacities", type=float, nargs="+", default=CAPACITIES)
+    parser.add_argument("--runners-up", type=float, nargs="*", default=WITH_RUNNERS_UP, help="capacities")
+    parser.add_argument("--onto", type=Path, help="an earlier result, whose other sessions are kept")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     found = {
@@ -101,9 +105,10 @@ def main() -> None:
         if path.parent.with_suffix(".json").exists()
     }
     order = {name: place for place, name in enumerate(SESSIONS)}
-    names = sorted(found, key=lambda name: (order[name.split("-")[0]], name))
-    metrics = {name: describe_trace(Trace(found[name]), options.processes) for name in names}
-    write_result("replay_cpu", metrics)
+    metrics = json.loads(options.onto.read_text())["metrics"] if options.onto else {}
+    metrics |= {name: describe_trace(Trace(path), options) for name, path in found.items()}
+    names = sorted(metrics, key=lambda name: (order[name.split("-")[0]], int(name.split("-")[1])))
+    write_result("replay_cpu", {name: metrics[name] for name in names})
 
 
 if __name__ == "__main__":
