@@ -67,6 +67,9 @@ def register() -> None:
         HookRegistry.register(f"{ENGINE}._scheduler_died_error", report_dead_scheduler, HookType.AFTER)
         HookRegistry.register(f"{TOKENIZER_MANAGER}.generate_request", check_request, HookType.BEFORE)
         HookRegistry.register(f"{TOKENIZER_MANAGER}.create_abort_task", check_stream, HookType.BEFORE)
+        HookRegistry.register(
+            f"{TOKENIZER_MANAGER}.release_memory_occupation", refuse_release, HookType.BEFORE
+        )
     HookRegistry.register(f"{SCHEDULER}._add_request_to_queue", read_request, HookType.BEFORE)
     HookRegistry.register(f"{FORWARD_BATCH}.init_new", assign_budgets, HookType.AFTER)
     HookRegistry.register(f"{GRAPH_RUNNER}.capture_one_shape", capture_variants, HookType.AROUND)
@@ -316,6 +319,17 @@ def check_stream(manager: Any, request: Any, *args: Any, **kwargs: Any) -> None:
         check_request(manager, request)
     except ConfigError as error:
         raise HTTPException(400, str(error)) from None
+
+
+def refuse_release(manager: Any, *args: Any, **kwargs: Any) -> None:
+    """Refuse to lend the GPU's memory to others, with HTTP 400: under load SGLang's scheduler would end instead."""
+    from rheo_sglang.validate import uses_rheo
+
+    if uses_rheo(manager.server_args):
+        raise ValueError(
+            "release_memory_occupation is not supported with --attention-backend rheo, which keeps its frames and "
+            "its pinned host memory as long as it runs; stop the server instead"
+        )
 
 
 def read_request(scheduler: Any, request: Any, *args: Any, **kwargs: Any) -> None:
