@@ -146,3 +146,83 @@ def exporting_replica(scheduler: Any) -> tuple[bool, int | None]:
         ranks = get_parallel()
     replica = ranks.attn_dp_rank if ranks.attn_dp_size > 1 else ranks.dp_rank
     return ranks.pp_rank == 0 and ranks.attn_tp_rank == 0, replica
+
+
+def storage_settings(text: str | None) -> tuple[dict[str, Any], int, float, float, bool]:
+    """SGLang's reading of ``--hicache-storage-backend-extra-config``.
+
+    What is the backend's, the fewest tokens to ask for, the seconds of a prefetch and of each 1,024 tokens of it, and
+    whether backends want the keys before a batch. Raises what SGLang does where it cannot be read.
+    """
+    from sglang.srt.mem_cache.hybrid_cache.hybrid_cache_controller import HybridCacheController
+
+    return HybridCacheController.parse_storage_backend_extra_config(text)
+
+
+def storage_hashes(node: Any, page_size: int) -> list[str]:
+    """A radix node's hashes as SGLang's storage keys have them, one a page; they are kept with the nodes.
+
+    0.5.23 begins the chain with what keeps requests apart; before it, keys did not have that.
+    """
+    from sglang.srt.mem_cache.utils import compute_node_hash_values
+
+    bare = []
+    ancestor = node
+    while ancestor is not None and len(ancestor.key) and ancestor.hash_value is None:
+        bare.append(ancestor)
+        ancestor = ancestor.parent
+    for one in reversed(bare):
+        one.hash_value = compute_node_hash_values(one, page_size)
+    return node.hash_value
+
+
+def page_hashes(key: Any, before: str | None, page_size: int) -> list[str]:
+    """Hashes of a radix key's pages, as `storage_hashes` has them, behind a page with the hash ``before``."""
+    from sglang.srt.mem_cache import utils
+
+    chain = getattr(utils, "get_storage_hash_str", utils.get_hash_str)
+    return chain(key, before, page_size=page_size)
+
+
+def request_key(request: Any, tokens: Any) -> Any:
+    """Radix key of some tokens of a request, ``array('q')``; 0.5.23 keeps a salt beside the extra key."""
+    from sglang.srt.mem_cache.radix_cache import RadixKey
+
+    if hasattr(request, "cache_salt"):
+        return RadixKey(tokens, request.extra_key, cache_salt=request.cache_salt)
+    return RadixKey(tokens, request.extra_key)
+
+
+def match_prefix(tree_cache: Any, key: Any) -> tuple[Any, Any]:
+    """Slots of the longest cached prefix of a radix key, ``[X]``, and the id of the node where it ends.
+
+    0.5.23 finds the slots by the node; before it, the match had them.
+    """
+    from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
+
+    result = tree_cache.match_prefix(MatchPrefixParams(key=key))
+    if hasattr(result, "device_indices"):
+        return result.device_indices, result.last_device_node
+    return tree_cache.path_device_indices(result.last_device_node), result.last_device_node
+
+
+def insert_prefix(tree_cache: Any, key: Any, slots: Any, shared: int) -> None:
+    """Put a prefix into the radix cache; its first ``shared`` tokens are the cache's own slots."""
+    from sglang.srt.mem_cache.base_prefix_cache import InsertParams
+
+    tree_cache.insert(InsertParams(key=key, value=slots, prev_prefix_len=shared))
+
+
+def allocate(tree_cache: Any, allocator: Any, tokens: int) -> Any:
+    """Slots for whole pages, ``[tokens]``, for which cached prefixes are evicted; None where there is no room."""
+    from sglang.srt.mem_cache.common import evict_from_tree_cache
+
+    if allocator.available_size() + tree_cache.evictable_size() < tokens:
+        return None
+    evict_from_tree_cache(tree_cache, tokens)
+    return allocator.alloc(tokens)
+
+
+def prefetch_rid(request: Any) -> str:
+    """Id of the request that SGLang's radix cache is asked about; 0.5.23 asks by a handle, before it by the id."""
+    return getattr(request, "rid", request)

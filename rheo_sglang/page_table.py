@@ -143,9 +143,23 @@ class PageTable:
         """Note that every page was freed."""
         self._notes.append(("clear", ()))
 
+    def restore(self, pages: torch.Tensor, summaries: torch.Tensor, worth: torch.Tensor) -> None:
+        """Note that pages came back from storage, with what they were summarised by and worth.
+
+        Parameters
+        ----------
+        pages
+            Logical pages, ``[X]``, int64. Nobody else uses them yet.
+        summaries
+            Their summaries, ``[L, H, X, R, W]``, on the host or the device.
+        worth
+            What they are worth, ``[L, H, X]``, float32.
+        """
+        self._notes.append(("restore", (pages, summaries, worth)))
+
     @property
     def notes(self) -> list[tuple[str, tuple[torch.Tensor, ...]]]:
-        """What `settle` will carry out: ``release``, ``fold`` or ``clear``, and the pages."""
+        """What `settle` will carry out: ``release``, ``fold``, ``clear`` or ``restore``, and the pages."""
         return self._notes
 
     def settle(self) -> None:
@@ -174,6 +188,12 @@ class PageTable:
         latest = torch.maximum(self.stamped[:, :, survivors], self.stamped[:, :, duplicates])
         self.stamped[:, :, survivors] = latest
         self.policy.fold(duplicates, survivors)
+
+    def _restore(self, pages: torch.Tensor, summaries: torch.Tensor, worth: torch.Tensor) -> None:
+        device = self.summaries.device
+        self.summaries[:, :, pages] = summaries.to(device, non_blocking=True)
+        self.summarised.index_fill_(0, pages, True)
+        self.policy.restore(pages, worth.to(device, non_blocking=True))
 
     def _clear(self) -> None:
         self._release(torch.arange(self.pages, device=self.frame_of.device))
@@ -220,7 +240,7 @@ class PageTable:
         noted since the last forward pass counts as carried out, but is left to the next one.
         """
         layers, heads = self.frame_of.shape[:2]
-        freed, important = self._noted()
+        freed, important, summarised = self._noted()
         held = ~freed
         owner = self.page_of.long()
         return {
@@ -229,24 +249,28 @@ class PageTable:
             "frames_used": int(((owner >= 0) & held[owner.clamp(min=0)]).sum()),
             "pages_resident": int((held & (self.frame_of >= 0).any(0).any(0)).sum()),
             "pages_unsaved": int((held & self.unsaved.any(0)).sum()),
-            "pages_summarised": int((held & self.summarised)[1:].sum()),
+            "pages_summarised": int(summarised[1:].sum()),
             "pages_important": int(important[1:].sum()),
             "total_summarised_tokens": self.total_summarised_tokens,
         }
 
-    def _noted(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pages that notes free, and those that are worth more than 0 after them, both ``[N]``, bool."""
-        freed = torch.zeros_like(self.summarised)
+    def _noted(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Pages that notes free, and those worth more than 0 and summarised after them, all ``[N]``, bool."""
+        freed, summarised = torch.zeros_like(self.summarised), self.summarised.clone()
         important = (self.policy.worth > 0).any(0).any(0)
         for action, operands in self._notes:
             if action == "fold":
                 duplicates, survivors = (operand.long() for operand in operands)
                 important[survivors] |= important[duplicates]
+            elif action == "restore":
+                pages, _, worth = operands
+                important[pages] = (worth > 0).any(0).any(0).to(important.device)
+                summarised[pages] = True
             else:
-                pages = operands[0].long() if action == "release" else slice(None)
-                freed[pages] = True
-                important[pages] = False
-        return freed, important
+                gone = operands[0].long() if action == "release" else slice(None)
+                freed[gone] = True
+                important[gone] = summarised[gone] = False
+        return freed, important, summarised
 
     def check(self) -> None:
         """Assert invariant 2 (frames and pages name each other), and that no unsaved page lacks a frame.

@@ -28,6 +28,9 @@ SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 PREFILL_ADDER = "sglang.srt.managers.schedule_policy.PrefillAdder"
 SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
 TOKENIZER_MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
+TREE_CACHE = "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache"
+WEIGHT_UPDATER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
+WEIGHT_SOURCES = ("disk", "distributed", "tensor", "ipc")
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +61,16 @@ def register() -> None:
     )
     HookRegistry.register(f"{SCHEDULER}.get_internal_state", add_state, HookType.AFTER)
     HookRegistry.register(f"{SCHEDULER}.process_batch_result", export_importance, HookType.AFTER)
-    HookRegistry.register(f"{SCHEDULER}.on_idle", export_importance, HookType.AFTER)
+    HookRegistry.register(f"{SCHEDULER}.on_idle", idle, HookType.AROUND)
     HookRegistry.register(f"{SCHEDULER}.__init__", end_scheduler, HookType.AROUND)
-    HookRegistry.register(f"{SCHEDULER}.init_running_status", control_admission, HookType.AFTER)
+    HookRegistry.register(f"{SCHEDULER}.init_running_status", equip_scheduler, HookType.AFTER)
     HookRegistry.register(f"{SCHEDULER}.update_running_batch", pause_requests, HookType.BEFORE)
     HookRegistry.register(f"{PREFILL_ADDER}.add_one_req", admit_request, HookType.AROUND)
+    HookRegistry.register(f"{SCHEDULER}._prefetch_kvcache", prefetch_prefix, HookType.AROUND)
+    HookRegistry.register(f"{TREE_CACHE}.check_prefetch_progress", check_prefetch, HookType.AROUND)
+    HookRegistry.register(f"{TREE_CACHE}.release_aborted_request", abandon_prefetch, HookType.AROUND)
+    for source in WEIGHT_SOURCES:
+        HookRegistry.register(f"{WEIGHT_UPDATER}.update_weights_from_{source}", note_weights, HookType.AFTER)
     if multiprocessing.parent_process() is None:
         HookRegistry.register(f"{ENGINE}._scheduler_died_error", report_dead_scheduler, HookType.AFTER)
         HookRegistry.register(f"{TOKENIZER_MANAGER}.generate_request", check_request, HookType.BEFORE)
@@ -216,14 +224,16 @@ def add_state(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
     return result
 
 
-def control_admission(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
-    """Give the scheduler's allocator what decides who may join its batches, if rheo serves."""
+def equip_scheduler(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
+    """Give the scheduler's allocator what decides who may join its batches, and its storage tier, if rheo serves."""
     from rheo_sglang.admission.scheduling import make_admission
     from rheo_sglang.pools.allocator import RheoAllocator
+    from rheo_sglang.storage import make_storage
 
     allocator = scheduler.token_to_kv_pool_allocator
     if isinstance(allocator, RheoAllocator):
         allocator.admission = make_admission(scheduler)
+        allocator.storage = make_storage(scheduler)
 
 
 def admit_request(original: Any, adder: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
@@ -241,6 +251,54 @@ def pause_requests(scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> Non
     admission = getattr(scheduler.token_to_kv_pool_allocator, "admission", None)
     if admission is not None:
         admission.before_decode(batch)
+
+
+def prefetch_prefix(original: Any, scheduler: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
+    """Begin to look for the prefix of a request that comes into the queue, in rheo's storage tier if there is one."""
+    storage = served_storage(scheduler)
+    return original(scheduler, req, *args, **kwargs) if storage is None else storage.prefetch(req)
+
+
+def idle(original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+    """Leave the processor to the storage tier's reader where the scheduler waits for nothing else."""
+    storage = served_storage(scheduler)
+    if storage is not None:
+        storage.rest({request.rid for request in scheduler.waiting_queue})
+    return export_importance(original(scheduler, *args, **kwargs), scheduler)
+
+
+def check_prefetch(original: Any, tree_cache: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+    """Whether a waiting request waits no longer for its prefix."""
+    from rheo_sglang import compat
+
+    storage = served_storage(tree_cache)
+    if storage is None:
+        return original(tree_cache, request, *args, **kwargs)
+    return storage.ready(compat.prefetch_rid(request))
+
+
+def abandon_prefetch(original: Any, tree_cache: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+    """Forget the prefix of a request that left the queue."""
+    from rheo_sglang import compat
+
+    storage = served_storage(tree_cache)
+    if storage is not None:
+        storage.abandon(compat.prefetch_rid(request))
+    return original(tree_cache, request, *args, **kwargs)
+
+
+def note_weights(result: Any, updater: Any, *args: Any, **kwargs: Any) -> Any:
+    """Have pages that are made with other weights stored under other keys."""
+    allocator = updater.tp_worker.model_runner.token_to_kv_pool_allocator
+    storage = getattr(allocator, "storage", None)
+    if storage is not None:
+        storage.note_weights()
+    return result
+
+
+def served_storage(owner: Any) -> Any:
+    """The storage tier behind the allocator of a scheduler or radix cache, or None if it has none."""
+    return getattr(owner.token_to_kv_pool_allocator, "storage", None)
 
 
 def export_importance(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:

@@ -25,6 +25,10 @@ HONOURED_BY_REASON: dict[str, str] = {
         disable_radix_cache radix_eviction_policy radix_eviction_policy_config strip_thinking_cache
         kv_events_config enable_cache_report _radix_eviction_policy_explicitly_set
     """,
+    "The storage tier under DRAM (storage/), which checks that it can serve with them (validate.py)": """
+        hicache_storage_backend hicache_storage_backend_extra_config hicache_storage_prefetch_policy
+        hicache_write_policy hicache_host_memory_mode
+    """,
     "CUDA graphs of decode: every batch size is captured in every shape of the step": """
         cuda_graph_bs_decode cuda_graph_max_bs_decode disable_cuda_graph_padding enable_profile_cuda_graph
         enable_cudagraph_gc
@@ -64,10 +68,10 @@ IRRELEVANT_BY_REASON: dict[str, str] = {
         enable_cp_tp_group_sharing enable_decoder_swa_bounded_replay enable_draft_weights_cpu_backup
         enable_dsa_cache_layer_split enable_encoder_swa_bounded_replay enable_linker_mla_dedup
         enable_return_aux_hidden_states enable_torch_compile_debug_mode flexkv_config_file
-        hicache_host_memory_fraction hicache_host_memory_mode hicache_io_backend hicache_mem_layout
-        hicache_ratio hicache_size hicache_storage_backend_extra_config hicache_storage_prefetch_policy
-        hicache_storage_prefetch_retry_max_attempts hicache_storage_prefetch_retry_poll_interval
-        hicache_write_policy hisparse_config kv_canary_real_data kv_canary_sweep_interval lmcache_config_file
+        hicache_host_memory_fraction hicache_io_backend hicache_mem_layout
+        hicache_ratio hicache_size hicache_storage_prefetch_retry_max_attempts
+        hicache_storage_prefetch_retry_poll_interval hisparse_config kv_canary_real_data
+        kv_canary_sweep_interval lmcache_config_file
         mooncake_ib_device optimistic_prefill_attempts pdmux_config_path prefill_cp_mode
         prefill_kv_cache_dequant_dtype return_aux_hidden_state_layer_ids sm_group_num spec_trace_dir
         speculative_accept_threshold_acc speculative_accept_threshold_single speculative_adaptive
@@ -207,7 +211,6 @@ REFUSED_BY_REASON: dict[str, dict[str, tuple[Any, ...]]] = {
         "enable_streaming_session": (False,),
         "enable_unified_cache_external_linker": (False,),
         "enable_unified_memory": (False,),
-        "hicache_storage_backend": (None,),
         "kv_canary": (None, "none"),
         "prefill_only_disable_kv_cache": (False,),
         "quantization_param_path": (None,),

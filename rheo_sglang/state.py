@@ -30,9 +30,10 @@ def describe_scheduler(scheduler: Any) -> dict[str, Any] | None:
     -------
     dict or None
         ``config``, ``counters``, ``recorder`` (None when off), ``misses`` (None where none are shared with the CPU),
-        ``working_sets``, ``admission`` (None where nothing decides who may join), ``trace`` (None when off),
-        ``prefixes`` and ``not_finite``, JSON-ready; None if the scheduler runs another attention backend. A number that
-        is not finite, which JSON cannot hold, is None; ``not_finite`` is how many there were.
+        ``working_sets``, ``admission`` (None where nothing decides who may join), ``storage`` (None without one),
+        ``trace`` (None when off), ``prefixes`` and ``not_finite``, JSON-ready; None if the scheduler runs another
+        attention backend. A number that is not finite, which JSON cannot hold, is None; ``not_finite`` is how many
+        there were.
     """
     from rheo_sglang.backend import RheoAttentionBackend
     from rheo_sglang.pools.kv_pool import RheoKVPool
@@ -55,6 +56,7 @@ def describe_scheduler(scheduler: Any) -> dict[str, Any] | None:
             "misses": backend.engine.miss_report(),
             "working_sets": backend.engine.working_sets.report(),
             "admission": None if allocator.admission is None else allocator.admission.report(),
+            "storage": None if allocator.storage is None else allocator.storage.report(),
             "trace": None if backend.engine.tracer is None else backend.engine.tracer.writer.report(),
             "prefixes": describe_tree(scheduler.tree_cache, PageImportance(pool.table), pool.page_size),
         }

@@ -9,12 +9,14 @@ from typing import Any, NoReturn
 
 import torch
 
+from rheo_sglang import compat
 from rheo_sglang.config import DEFAULT_PAGE_SIZE, PAGE_SIZES, RheoConfig
 from rheo_sglang.errors import ConfigError, reject
 from rheo_sglang.sglang_settings import CPU_ENGINE, REFUSED
 
 KV_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KV_DTYPE_NAMES = ("auto", "bf16", "bfloat16")
+STORAGE_BACKENDS = ("file", "dynamic")
 SERVED_MODELS = "dense GQA or MHA models (Llama, Qwen2, Qwen3, SmolLM2, ...)"
 
 
@@ -55,6 +57,8 @@ def adapt_server_args(server_args: Any) -> None:
     if RheoConfig.from_environment().conservative_margin is not None and server_args.pp_size > 1:
         allowed = "1 beside conservative_margin, for the logits are known to the last stage alone"
         reject("--pp-size", server_args.pp_size, allowed, "rheo")
+    if server_args.hicache_storage_backend is not None:
+        _check_storage(server_args)
     server_args.radix_cache_backend = "rheo"
     server_args.disable_prefill_cuda_graph = True
     if not captures_decode(RheoConfig.from_environment(), server_args.device or default_device()):
@@ -74,6 +78,45 @@ def _check_tree(config: RheoConfig, server_args: Any) -> None:
         if server_args.pp_size > 1:
             reject(
                 "--pp-size", server_args.pp_size, f"1 {beside}, whose ranks agree within a stage only", "rheo"
+            )
+
+
+def _check_storage(server_args: Any) -> None:
+    """Refuse what the storage tier cannot serve with."""
+    beside = "beside --hicache-storage-backend"
+    allowed: dict[str, tuple[tuple[Any, ...], str]] = {
+        "hicache_storage_backend": (STORAGE_BACKENDS, ", ".join(STORAGE_BACKENDS)),
+        "hicache_write_policy": (("write_through",), f"write_through {beside}"),
+        "hicache_host_memory_mode": (("cache",), f"cache {beside}"),
+        "disable_radix_cache": ((False,), f"not set {beside}, which keeps cached prefixes"),
+        "enable_lora": (
+            (None, False),
+            f"not set {beside}, whose pages would have to name an adapter's weights",
+        ),
+        "lora_paths": ((None,), f"not set {beside}, whose pages would have to name an adapter's weights"),
+        **dict.fromkeys(("tp_size", "pp_size", "dp_size"), ((1,), f"1 {beside}")),
+    }
+    for name, (values, words) in allowed.items():
+        value = getattr(server_args, name, values[0])
+        if value not in values:
+            reject(_flag(name), value, words, "rheo")
+    text = server_args.hicache_storage_backend_extra_config
+    flag = "--hicache-storage-backend-extra-config"
+    try:
+        settings = compat.storage_settings(text)[0]
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        reject(flag, text, f"a JSON object, or @ and the name of a file that holds one ({reason})", "rheo")
+    if server_args.hicache_storage_backend == "dynamic":
+        missing = [name for name in ("backend_name", "module_path", "class_name") if name not in settings]
+        if missing:
+            reject(flag, text, f"one with {missing[0]} beside --hicache-storage-backend dynamic", "rheo")
+        if settings.get("interface_v1"):
+            reject(
+                flag,
+                text,
+                "one without interface_v1, whose backends copy whole pages of SGLang's pools",
+                "rheo",
             )
 
 

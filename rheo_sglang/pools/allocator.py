@@ -25,9 +25,12 @@ class RheoAllocator(PagedTokenToKVPoolAllocator):
     admission
         Set by the scheduler that holds this allocator: a ``SchedulerAdmission``, which its hooks ask; None if nothing
         decides who may join a batch.
+    storage
+        Set by the same: a ``StorageTier``, which is told what is freed; None without one.
     """
 
     admission: Any = None
+    storage: Any = None
 
     def __init__(self, kvcache: RheoKVPool, need_sort: bool) -> None:
         self.table = kvcache.table
@@ -38,9 +41,13 @@ class RheoAllocator(PagedTokenToKVPoolAllocator):
     def _release_page_ids(self, *page_ids: torch.Tensor) -> None:
         for pages in page_ids:
             self.table.release(pages)
+            if self.storage is not None:
+                self.storage.note_freed(pages)
         super()._release_page_ids(*page_ids)
 
     def clear(self) -> None:
         """Free every page."""
         self.table.clear()
+        if self.storage is not None:
+            self.storage.note_cleared()
         super().clear()

@@ -30,7 +30,7 @@ def render_report(state: dict[str, Any]) -> RenderableType:
     ----------
     state
         The ``rheo`` object of a server's internal state: ``recorder``, ``counters``, ``working_sets``, ``admission``,
-        ``misses`` and ``prefixes``. Names that clients chose are shown as they are, never as markup.
+        ``storage``, ``misses`` and ``prefixes``. Names that clients chose are shown as they are, never as markup.
     """
     parts: list[RenderableType] = []
     recorder = state.get("recorder")
@@ -45,6 +45,8 @@ def render_report(state: dict[str, Any]) -> RenderableType:
         parts.append(_working_sets_table(state["working_sets"]))
     if state.get("admission"):
         parts.append(_admission_table(state["admission"]))
+    if state.get("storage"):
+        parts.append(_storage_table(state["storage"]))
     if state.get("misses"):
         parts.append(_misses_table(state["misses"]))
     if state.get("prefixes"):
@@ -212,6 +214,20 @@ def _admission_table(admission: dict[str, Any]) -> Table:
         table.add_row(name, value)
     for name, value in admission["counters"].items():
         table.add_row(_name(name), _number(value))
+    return table
+
+
+def _storage_table(storage: dict[str, Any]) -> Table:
+    off = f" Off: {storage['off']}." if storage["off"] else ""
+    table = _table(
+        "Prefixes in storage",
+        {"what": "left", "count": "right"},
+        f"Backend {storage['backend']}, a record of {_number(storage['page_bytes'])} bytes a page. Requests wait for "
+        f"their prefixes by the policy {storage['policy']}. All but the first two count since the start.{off}",
+    )
+    for name, value in storage.items():
+        if name not in ("backend", "policy", "page_bytes", "off"):
+            table.add_row(_name(name.replace("_", " ")), _number(value))
     return table
 
 

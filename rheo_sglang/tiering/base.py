@@ -174,6 +174,10 @@ class TieringPolicy(ABC):
         """Forget freed pages, ``[X]``, int64."""
         self.worth.index_fill_(2, pages, 0.0)
 
+    def restore(self, pages: torch.Tensor, worth: torch.Tensor) -> None:
+        """Give pages that came back from storage, ``[X]``, int64, what they were worth, ``[L, H, X]``."""
+        self.worth[:, :, pages] = worth
+
     def fold(self, duplicates: torch.Tensor, survivors: torch.Tensor) -> None:
         """Give survivors the larger worth of theirs and their duplicates', both ``[X]``, int64."""
         pair = torch.maximum(self.worth[:, :, survivors], self.worth[:, :, duplicates])

@@ -17,6 +17,8 @@ from rheo_sglang.traces.writer import TraceWriter
 
 Note = tuple[str, tuple[torch.Tensor, ...]]
 KINDS = {"release": "free"}
+NOT_TRACED = ("restore",)
+"""A page from storage is a new page in a replay: pages are worth there what the trace's steps make them."""
 """Notes of the page table that have another name in a trace."""
 NO_PAGES: Integers = np.zeros(0, dtype=np.int32)
 
@@ -72,6 +74,8 @@ class Tracer:
         """Hand over the step that ran last and what the scheduler noted since, before anything is overwritten."""
         self._hand_over()
         for action, operands in notes:
+            if action in NOT_TRACED:
+                continue
             copied = copy(operands)
 
             def event(kind: str = KINDS.get(action, action), copied: Later = copied) -> Noted:

@@ -56,3 +56,10 @@ class RheoFullComponent(FullComponent):
         return super().update_component_on_insert_overlap(
             node, prefix_len, total_prefix_len, value_slice, *args, **kwargs
         )
+
+    def commit_insert_component_data(self, node: Any, is_new_leaf: bool, *args: Any, **kwargs: Any) -> None:
+        """Offer the pages of a new node to storage."""
+        super().commit_insert_component_data(node, is_new_leaf, *args, **kwargs)
+        storage = self.cache.token_to_kv_pool_allocator.storage
+        if storage is not None and is_new_leaf:
+            storage.note_insert(node)

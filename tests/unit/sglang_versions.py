@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from array import array
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -85,9 +86,25 @@ def radix_key(tokens: list[int], extra_key: str | None = None) -> RadixKey:
     return RadixKey(array("q", tokens), extra_key)
 
 
-def match(tree: Any, tokens: list[int]) -> tuple[torch.Tensor, Any]:
+def request(rid: str, tokens: list[int], extra_key: str | None = None) -> Any:
+    """What the storage tier reads of a request that waits; 0.5.23 has a salt beside the extra key."""
+    salt = {"cache_salt": None} if "cache_salt" in RadixKey.__slots__ else {}
+    return SimpleNamespace(
+        rid=rid,
+        origin_input_ids=tokens,
+        output_ids=[],
+        extra_key=extra_key,
+        session=None,
+        to_finish=None,
+        finished=lambda: False,
+        _compute_max_prefix_len=lambda length: length - 1,
+        **salt,
+    )
+
+
+def match(tree: Any, tokens: list[int], extra_key: str | None = None) -> tuple[torch.Tensor, Any]:
     """Slots of the longest cached prefix, and the node where it ends."""
-    result = tree.match_prefix(MatchPrefixParams(key=radix_key(tokens)))
+    result = tree.match_prefix(MatchPrefixParams(key=radix_key(tokens, extra_key)))
     if hasattr(result, "device_indices"):
         return result.device_indices, result.last_device_node
     return tree.path_device_indices(result.last_device_node), result.last_device_node

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from rheo_sglang.recorder import Recorder
 from rheo_sglang.recorder.report import print_report, render_report
+from rheo_sglang.storage.counters import NAMES, StorageCounters
 
 LAYERS, HEADS = 2, 3
 WIDTHS = (80, 200)
@@ -198,3 +199,19 @@ def test_the_report_says_when_there_is_nothing_to_show() -> None:
 def test_the_report_is_printed_to_the_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     print_report({"recorder": report_of("[/x]"), "counters": {}})
     assert "[/x]" in capsys.readouterr().out
+
+
+def test_what_storage_did_is_a_table_that_says_when_it_is_off() -> None:
+    counters = StorageCounters()
+    for number, name in enumerate(NAMES):
+        counters.add(name, 1000 + number)
+    storage = {"backend": "file", "policy": "timeout", "page_bytes": 123456, "off": None, "pages_pending": 7}
+    text = rendered({"storage": {**storage, **counters.report()}}, 200)
+    for number, name in enumerate(NAMES):
+        assert name.replace("_", " ") in text
+        assert f"{1000 + number:,}" in text
+    assert "123,456 bytes" in text
+    assert "Off" not in text
+    off = rendered({"storage": {**storage, "off": "changed"}}, 200)
+    assert "Off: changed." in " ".join(off.split())
+    assert "storage" not in rendered({"storage": None}, 200)

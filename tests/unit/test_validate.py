@@ -45,6 +45,46 @@ def test_an_unsupported_argument_is_one_sentence(name: str, value: Any, allowed:
     assert str(caught.value) == f"rheo: {flag}={value!r} is not supported; allowed: {allowed}"
 
 
+STORAGE: list[tuple[dict[str, Any], str]] = [
+    (
+        {"hicache_storage_backend": "mooncake"},
+        "--hicache-storage-backend='mooncake' is not supported; allowed: file, dynamic",
+    ),
+    ({"tp_size": 2}, "--tp-size=2 is not supported; allowed: 1 beside --hicache-storage-backend"),
+    ({"dp_size": 2}, "--dp-size=2 is not supported; allowed: 1 beside --hicache-storage-backend"),
+    (
+        {"disable_radix_cache": True},
+        "--disable-radix-cache=True is not supported; allowed: not set beside --hicache-storage-backend, which keeps",
+    ),
+    (
+        {"hicache_write_policy": "write_back"},
+        "--hicache-write-policy='write_back' is not supported; allowed: write_through beside",
+    ),
+    ({"enable_lora": True}, "--enable-lora=True is not supported; allowed: not set beside"),
+    (
+        {"hicache_storage_backend_extra_config": "{"},
+        "--hicache-storage-backend-extra-config='{' is not supported; allowed: a JSON object, or @ and the name of a",
+    ),
+    (
+        {"hicache_storage_backend": "dynamic", "hicache_storage_backend_extra_config": "{}"},
+        "--hicache-storage-backend-extra-config='{}' is not supported; allowed: one with backend_name beside",
+    ),
+]
+
+
+@pytest.mark.parametrize(("values", "sentence"), STORAGE, ids=[next(iter(case[0])) for case in STORAGE])
+def test_what_storage_cannot_serve_with_is_one_sentence(values: dict[str, Any], sentence: str) -> None:
+    given = {"attention_backend": "rheo", "hicache_storage_backend": "file", **values}
+    with pytest.raises(ConfigError) as caught:
+        adapt_server_args(unresolved_arguments(**given))
+    assert str(caught.value).startswith(f"rheo: {sentence}")
+    assert "\n" not in str(caught.value)
+
+
+def test_storage_is_served_by_its_flag_alone() -> None:
+    adapt_server_args(unresolved_arguments(attention_backend="rheo", hicache_storage_backend="file"))
+
+
 def test_the_flag_alone_selects_everything_rheo_needs() -> None:
     arguments = unresolved_arguments(attention_backend="rheo")
     adapt_server_args(arguments)
