@@ -24,6 +24,7 @@ from rendering.prefill_sections import prefill
 from rendering.serving_section import serving
 from rendering.soak_section import soak
 from rendering.speed_sections import miss_path, tpot, tpot_default, tpot_select4
+from rendering.storage_section import storage
 
 DOCS = REPOSITORY / "docs"
 PLOTS = DOCS / "benchmarks"
@@ -169,6 +170,7 @@ def page(plots: Path = PLOTS) -> str:
         ("cpu_attention", cpu_attention, plots),
         ("cpu_server", cpu_server),
         ("prefill_gpu", prefill, plots),
+        ("storage_cpu", storage),
         ("admission", admission),
         ("admission_cpu", admission),
         ("soak_gpu", soak),

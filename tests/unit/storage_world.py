@@ -20,7 +20,7 @@ from rheo_sglang.storage.tier import PrefetchPolicy, StorageTier
 from rheo_sglang.tree.nodes import slot_pages
 from unit import sglang_versions
 
-PAGE, LAYERS, HEADS, DIM = 16, 2, 3, 16
+PAGE, LAYERS, HEADS, DIM = 16, 2, 3, 32
 WAITS = PrefetchPolicy("wait_complete", threshold=PAGE)
 
 
