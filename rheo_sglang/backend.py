@@ -217,6 +217,7 @@ def engine_inputs(runner: Any, pool: RheoKVPool) -> EngineInputs:
         context_len=min(runner.model_config.context_len, req_to_token.shape[1]),
         recorder=recorder,
         tracer=None if config.trace is None else start_trace(runner, pool, heads),
+        counts_fetched=runner.server_args.enable_metrics,
     )
 
 

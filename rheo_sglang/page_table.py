@@ -10,6 +10,9 @@ from rheo_kernels.types import Stamps
 from rheo_sglang.selection import SUMMARIES
 from rheo_sglang.tiering import POLICIES, Activity, PolicyInputs, TieringPolicy
 
+COUNTED = ("frames_used", "pages_resident", "pages_unsaved", "pages_summarised", "pages_important")
+"""What `PageTable.count` counts."""
+
 
 class PageTable:
     """Everything that is keyed by a logical page, except the page's K and V.
@@ -118,6 +121,14 @@ class PageTable:
     def frames(self) -> int:
         """``F``, frames of each layer and KV head."""
         return self.page_of.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything that it keeps of pages and frames."""
+        owners = (self, self.activity, self.policy)
+        kept = [value for owner in owners for value in vars(owner).values()]
+        kept += [value for values in kept if isinstance(values, list) for value in values]
+        return sum(value.nbytes for value in kept if isinstance(value, torch.Tensor))
 
     def release(self, pages: torch.Tensor) -> None:
         """Note that pages were freed: their frames, summaries and worth are to be reclaimed.
@@ -240,24 +251,29 @@ class PageTable:
         noted since the last forward pass counts as carried out, but is left to the next one.
         """
         layers, heads = self.frame_of.shape[:2]
-        freed, important, summarised = self._noted()
-        held = ~freed
-        owner = self.page_of.long()
+        counted = dict(zip(COUNTED, self.count().tolist(), strict=True))
         return {
             "pages_total": self.pages - 1,
             "frames_total": self.frames * layers * heads,
-            "frames_used": int(((owner >= 0) & held[owner.clamp(min=0)]).sum()),
-            "pages_resident": int((held & (self.frame_of >= 0).any(0).any(0)).sum()),
-            "pages_unsaved": int((held & self.unsaved.any(0)).sum()),
-            "pages_summarised": int(summarised[1:].sum()),
-            "pages_important": int(important[1:].sum()),
+            **counted,
             "total_summarised_tokens": self.total_summarised_tokens,
         }
+
+    def count(self) -> torch.Tensor:
+        """The numbers of `COUNTED`, ``[5]``, int64, on the device, which nothing waits for; see `counters`."""
+        freed, important, summarised = self._noted()
+        held = ~freed
+        taken = self.page_of >= 0
+        if self._notes:
+            taken &= held[self.page_of.clamp(min=0).long()]
+        resident = self.frame_of.flatten(0, 1).amax(0) >= 0
+        pages = (held & resident, held & self.unsaved.any(0), summarised, important)
+        return torch.stack([taken.sum(), *(marked[1:].sum() for marked in pages)])
 
     def _noted(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Pages that notes free, and those worth more than 0 and summarised after them, all ``[N]``, bool."""
         freed, summarised = torch.zeros_like(self.summarised), self.summarised.clone()
-        important = (self.policy.worth > 0).any(0).any(0)
+        important = self.policy.worth.flatten(0, 1).amax(0) > 0
         for action, operands in self._notes:
             if action == "fold":
                 duplicates, survivors = (operand.long() for operand in operands)

@@ -60,7 +60,7 @@ def register() -> None:
         f"{CONFIGURATOR}._build_token_to_kv_pool_allocator", build_allocator, HookType.AROUND
     )
     HookRegistry.register(f"{SCHEDULER}.get_internal_state", add_state, HookType.AFTER)
-    HookRegistry.register(f"{SCHEDULER}.process_batch_result", export_importance, HookType.AFTER)
+    HookRegistry.register(f"{SCHEDULER}.process_batch_result", after_batch, HookType.AFTER)
     HookRegistry.register(f"{SCHEDULER}.on_idle", idle, HookType.AROUND)
     HookRegistry.register(f"{SCHEDULER}.__init__", end_scheduler, HookType.AROUND)
     HookRegistry.register(f"{SCHEDULER}.init_running_status", equip_scheduler, HookType.AFTER)
@@ -260,11 +260,21 @@ def prefetch_prefix(original: Any, scheduler: Any, req: Any, *args: Any, **kwarg
 
 
 def idle(original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-    """Leave the processor to the storage tier's reader where the scheduler waits for nothing else."""
+    """Leave the processor to the storage tier's reader where the scheduler waits for nothing else.
+
+    Between batches `after_batch`'s work goes on, and what the last ones changed is read too.
+    """
+    from rheo_sglang.observability.observer import observer
+
     storage = served_storage(scheduler)
     if storage is not None:
         storage.rest({request.rid for request in scheduler.waiting_queue})
-    return export_importance(original(scheduler, *args, **kwargs), scheduler)
+    result = original(scheduler, *args, **kwargs)
+    export_importance(scheduler)
+    watching = observer(scheduler)
+    if watching is not None:
+        watching.poll_idle(scheduler.is_fully_idle)
+    return result
 
 
 def check_prefetch(original: Any, tree_cache: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -301,14 +311,24 @@ def served_storage(owner: Any) -> Any:
     return getattr(owner.token_to_kv_pool_allocator, "storage", None)
 
 
-def export_importance(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+def after_batch(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+    """Write importance to its file if it is time to; log and export what readings say, once they have arrived."""
+    from rheo_sglang.observability.observer import observer
+
+    export_importance(scheduler)
+    watching = observer(scheduler)
+    if watching is not None:
+        watching.poll()
+    return result
+
+
+def export_importance(scheduler: Any) -> None:
     """Write the importance of all cached blocks to a file now and then, where a file is configured."""
     from rheo_sglang.state import exporter
 
     export = exporter(scheduler)
     if export is not None:
         export.poll()
-    return result
 
 
 def served_backend(runner: Any) -> Any:

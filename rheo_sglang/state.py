@@ -9,7 +9,11 @@ from typing import Any
 import torch
 
 from rheo_sglang import compat
+from rheo_sglang.decode.engine import DecodeEngine
 from rheo_sglang.importance.pages import PageImportance
+from rheo_sglang.observability.observer import OBSERVER
+from rheo_sglang.observability.snapshot import Snapshot, gather
+from rheo_sglang.pools.allocator import RheoAllocator
 from rheo_sglang.tree.export import ImportanceExport
 from rheo_sglang.tree.importance import TreeImportance
 from rheo_sglang.tree.nodes import describe_tree
@@ -29,11 +33,11 @@ def describe_scheduler(scheduler: Any) -> dict[str, Any] | None:
     Returns
     -------
     dict or None
-        ``config``, ``counters``, ``recorder`` (None when off), ``misses`` (None where none are shared with the CPU),
-        ``working_sets``, ``admission`` (None where nothing decides who may join), ``storage`` (None without one),
-        ``trace`` (None when off), ``prefixes`` and ``not_finite``, JSON-ready; None if the scheduler runs another
-        attention backend. A number that is not finite, which JSON cannot hold, is None; ``not_finite`` is how many
-        there were.
+        ``config``, ``metrics`` (see `gather`), ``counters``, ``recorder`` (None when off), ``misses`` (None where none
+        are shared with the CPU), ``working_sets``, ``admission`` (None where nothing decides who may join), ``storage``
+        (None without one), ``trace`` (None when off), ``prefixes`` and ``not_finite``, JSON-ready; None if the scheduler
+        runs another attention backend. A number that is not finite, which JSON cannot hold, is None; ``not_finite`` is
+        how many there were.
     """
     from rheo_sglang.backend import RheoAttentionBackend
     from rheo_sglang.pools.kv_pool import RheoKVPool
@@ -51,6 +55,7 @@ def describe_scheduler(scheduler: Any) -> dict[str, Any] | None:
     state, not_finite = without_not_finite(
         {
             "config": dataclasses.asdict(pool.config),
+            "metrics": _snapshot(scheduler, backend.engine, allocator),
             "counters": counters,
             "recorder": None if backend.engine.recorder is None else backend.engine.recorder.report(),
             "misses": backend.engine.miss_report(),
@@ -62,6 +67,12 @@ def describe_scheduler(scheduler: Any) -> dict[str, Any] | None:
         }
     )
     return {**state, "not_finite": not_finite}
+
+
+def _snapshot(scheduler: Any, engine: DecodeEngine, allocator: RheoAllocator) -> Snapshot:
+    """The numbers of `METRICS`; averages are over the latest interval where the scheduler is observed."""
+    watching = scheduler.__dict__.get(OBSERVER)
+    return gather(engine, allocator, engine.readings.now(), None) if watching is None else watching.snapshot()
 
 
 def exporter(scheduler: Any) -> ImportanceExport | None:

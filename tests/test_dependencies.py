@@ -16,7 +16,7 @@ from rheo_sglang.evaluation.prompt_files import write_lines
 REPOSITORY = Path(__file__).parent.parent
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 PLAIN, EXTRA = set(PROJECT["dependencies"]), set(PROJECT["optional-dependencies"]["eval"])
-FROM_SGLANG = {"sglang", "sgl_kernel", "torch", "triton", "cuda", "fastapi"}
+FROM_SGLANG = {"sglang", "sgl_kernel", "torch", "triton", "cuda", "fastapi", "prometheus_client"}
 EVALUATION = REPOSITORY / "rheo_sglang" / "evaluation"
 TRACES, REPLAY = (REPOSITORY / "rheo_sglang" / name for name in ("traces", "replay"))
 

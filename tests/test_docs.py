@@ -17,6 +17,7 @@ from rendering import (
     layer_ahead,
     locality,
     memory_example,
+    metrics,
     post_hoc,
     prewarm,
     quality,
@@ -116,6 +117,7 @@ def kept(name: str) -> dict[str, Any]:
 
 RENDERED: dict[str, tuple[Path, Callable[[], str]]] = {
     "memory": (memory_example.PAGE, memory_example.example),
+    "metrics": (metrics.PAGE, metrics.table),
     **{name: (quality.PAGE, render) for name, render in quality.RENDERED.items()},
     "kernels_gpu": (kernel_table.PAGE, kernel_table.tables_of_results),
     locality.NAME: (locality.PAGE, lambda: locality.tables(kept(locality.NAME))),

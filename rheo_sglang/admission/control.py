@@ -87,7 +87,7 @@ class AdmissionControl:
         self.total = 0.0
         self.hit_rate: float | None = None
         self.counters = {action.name.lower(): 0 for action in Action if action is not Action.NONE}
-        self.counters |= {"refused": 0, "paused": 0}
+        self.counters |= {"admitted": 0, "refused": 0, "paused": 0}
         self._known: dict[str, _Known] = {}
         self._measured: dict[str, float] = {}
         self._hits: dict[str, tuple[int, int]] = {}

@@ -79,6 +79,7 @@ class SchedulerAdmission:
         if admitted and req not in self._arrivals:
             self._arrivals[req] = self._arrived
             self._arrived += 1
+            self.control.counters["admitted"] += 1
         self._refused |= not admitted
         return admitted
 

@@ -44,6 +44,8 @@ class CpuBuffers:
 class CpuMissPath(MissPath[TritonAttention, CpuAttention]):
     """Misses are attended on the CPU; those admitted are loaded while the layers that follow run."""
 
+    route = "cpu"
+
     def __init__(self, inputs: EngineInputs, residency: GpuResidency, attention: TritonAttention) -> None:
         super().__init__(inputs, residency, attention)
         self.cpu_stream = SideStream(residency.frames.device)

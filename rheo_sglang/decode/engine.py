@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -14,9 +15,21 @@ from rheo_sglang.decode.heads import HeadShape
 from rheo_sglang.decode.variant import Variant
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.prefill import Prefill, PrefillBatch, SeedAdmission
+from rheo_sglang.readings import Readings
 from rheo_sglang.recorder import Recorder
 from rheo_sglang.traces import Tracer
 from rheo_sglang.working_sets import WorkingSets
+
+MissRoute = Literal["fetch", "cpu", "shared"]
+"""Where misses are attended: read over the bus, by the CPU in host memory, or a part here and a part there."""
+
+
+class CpuUse(NamedTuple):
+    """Threads that attend misses on the CPU beside a GPU."""
+
+    threads: int
+    busy_seconds: float
+    """What they took, all at once, since the start."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,8 @@ class EngineInputs:
         Whether the C++ attention kernel works here.
     tracer
         Records every step's scores and selection, or None.
+    counts_fetched
+        Whether kernels count which misses are fetched, where they are shared with the CPU.
     """
 
     config: RheoConfig
@@ -59,6 +74,7 @@ class EngineInputs:
     recorder: Recorder | None
     cpu_attention: bool = True
     tracer: Tracer | None = None
+    counts_fetched: bool = False
 
 
 class DecodeEngine(ABC):
@@ -84,6 +100,8 @@ class DecodeEngine(ABC):
         Attends prompts.
     working_sets
         Counts which pages requests selected of late.
+    readings
+        What counters say, for those who look at the server.
     ended_by_model
         Whether `end_step` is called once the logits are launched. The last layer does it otherwise.
     latest
@@ -112,8 +130,15 @@ class DecodeEngine(ABC):
         )
         rows = inputs.req_to_token.shape[0]
         self.working_sets = WorkingSets(inputs.table, inputs.config.working_set_steps, rows)
+        self.readings = Readings(inputs.table, inputs.recorder, inputs.counts_fetched)
         self.ended_by_model = False
         self.latest: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @property
+    @abstractmethod
+    def miss_route(self) -> MissRoute:
+        """Where misses are attended."""
+        ...
 
     @property
     @abstractmethod
@@ -262,6 +287,11 @@ class DecodeEngine(ABC):
     ) -> None:
         """See `rheo_kernels.reference.note_margins`."""
         ...
+
+    @property
+    def cpu_use(self) -> CpuUse | None:
+        """What CPU threads did for misses so far; None where that is not measured. Waits for nothing."""
+        return None
 
     def miss_report(self) -> dict[str, float] | None:
         """What misses took that are shared with the CPU; None if none are."""

@@ -20,6 +20,8 @@ class FetchMissPath(MissPath[Attention[Any], torch.Tensor]):
     Runners-up are loaded while the layers that follow run. A step's own buffers are the places of `StagedPages`.
     """
 
+    route = "fetch"
+
     def make_buffers(self, batch: int, width: int) -> StagedPages:
         """See `MissPath.make_buffers`."""
         return StagedPages(batch, width, self.residency.frames)

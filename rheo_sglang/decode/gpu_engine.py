@@ -9,7 +9,7 @@ import torch
 from rheo_kernels.triton import allow, append, describe, note_margins, summarise_tails
 from rheo_kernels.types import HitCounters
 from rheo_sglang.decode.buffers import DecodeBuffers, SparseBuffers, StepBuffers
-from rheo_sglang.decode.engine import DecodeEngine, EngineInputs
+from rheo_sglang.decode.engine import CpuUse, DecodeEngine, EngineInputs, MissRoute
 from rheo_sglang.decode.gpu_residency import GpuResidency
 from rheo_sglang.decode.make_attention import make_attention
 from rheo_sglang.decode.make_miss_path import make_miss_path
@@ -49,6 +49,7 @@ class GpuDecodeEngine(DecodeEngine):
         self.scoring = make_scoring(inputs)
         self.attention = make_attention(inputs.host, inputs.frames, inputs.heads, inputs.page_size)
         self.miss_path = make_miss_path(inputs, self.residency, self.attention)
+        self.miss_path.fetched = self.readings.fetched
         self.missed_at = torch.zeros((), dtype=torch.int32, device=device)
         self.missed_seen = torch.zeros((), dtype=torch.int32, pin_memory=device.type == "cuda")
         self.misses_settled = 0
@@ -99,6 +100,16 @@ class GpuDecodeEngine(DecodeEngine):
             self.tracer.reserve(batch, max(variant.columns for variant in self.variants), width)
         return made
 
+    @property
+    def miss_route(self) -> MissRoute:
+        """See `DecodeEngine.miss_route`."""
+        return self.miss_path.route
+
+    @property
+    def cpu_use(self) -> CpuUse | None:
+        """See `DecodeEngine.cpu_use`."""
+        return self.miss_path.cpu_use
+
     def miss_report(self) -> dict[str, float] | None:
         """See `DecodeEngine.miss_report`."""
         return self.miss_path.report()
@@ -140,6 +151,7 @@ class GpuDecodeEngine(DecodeEngine):
                 self.tracer.begin_step(0, None, lengths, step.batch, chosen.width)
             return
         table = self.table
+        self.readings.begin_step(live)
         table.begin_step()
         describe(
             self.req_to_token,

@@ -15,7 +15,7 @@ from rheo_sglang.decode.buffers import SparseBuffers, StagedPages
 from rheo_sglang.decode.costs import ALL_ON_CPU, measure_costs, only_cpu
 from rheo_sglang.decode.cpu_miss_path import make_cpu_attention
 from rheo_sglang.decode.cuda_attention import CudaAttention
-from rheo_sglang.decode.engine import EngineInputs
+from rheo_sglang.decode.engine import CpuUse, EngineInputs
 from rheo_sglang.decode.gpu_residency import GpuResidency
 from rheo_sglang.decode.miss_path import MissPath
 
@@ -74,6 +74,7 @@ class HybridMissPath(MissPath[CudaAttention, HybridStep]):
         By which misses are divided, `Costs`, ``[6]``, float32, on the device.
     """
 
+    route = "shared"
     keeps_misses = True
 
     def __init__(self, inputs: EngineInputs, residency: GpuResidency, attention: CudaAttention) -> None:
@@ -124,12 +125,20 @@ class HybridMissPath(MissPath[CudaAttention, HybridStep]):
         )
         with self.admission_stream.fork():
             page_table, frames = self.table.frame_of[layer], self.residency.frames[layer]
-            fill(staged, selected.misses, selected.num_hits, cpu_begin, page_table, frames)
+            fill(staged, selected.misses, selected.num_hits, cpu_begin, page_table, frames, self.fetched)
             with self.load_stream.fork():
                 candidates = [Candidates.of_misses(selected, cpu_begin, staged.shape[1])]
                 if runners_up is not None:
                     candidates.append(Candidates.of_runners_up(runners_up))
                 self.residency.load_admitted(layer, *candidates)
+
+    @property
+    def cpu_use(self) -> CpuUse | None:
+        """See `DecodeEngine.cpu_use`; one signal is served at a time, whatever the batch size."""
+        if not self.services:
+            return None
+        busy = sum(service.doorbell.busy_seconds for service in self.services)
+        return CpuUse(self.services[0].attention.threads, busy)
 
     def report(self) -> dict[str, float] | None:
         """See `miss_report`."""

@@ -10,7 +10,7 @@ import torch
 from rheo_kernels.types import Admitted, Tail
 from rheo_sglang.decode.attention import Attention
 from rheo_sglang.decode.buffers import Path, PathBuffers, SparseBuffers
-from rheo_sglang.decode.engine import EngineInputs
+from rheo_sglang.decode.engine import CpuUse, EngineInputs, MissRoute
 from rheo_sglang.decode.gpu_residency import GpuResidency
 from rheo_sglang.streams import SideStream
 
@@ -29,9 +29,12 @@ class MissPath(ABC, Generic[Kernels, Path]):
         Admits pages; knows page table and pools.
     attention
         Kernels.
-
     Attributes
     ----------
+    route
+        Where misses are attended.
+    fetched
+        Counts those that are read over the bus, where they are shared, scalar, int64, on the device; None: not counted.
     keeps_misses
         Whether a layer's misses are read while later layers run.
     admission_stream
@@ -40,6 +43,8 @@ class MissPath(ABC, Generic[Kernels, Path]):
         Where frames are filled from host memory while the layers that follow run.
     """
 
+    route: ClassVar[MissRoute]
+    fetched: torch.Tensor | None = None
     keeps_misses: ClassVar[bool] = False
 
     def __init__(self, inputs: EngineInputs, residency: GpuResidency, attention: Kernels) -> None:
@@ -97,6 +102,11 @@ class MissPath(ABC, Generic[Kernels, Path]):
         """Wait for everything that a step began, before the next one."""
         self.join()
         self.load_stream.join()
+
+    @property
+    def cpu_use(self) -> CpuUse | None:
+        """See `DecodeEngine.cpu_use`."""
+        return None
 
     def report(self) -> dict[str, float] | None:
         """What misses took that are shared with the CPU; None if none are."""

@@ -20,7 +20,7 @@ from rheo_kernels.reference import (
 from rheo_kernels.types import DecodeBatch, Selected
 from rheo_kernels.types.summary import EstimatingSummary
 from rheo_sglang.decode.batch import build_decode_batch
-from rheo_sglang.decode.engine import DecodeEngine, EngineInputs
+from rheo_sglang.decode.engine import DecodeEngine, EngineInputs, MissRoute
 from rheo_sglang.decode.reference_residency import ReferenceResidency
 from rheo_sglang.decode.variant import Variant
 from rheo_sglang.selection.selector import Selector
@@ -81,6 +81,11 @@ class ReferenceDecodeEngine(DecodeEngine):
         self.step: ReferenceStep | None = None
 
     @property
+    def miss_route(self) -> MissRoute:
+        """See `DecodeEngine.miss_route`."""
+        return "cpu" if self.frames.device.type == "cpu" else "fetch"
+
+    @property
     def variant(self) -> Variant:
         """See `DecodeEngine.variant`; every step has a shape of its own, and none before the first."""
         return Variant(0, 0) if self.step is None else self.step.variant
@@ -101,6 +106,7 @@ class ReferenceDecodeEngine(DecodeEngine):
     ) -> None:
         """See `DecodeEngine.begin_step`; tail pages become resident layer by layer."""
         self.budget.settle()
+        self.readings.begin_step(live)
         lengths = seq_lens_cpu[:live]
         longest = int(lengths.max())
         batch = build_decode_batch(

@@ -44,6 +44,9 @@ class RheoKVPool(KVCache):
         Frames, ``[L, H, F, 2, D * P]``.
     table
         Residency, summaries and worth of every logical page.
+    mem_usage
+        GiB that SGLang shows as the KV cache's: what all of this takes on the device. Host pages are in the device's
+        memory without a GPU alone; beside one they are DRAM.
     """
 
     def __init__(
@@ -82,14 +85,15 @@ class RheoKVPool(KVCache):
             config.importance_alpha,
             prewarm=config.prewarm_weight(torch.device(device).type),
         )
-        self.mem_usage = self.frames.nbytes / (1 << 30)
+        kept = (self.frames, self.table, *((self.host,) if device == "cpu" else ()))
+        self.mem_usage = sum(part.nbytes for part in kept) / (1 << 30)
         logger.info(
             "rheo: host pool %d tokens (%.2f GiB), frame pool %d tokens (%.2f GiB), page table and summaries "
             "%.2f GiB, page size %d",
             size,
             self.host.nbytes / (1 << 30),
             frame_pages * page_size,
-            self.mem_usage,
+            self.frames.nbytes / (1 << 30),
             (self.table.summaries.nbytes + 4 * self.table.policy.worth.nbytes) / (1 << 30),
             page_size,
         )

@@ -17,6 +17,7 @@ from rheo_sglang.recorder.ended import (
     Request,
     reduce_rows,
 )
+from rheo_sglang.recorder.totals import SUMS, RecorderTotals, sum_rows
 
 HEALTH_CHECK = "HEALTH_CHECK"
 """How the ids of SGLang's own probe requests begin; they are not reported."""
@@ -79,6 +80,8 @@ class Recorder:
             torch.zeros(shape, dtype=torch.int64, device=device) if with_growth else None,
         )
         self.ended = EndedRequests(layers, kv_heads, self.device)
+        nothing = torch.zeros(layers + len(SUMS), dtype=torch.float64, device=device)
+        self._given_back = RecorderTotals(nothing, 0, 0)
         self._row_of: dict[str, int] = {}
         self._absent: dict[str, None] = {}
         self._free = list(range(rows))
@@ -182,6 +185,16 @@ class Recorder:
             self.counts.grown is not None,
         )
 
+    def totals(self) -> RecorderTotals:
+        """What all requests counted since the start, those that no report shows any more too; waits for nothing."""
+        return self._given_back + self._sum(_reported(self._row_of))
+
+    def _sum(self, rids: list[str]) -> RecorderTotals:
+        rows = [self._row_of[rid] for rid in rids]
+        iterations = self._iterations[rows]
+        sums = sum_rows(self.counts, self._on_device(rows), self._on_device(iterations))
+        return RecorderTotals(sums, int(iterations.sum()), int(self._listed[rows].sum()))
+
     def _take_rows(self, rids: list[str]) -> list[int]:
         """Rows of a batch's requests; new ones take free rows, which ended ones give back before they run out."""
         batch = set(rids)
@@ -201,6 +214,7 @@ class Recorder:
 
     def _give_back(self, rids: list[str]) -> None:
         """Keep what ended requests counted, and clear their rows."""
+        self._given_back += self._sum(_reported(rids))
         kept = _reported(rids)[-KEPT_REQUESTS:]
         reduced = reduce_rows(self.counts, self._on_device([self._row_of[rid] for rid in kept]))
         self.ended.add([self._request(rid) for rid in kept], reduced)

@@ -320,6 +320,7 @@ class DecodeCase:
         yield "load", lambda: kernels.load(host, frames, pages, targets, counts), loaded, "pinned_h2d_gbps"
         if self.total <= host.shape[0]:
             selected = self.selected
+            fetched = torch.zeros((), dtype=torch.int64, device="cuda")
             yield (
                 "attend_fetch",
                 lambda: attend_selected(
@@ -356,7 +357,13 @@ class DecodeCase:
             yield (
                 "fill",
                 lambda: kernels.fill(
-                    self.staged, selected.misses, selected.num_hits, selected.num_selected, table, frames
+                    self.staged,
+                    selected.misses,
+                    selected.num_hits,
+                    selected.num_selected,
+                    table,
+                    frames,
+                    fetched,
                 ),
                 2 * loaded,
                 "device_copy_gbps",

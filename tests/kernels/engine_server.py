@@ -84,6 +84,7 @@ class EngineServer:
             CONTEXT,
             self.recorder,
             tracer=tracer,
+            counts_fetched=True,
         )
         self.engine = engine_class(gpu)(inputs, **options)
         self.engine.note_prefill()

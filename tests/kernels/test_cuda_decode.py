@@ -16,6 +16,7 @@ from triton_cases import relative_error
 from rheo_kernels.cuda.offload import Costs
 from rheo_sglang.backend import engine_inputs
 from rheo_sglang.config import RheoConfig
+from rheo_sglang.decode.costs import ALL_FETCHED
 from rheo_sglang.decode.cuda_attention import CudaAttention
 from rheo_sglang.decode.heads import HeadShape
 from rheo_sglang.pools.kv_pool import RheoKVPool
@@ -158,6 +159,30 @@ def test_steps_in_cuda_equal_the_reference(
         assert report is not None and report["layers_with_misses"] > 0
 
 
+@pytest.mark.parametrize("miss_mode", ["auto", "split"])
+def test_what_is_fetched_is_counted_where_the_cpu_attends_too(
+    miss_mode: str, rng: torch.Generator, attended_in_cuda: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it where the CPU is far too slow, nothing where it is to attend all misses."""
+    costs = ALL_FETCHED if miss_mode == "auto" else COSTS
+    monkeypatch.setattr("rheo_sglang.decode.hybrid_miss_path.measure_costs", lambda *measured: costs)
+    config = RheoConfig(
+        summary="bound",
+        budget_ratio=0.4,
+        budget_min_pages=3,
+        dense_threshold=0,
+        miss_mode=miss_mode,
+        cpu_threads=1,
+    )
+    server = run(config, 9, {1: 11 * PAGE_SIZE - 3, 2: 30}, 2, rng.device, dtype=torch.bfloat16)
+    assert server.engine.miss_route == "shared"
+    reading = server.engine.readings.now()
+    assert reading.hits is not None
+    misses = reading.hits.selected - reading.hits.hits
+    assert misses > 0
+    assert reading.fetched == (misses if miss_mode == "auto" else 0)
+
+
 def test_steps_whose_budget_reads_scores_equal_the_reference(rng: torch.Generator) -> None:
     config = RheoConfig(
         summary="bound",
@@ -282,6 +307,7 @@ class Rank:
                 RadixAttention(self.queries, DIM, DIM**-0.5, 1, layer) for layer in range(LAYERS)
             ),
             req_to_token_pool=SimpleNamespace(req_to_token=tokens),
+            server_args=SimpleNamespace(enable_metrics=False),
             model_config=SimpleNamespace(
                 context_len=8 * PAGE_SIZE,
                 num_attention_heads=self.QUERIES,

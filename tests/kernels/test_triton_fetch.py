@@ -57,8 +57,10 @@ def check(
         chosen = missed[: missed.numel() // 2].long()
         table[head, chosen] = free[: chosen.numel()].to(torch.int32)
         expected[head, table[head, chosen].long()] = host[chosen, head]
-    kernels.fill(staged, misses, first, last, table, frames)
-    reference.fill(staged, misses, first, last, table, defined)
+    fetched, counted = (torch.tensor(5, device=rng.device) for _ in range(2))
+    kernels.fill(staged, misses, first, last, table, frames, fetched)
+    reference.fill(staged, misses, first, last, table, defined, counted)
+    assert fetched.item() == counted.item() == 5 + int((last - first).sum())
     for filled_frames in (frames, defined):
         torch.testing.assert_close(filled_frames, expected, rtol=0, atol=0, equal_nan=True)
 

@@ -98,7 +98,12 @@ class Server:
             token_to_kv_pool=self.pool,
             req_to_token_pool=self.rows,
             server_args=SimpleNamespace(
-                chunked_prefill_size=-1, tp_size=1, pp_size=1, dp_size=1, served_model_name="tokens"
+                chunked_prefill_size=-1,
+                tp_size=1,
+                pp_size=1,
+                dp_size=1,
+                served_model_name="tokens",
+                enable_metrics=False,
             ),
             model_config=SimpleNamespace(context_len=self.context),
             model=self.layers,

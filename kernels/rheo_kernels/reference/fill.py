@@ -12,6 +12,7 @@ def fill(
     last: torch.Tensor,
     page_table: torch.Tensor,
     frames: torch.Tensor,
+    fetched: torch.Tensor | None = None,
 ) -> None:
     """Copy every staged page that was admitted, which is one that has a frame by now.
 
@@ -27,13 +28,17 @@ def fill(
         One layer's page table after admission, ``[H, N]``, int32.
     frames
         One layer's frames, ``[H, F, 2, D * P]``; written.
+    fetched
+        Pages that were fetched, with or without room for them, scalar, int64; added to. None: not counted.
     """
     batch, heads, width = misses.shape
     room = staged.shape[1]
     column = torch.arange(width, device=misses.device)
-    fetched = (column >= first[..., None]) & (column < last[..., None])
-    fetched &= column - first[..., None] < room
-    request, head, at = fetched.nonzero(as_tuple=True)
+    read = (column >= first[..., None]) & (column < last[..., None])
+    if fetched is not None:
+        fetched += read.sum()
+    staged_columns = read & (column - first[..., None] < room)
+    request, head, at = staged_columns.nonzero(as_tuple=True)
     frame = page_table[head, misses[request, head, at].long()].long()
     place = at - first[request, head]
     admitted = frame >= 0

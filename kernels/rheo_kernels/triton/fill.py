@@ -20,6 +20,7 @@ def fill(
     last: torch.Tensor,
     page_table: torch.Tensor,
     frames: torch.Tensor,
+    fetched: torch.Tensor | None = None,
 ) -> None:
     """Copy every staged page that has a frame by now into it.
 
@@ -35,6 +36,8 @@ def fill(
         One layer's page table after admission, ``[H, N]``, int32.
     frames
         One layer's frames, ``[H, F, 2, D * P]``; written.
+    fetched
+        Pages that were fetched, with or without room for them, scalar, int64; added to. None: not counted.
 
     Notes
     -----
@@ -50,6 +53,7 @@ def fill(
         last,
         page_table,
         frames,
+        fetched,
         heads,
         room,
         misses.shape[2],
@@ -70,6 +74,7 @@ def _fill(
     last,
     page_table,
     frames,
+    fetched,
     heads,
     room,
     width,
@@ -82,7 +87,11 @@ def _fill(
     pair = tl.program_id(1).to(tl.int64)
     head = pair % heads
     begin = tl.load(first + pair)
-    count = tl.minimum(tl.load(last + pair) - begin, room)
+    listed = tl.load(last + pair) - begin
+    if fetched is not None:  # noqa: SIM102 - a constant, then a value of the GPU's
+        if tl.program_id(0) == 0 and listed > 0:
+            tl.atomic_add(fetched, listed.to(tl.int64))
+    count = tl.minimum(listed, room)
     for place in range(tl.program_id(0), count, tl.num_programs(0)):
         page = tl.load(misses + pair * width + begin + place)
         frame = tl.load(page_table + head * stride_th + page).to(tl.int64)
