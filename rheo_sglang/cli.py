@@ -9,7 +9,8 @@ import sys
 
 from rheo_sglang import doctor, serve
 from rheo_sglang.replay import heatmap_command, replay_command
-from rheo_sglang.server_info import ServerInfoError, fetch_states
+from rheo_sglang.server_info import ServerInfoError, add_arguments, ask
+from rheo_sglang.top import command as top
 
 CLOSED_PIPE = 128 + 13
 """Exit status where the reader of the output has gone, as of a process that ends by SIGPIPE."""
@@ -21,14 +22,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="rheo", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     report = commands.add_parser("report", help="hit rates, pages and frames of a running server")
-    report.add_argument("--url", default="http://127.0.0.1:30000", help="address of the server")
+    add_arguments(report)
     report.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    report.add_argument(
-        "--api-key",
-        help="the server's --api-key; by default OPENAI_API_KEY, else API_KEY, of the environment",
-    )
-    report.add_argument("--timeout", type=seconds, default=30.0, help="seconds to wait for the server")
     report.set_defaults(run=run_report)
+    top.add_parser(commands)
     doctor.add_parser(commands)
     serve.add_parser(commands)
     replay_command.add_parser(commands)
@@ -58,7 +55,7 @@ def run_report(arguments: argparse.Namespace) -> int:
     from rheo_sglang.recorder.report import print_report
 
     try:
-        states = fetch_states(arguments.url, arguments.api_key or environment_api_key(), arguments.timeout)
+        states = [state["rheo"] for state in ask(arguments)]
     except ServerInfoError as error:
         print(f"rheo report: error: {error}", file=sys.stderr)
         return error.status
@@ -76,19 +73,6 @@ def run_evaluation(arguments: argparse.Namespace) -> int:
     from rheo_sglang.evaluation.__main__ import main as evaluate
 
     return evaluate(arguments.arguments)
-
-
-def environment_api_key() -> str | None:
-    """The API key that SGLang's own clients find in the environment."""
-    return os.environ.get("OPENAI_API_KEY") or os.environ.get("API_KEY")
-
-
-def seconds(text: str) -> float:
-    """A time-out of the command line."""
-    value = float(text)
-    if not 0 < value <= 86400:
-        raise ValueError
-    return value
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import http.client
 import json
+import os
 import socket
 import urllib.error
 import urllib.request
@@ -27,8 +29,39 @@ class ServerInfoError(Exception):
         self.status = status
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add which server is asked, and how, to a command's arguments."""
+    parser.add_argument("--url", default="http://127.0.0.1:30000", help="address of the server")
+    parser.add_argument(
+        "--api-key",
+        help="the server's --api-key; by default OPENAI_API_KEY, else API_KEY, of the environment",
+    )
+    parser.add_argument("--timeout", type=seconds, default=30.0, help="seconds to wait for the server")
+
+
+def seconds(text: str) -> float:
+    """A time of the command line."""
+    value = float(text)
+    if not 0 < value <= 86400:
+        raise ValueError
+    return value
+
+
+def ask(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """`fetch_internal_states` of the server that a command's arguments name."""
+    key = arguments.api_key or os.environ.get("OPENAI_API_KEY") or os.environ.get("API_KEY")
+    return fetch_internal_states(arguments.url, key, arguments.timeout)
+
+
 def fetch_states(url: str, api_key: str | None = None, timeout: float = 30.0) -> list[dict[str, Any]]:
-    """The ``rheo`` state of every scheduler of a server.
+    """The ``rheo`` state of every scheduler of a server; see `fetch_internal_states`."""
+    return [state["rheo"] for state in fetch_internal_states(url, api_key, timeout)]
+
+
+def fetch_internal_states(
+    url: str, api_key: str | None = None, timeout: float = 30.0
+) -> list[dict[str, Any]]:
+    """SGLang's internal state of every scheduler of a server that runs rheo, ``rheo``'s within it.
 
     Parameters
     ----------
@@ -57,9 +90,7 @@ def fetch_states(url: str, api_key: str | None = None, timeout: float = 30.0) ->
             NOT_SGLANG,
             f"what answers at {url} is no SGLang server: its /server_info has no 'internal_states'",
         )
-    found = [
-        state["rheo"] for state in states if isinstance(state, dict) and isinstance(state.get("rheo"), dict)
-    ]
+    found = [state for state in states if isinstance(state, dict) and isinstance(state.get("rheo"), dict)]
     if not found:
         raise ServerInfoError(NOT_RHEO, f"the server at {url} does not run --attention-backend rheo")
     return found

@@ -170,7 +170,7 @@ def test_the_results_are_rendered_from_the_files_that_are_kept(tmp_path: Path) -
     assert results.page(plots=tmp_path) == (REPOSITORY / "docs" / "results.md").read_text()
 
 
-@pytest.mark.parametrize("command", ["serve", "doctor", "report", "eval"])
+@pytest.mark.parametrize("command", ["serve", "doctor", "report", "top", "eval"])
 def test_the_readme_names_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])

@@ -58,13 +58,19 @@ def render_report(state: dict[str, Any]) -> RenderableType:
 
 def print_report(state: dict[str, Any]) -> None:
     """Print `render_report` to the standard output."""
+    print_whole(render_report(state))
+
+
+def print_whole(shown: RenderableType) -> None:
+    """Print to the standard output and flush it; a reader that has gone is a BrokenPipeError, not rich's exit."""
     console = Console()
     with console.capture() as capture:
-        console.print(render_report(state))
+        console.print(shown)
     sys.stdout.writelines(capture.get().splitlines(keepends=True))
+    sys.stdout.flush()
 
 
-def _name(text: str) -> Text:
+def one_line(text: str) -> Text:
     """A client's text as one line: no markup, no emoji codes, no control characters."""
     return Text("".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text))
 
@@ -125,7 +131,7 @@ def _requests_table(recorder: dict[str, Any]) -> Table:
         row += [_percent(entry.get(key)) for key in shares.values()]
         if grew:
             row += [_percent(entry.get("grown_share")), _number(entry.get("grown_pages"), ",.1f")]
-        table.add_row(_name(name), *row)
+        table.add_row(one_line(name), *row)
     return table
 
 
@@ -168,7 +174,7 @@ def _counters_table(counters: dict[str, Any]) -> Table:
     table = _table("Pages and frames", {"what": "left", "count": "right", "of what": "left"})
     for name, value in counters.items():
         label, unit = COUNTERS.get(name, (name.replace("_", " "), ""))
-        table.add_row(_name(label), _number(value), unit)
+        table.add_row(one_line(label), _number(value), unit)
     return table
 
 
@@ -189,7 +195,7 @@ def _working_sets_table(sets: dict[str, Any]) -> Table:
     for name, pages, heads in rows:
         share = _percent(pages / frames)
         table.add_row(
-            _name(name), _number(pages, ",.1f"), share, *(_number(end) for end in (min(heads), max(heads)))
+            one_line(name), _number(pages, ",.1f"), share, *(_number(end) for end in (min(heads), max(heads)))
         )
     return table
 
@@ -213,7 +219,7 @@ def _admission_table(admission: dict[str, Any]) -> Table:
     for name, value in shown.items():
         table.add_row(name, value)
     for name, value in admission["counters"].items():
-        table.add_row(_name(name), _number(value))
+        table.add_row(one_line(name), _number(value))
     return table
 
 
@@ -238,5 +244,5 @@ def _misses_table(misses: dict[str, Any]) -> Table:
         "Means over the layers of all decode steps since the start that had misses; us: microseconds.",
     )
     for name, value in misses.items():
-        table.add_row(_name(name.replace("_", " ")), _number(value))
+        table.add_row(one_line(name.replace("_", " ")), _number(value))
     return table

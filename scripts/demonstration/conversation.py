@@ -21,11 +21,11 @@ from tokenizers import Tokenizer
 
 from common.sglang_server import ServerError, SGLangServer
 from convert_model import make_checkpoint
-from rheo_sglang.cli import fetch_states
 from rheo_sglang.evaluation.haystack import Haystack, Sample, documentation_text
 from rheo_sglang.evaluation.names import NamePool
 from rheo_sglang.evaluation.tasks import Exercise, Turn, recall
 from rheo_sglang.recorder.report import render_report
+from rheo_sglang.server_info import fetch_states
 
 MODEL = "smollm2-135m-instruct"
 RHEO_CONFIG = {

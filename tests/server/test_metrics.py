@@ -12,6 +12,7 @@ import torch
 from launch import RheoServer
 from prometheus_client.parser import text_string_to_metric_families
 
+from rheo_sglang.cli import main
 from rheo_sglang.observability.catalogue import METRICS, PREFIX
 
 PAGE, PROMPT, ANSWER, INTERVAL = 16, 400, 45, 10
@@ -125,3 +126,18 @@ def test_sglang_says_what_memory_the_pools_take(server):
         if family.name == "sglang:kv_cache_memory_usage_gb"
     ]
     assert [sample.value for sample in gauge.samples] == [pytest.approx(expected)]
+
+
+def test_top_shows_the_server_once(server, capsys):
+    metrics = server.rheo_state()["metrics"]
+    assert main(["top", "--once", "--url", server.base_url]) == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    rate = metrics["hit_pages_total"] / metrics["selected_pages_total"]
+    frames = metrics["frames_used"] + metrics["frames_free"]
+    for part in (
+        f"{rate:.3f} of the selected pages",
+        f"{metrics['frames_used']:,} of {frames:,} frames used",
+        f"on the CPU {metrics['missed_pages_total']['cpu']:,.0f} pages",
+        "admitted 1, refused 0, paused 0",
+    ):
+        assert part in text, part

@@ -1,0 +1,1 @@
+"""`rheo top`: a live view of a running server in a terminal."""
