@@ -35,9 +35,9 @@ def describe_scheduler(scheduler: Any) -> dict[str, Any] | None:
     dict or None
         ``config``, ``metrics`` (see `gather`), ``counters``, ``recorder`` (None when off), ``misses`` (None where none
         are shared with the CPU), ``working_sets``, ``admission`` (None where nothing decides who may join), ``storage``
-        (None without one), ``trace`` (None when off), ``prefixes`` and ``not_finite``, JSON-ready; None if the scheduler
-        runs another attention backend. A number that is not finite, which JSON cannot hold, is None; ``not_finite`` is
-        how many there were.
+        (None without one), ``trace`` (None when off), ``prefixes`` and ``not_finite``, JSON-ready; None if the
+        scheduler runs another attention backend. A number that is not finite, which JSON cannot hold, is None;
+        ``not_finite`` is how many there were.
     """
     from rheo_sglang.backend import RheoAttentionBackend
     from rheo_sglang.pools.kv_pool import RheoKVPool

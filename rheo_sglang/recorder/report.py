@@ -233,7 +233,7 @@ def _storage_table(storage: dict[str, Any]) -> Table:
     )
     for name, value in storage.items():
         if name not in ("backend", "policy", "page_bytes", "off"):
-            table.add_row(_name(name.replace("_", " ")), _number(value))
+            table.add_row(one_line(name.replace("_", " ")), _number(value))
     return table
 
 
