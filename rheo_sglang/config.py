@@ -134,6 +134,9 @@ class RheoConfig:
     what prefill, summaries and page table take."""
     frame_pool_tokens: int | None = None
     """Size of the frame pool in tokens, instead of GiB."""
+    plan_decode_buffers: bool = False
+    """Whether the buffers of decode steps of all requests that may run are taken off the memory before the pools are
+    sized, so that no batch runs out of it; without a GPU there are none."""
     working_set_steps: int = 64
     """Decode steps over which working sets are counted: the distinct pages that a request selected in them."""
     admission: Literal["off", "working_set"] = "off"

@@ -177,13 +177,18 @@ def check_model(result: Any, server_args: Any, *args: Any, **kwargs: Any) -> Any
 def size_logical_space(original: Any, configurator: Any, *args: Any, **kwargs: Any) -> int:
     """Report the host pool's bytes as what the KV cache has, and keep the device's for the frames."""
     from rheo_sglang.pools.sizing import make_plan
-    from rheo_sglang.validate import check_loaded_model, uses_rheo
+    from rheo_sglang.validate import captures_decode, check_loaded_model, uses_rheo
 
     device_bytes = original(configurator, *args, **kwargs)
     if not uses_rheo(configurator.server_args):
         return device_bytes
     check_loaded_model(configurator)
-    return make_plan(configurator, device_bytes)
+    config = RheoConfig.from_environment()
+    if not config.plan_decode_buffers or not captures_decode(config, configurator.device):
+        return make_plan(configurator, device_bytes)
+    from rheo_sglang.decode.memory import decode_memory
+
+    return make_plan(configurator, device_bytes, decode_memory(configurator, config))
 
 
 def limit_requests(original: Any, configurator: Any, *args: Any, **kwargs: Any) -> int:

@@ -44,8 +44,13 @@ class Attention(ABC, Generic[Workspace]):
         self.page_size = page_size
 
     @abstractmethod
-    def workspace(self, batch: int, width: int, tail_width: int = 0) -> Workspace:
-        """Intermediate buffers for ``batch`` requests that select up to ``width`` pages, left out of ``tail_width``."""
+    def workspace(
+        self, batch: int, width: int, tail_width: int = 0, device: torch.device | str | None = None
+    ) -> Workspace:
+        """Intermediate buffers for ``batch`` requests that select up to ``width`` pages, left out of ``tail_width``.
+
+        Tensors in named tuples, where the frames are unless ``device`` says otherwise.
+        """
         ...
 
     @abstractmethod

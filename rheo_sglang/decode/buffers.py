@@ -12,6 +12,7 @@ from rheo_kernels.types import Admitted, DecodeBatch, Estimates, RunnersUp, Sele
 from rheo_kernels.types.estimates import PAGES_PER_BLOCK
 from rheo_sglang.decode.heads import HeadShape
 from rheo_sglang.decode.variant import Variant
+from rheo_sglang.decode.workspace_room import WorkspaceRoom
 
 MOST_CANDIDATES = 2048
 """Pages per KV head that one step considers for admission, misses first."""
@@ -106,7 +107,8 @@ class DecodeBuffers(Generic[Path]):
     frames
         Frames, ``[L, H, F, 2, D * P]``; the buffers live where they do.
     workspace
-        Makes what the attention kernels need for a batch and a width, and for the columns where the rest is attended.
+        Makes what the attention kernels need for a batch and a width, for the columns where the rest is attended, and
+        on a device if it is to be on another than the frames'.
     path
         The miss path's own.
     keeps_misses
@@ -117,6 +119,10 @@ class DecodeBuffers(Generic[Path]):
         Whether scores are made of estimates.
     attends_tail
         Whether what a selection leaves out is attended by the estimates.
+    shares_workspaces
+        Whether all batch sizes and variants share the workspaces' memory.
+    device
+        Where the buffers live instead.
     """
 
     def __init__(
@@ -125,12 +131,14 @@ class DecodeBuffers(Generic[Path]):
         variants: Sequence[Variant],
         heads: HeadShape,
         frames: torch.Tensor,
-        workspace: Callable[[int, int, int], Any],
+        workspace: Callable[..., Any],
         path: PathBuffers[Path],
         keeps_misses: bool,
         runners_up: bool,
         estimates: bool,
         attends_tail: bool,
+        shares_workspaces: bool = False,
+        device: torch.device | str | None = None,
     ) -> None:
         self.capacity = batch
         self.heads = heads
@@ -139,20 +147,24 @@ class DecodeBuffers(Generic[Path]):
         self.layers, _, self.frames, _, _ = frames.shape
         columns, width = max(v.columns for v in variants), max(v.width for v in variants)
         kv = heads.kv_heads
-        self.described = DecodeBatch.allocate(batch, columns, frames.device)
+        device = frames.device if device is None else device
+        self.attends_tail = attends_tail
+        self._workspaces: WorkspaceRoom | None = None
+        if shares_workspaces:
+            sizes = {*range(1, min(batch, 16)), *range(16, batch, 16), batch}
+            shapes = (self._workspace(size, variant, "meta") for size in sizes for variant in variants)
+            self._workspaces = WorkspaceRoom(shapes, device)
+        self.described = DecodeBatch.allocate(batch, columns, device)
 
         def integers(*shape: int) -> torch.Tensor:
-            return torch.zeros(shape, dtype=torch.int32, device=frames.device)
+            return torch.zeros(shape, dtype=torch.int32, device=device)
 
         def floats(*shape: int) -> torch.Tensor:
-            return torch.zeros(shape, dtype=torch.float32, device=frames.device)
+            return torch.zeros(shape, dtype=torch.float32, device=device)
 
-        self.rows = torch.zeros(batch, dtype=torch.int64, device=frames.device)
+        self.rows = torch.zeros(batch, dtype=torch.int64, device=device)
         self.scores = floats(batch, kv, columns)
-        self.attends_tail = attends_tail
-        self.estimates = (
-            Estimates.allocate(batch, kv * heads.group, columns, frames.device) if estimates else None
-        )
+        self.estimates = Estimates.allocate(batch, kv * heads.group, columns, device) if estimates else None
         self.allowed = integers(batch, kv)
         copies = self.layers if keeps_misses else 1
         self.lists = integers(4, batch * kv * width)
@@ -184,8 +196,11 @@ class DecodeBuffers(Generic[Path]):
         described = DecodeBatch(
             self.described.pages[:batch, :columns], *(field[:batch] for field in self.described[1:])
         )
-        tail_width = columns if self.attends_tail and not variant.dense else 0
-        rows, workspace = self.rows[:batch], self.workspace(batch, variant.width or columns, tail_width)
+        rows = self.rows[:batch]
+        if self._workspaces is None:
+            workspace = self._workspace(batch, variant)
+        else:
+            workspace = self._workspaces.place(self._workspace(batch, variant, "meta"))
         if variant.dense:
             return StepBuffers(variant, described, rows, workspace)
         kv, width = self.heads.kv_heads, variant.width
@@ -209,6 +224,11 @@ class DecodeBuffers(Generic[Path]):
             ],
             path=self.path.views(batch, width),
         )
+
+    def _workspace(self, batch: int, variant: Variant, *device: str) -> Any:
+        """The workspace of ``batch`` requests in a variant; on the device ``meta`` its shape alone."""
+        tail_width = variant.columns if self.attends_tail and not variant.dense else 0
+        return self.workspace(batch, variant.width or variant.columns, tail_width, *device)
 
     def _estimates(self, batch: int, columns: int) -> Estimates | None:
         if self.estimates is None:
@@ -254,15 +274,20 @@ class StagedPages:
         Most columns of a list.
     frames
         Frames, ``[L, H, F, 2, D * P]``.
+    device
+        Where the pages are kept, if not where the frames are.
     """
 
     BYTES = 64 * 2**20
 
-    def __init__(self, batch: int, width: int, frames: torch.Tensor) -> None:
+    def __init__(
+        self, batch: int, width: int, frames: torch.Tensor, device: torch.device | str | None = None
+    ) -> None:
         self.kv_heads, block = frames.shape[1], frames.shape[4]
         lists = batch * self.kv_heads
         blocks = min(lists * width, self.BYTES // (2 * block * frames.element_size()))
-        self.blocks = torch.empty((max(blocks, lists), 2, block), dtype=frames.dtype, device=frames.device)
+        device = frames.device if device is None else device
+        self.blocks = torch.empty((max(blocks, lists), 2, block), dtype=frames.dtype, device=device)
 
     def views(self, batch: int, width: int) -> torch.Tensor:
         """Places of ``batch`` requests' lists: ``[B * H, places, 2, D * P]``."""

@@ -18,12 +18,14 @@ class CudaAttention(Attention[Workspace]):
     send_queries = staticmethod(send_queries.send_queries)
     lists_runners_up = True
 
-    def workspace(self, batch: int, width: int, tail_width: int = 0) -> Workspace:
+    def workspace(
+        self, batch: int, width: int, tail_width: int = 0, device: torch.device | str | None = None
+    ) -> Workspace:
         """See `Attention.workspace`."""
         heads = self.heads
         pairs = batch * heads.kv_heads
         return Workspace.allocate(
-            pairs, heads.group, heads.dim, self.page_size, width, self.frames.device, tail_width
+            pairs, heads.group, heads.dim, self.page_size, width, self.frames.device, tail_width, device
         )
 
     def fetch(

@@ -68,19 +68,26 @@ class GpuDecodeEngine(DecodeEngine):
         self.prefill.warm_up(self.heads.group, -(-self.context_len // self.page_size))
 
     def reserve(self, max_batch: int) -> None:
-        """See `buffers`."""
-        self.buffers(max_batch)
+        """Make the buffers of captured steps, once."""
+        if all(buffers.capacity < max_batch for buffers in self._buffers):
+            self._make_buffers(max_batch)
 
     def buffers(self, batch: int) -> DecodeBuffers[Any]:
         """Buffers for up to ``batch`` requests, the same ones every time: graphs that were captured name them.
 
-        New ones are for twice as many as the last, so that a batch that grows request by request makes few.
+        New ones are for twice as many as the last, so that a batch that grows request by request makes few; where they
+        were planned, for as many as may run (`DecodeMemory`).
         """
         for buffers in self._buffers:
             if buffers.capacity >= batch:
                 return buffers
-        if self._buffers:
+        if self.config.plan_decode_buffers:
+            batch = max(batch, self.req_to_token.shape[0])
+        elif self._buffers:
             batch = max(batch, 2 * self._buffers[-1].capacity)
+        return self._make_buffers(batch)
+
+    def _make_buffers(self, batch: int) -> DecodeBuffers[Any]:
         path, width = self.miss_path, max(variant.width for variant in self.variants)
         all_fit = self.frames.shape[2] >= self.host.shape[1] - 1
         made = DecodeBuffers(
@@ -94,6 +101,7 @@ class GpuDecodeEngine(DecodeEngine):
             self.attention.lists_runners_up and not all_fit,
             self.scoring.estimates,
             self.scoring.attends_tail,
+            self.config.plan_decode_buffers,
         )
         self._buffers.append(made)
         if self.tracer is not None:

@@ -25,10 +25,12 @@ class TritonAttention(Attention[TritonWorkspace]):
     select_resolve = staticmethod(kernels.select_resolve)
     lists_runners_up = False
 
-    def workspace(self, batch: int, width: int, tail_width: int = 0) -> TritonWorkspace:
+    def workspace(
+        self, batch: int, width: int, tail_width: int = 0, device: torch.device | str | None = None
+    ) -> TritonWorkspace:
         """See `Attention.workspace`."""
         pairs, group, dim = batch * self.heads.kv_heads, self.heads.group, self.heads.dim
-        device = self.frames.device
+        device = self.frames.device if device is None else device
         return TritonWorkspace(
             Partials.allocate(pairs, group, dim, kernels.num_splits(pairs, width), device),
             Partials.allocate(pairs, group, dim, kernels.fetch_splits(pairs), device),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 
@@ -24,6 +25,11 @@ MOST_FRAMES = 2**16 - 1
 """Frames of a layer and KV head on a GPU: what the admission kernel can count."""
 DRAM_SHARE = 0.8
 """Share of the available DRAM that the host pool takes at most when its size is not given."""
+DECODE_SHARE = 1 / 16
+"""Share of the device memory that buffers of decode steps take at most beyond those of captured ones, where the number
+of requests is not given."""
+MOST_REQUESTS = 4096
+"""Most requests that SGLang runs at once where it is not told how many."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,75 @@ class PoolPlan:
 
     host_pages: int
     frame_pages: int
+    requests: int | None = None
+    """Requests that buffers of decode steps are set aside for; None where they have none."""
+
+
+class DecodeBytes(NamedTuple):
+    """What buffers of decode steps take."""
+
+    device: int
+    pinned: int
+    """In DRAM."""
+
+
+def plan_requests(
+    bytes_of: Callable[[int], DecodeBytes],
+    asked: int | None,
+    captured: int,
+    most: int,
+    device_bytes: int,
+) -> int:
+    """Requests that there is memory for in decode steps.
+
+    Parameters
+    ----------
+    bytes_of
+        What the buffers for a number of requests take; grows with it.
+    asked
+        SGLang's ``--max-running-requests``, or None.
+    captured
+        Requests of the largest captured step; 0 if none is.
+    most
+        No more can run.
+    device_bytes
+        Device memory for these buffers, frames and the page table.
+
+    Returns
+    -------
+    int
+        ``asked``; or else as many as `DECODE_SHARE` is enough for, and no fewer than are captured.
+
+    Raises
+    ------
+    ConfigError
+        If the buffers alone take all of the device memory.
+    """
+    requests = min(asked or max(captured, 1), most)
+    if bytes_of(requests).device >= device_bytes:
+        fit = _largest(bytes_of, requests, device_bytes - 1)
+        flag = "--max-running-requests" if asked is not None else "--cuda-graph-max-bs-decode"
+        allowed = "a smaller --context-length, budget or limit" + (f", or {flag} up to {fit}" if fit else "")
+        raise ConfigError(
+            f"rheo: buffers of decode steps of {requests} requests ({flag}) take "
+            f"{bytes_of(requests).device / GIB:.2f} GiB, which the {device_bytes / GIB:.2f} GiB of device memory that "
+            f"--mem-fraction-static leaves have no room for beside frames; allowed: {allowed}"
+        )
+    if asked is not None:
+        return requests
+    return max(requests, _largest(bytes_of, most, int(device_bytes * DECODE_SHARE)))
+
+
+def _largest(bytes_of: Callable[[int], DecodeBytes], most: int, room: int) -> int:
+    """The most requests, up to ``most``, whose buffers fit into ``room`` bytes of device memory."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if bytes_of(middle).device <= room:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def plan_pools(
@@ -128,7 +203,7 @@ def plan_pools(
     if config.requests_may_grow and not isinstance(summary, EstimatingSummary):
         _reject_floor(config, name)
     table_bytes = shape.table_bytes(name, config.policy)
-    frame_pages = _frames_asked(config, shape)
+    frame_pages = frames_asked(config, shape)
     cause = "host_pool_gib" if config.host_pool_gib is not None else "host_pool_ratio"
     if config.host_pool_gib is not None:
         host_pages = int(config.host_pool_gib * GIB) // shape.page_bytes
@@ -206,7 +281,8 @@ def _reject_floor(config: RheoConfig, summary: str) -> NoReturn:
     )
 
 
-def _frames_asked(config: RheoConfig, shape: KVShape) -> int | None:
+def frames_asked(config: RheoConfig, shape: KVShape) -> int | None:
+    """Frames of a layer and KV head that the settings say; None where they say nothing."""
     if config.frame_pool_tokens is not None:
         frames = config.frame_pool_tokens // shape.page_size
         least = f"{shape.page_size} (one page)"

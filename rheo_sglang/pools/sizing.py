@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 
@@ -11,7 +12,17 @@ from rheo_sglang.config import RheoConfig
 from rheo_sglang.errors import ConfigError
 from rheo_sglang.pools.dram import available_dram
 from rheo_sglang.pools.kv_pool import RheoKVPool
-from rheo_sglang.pools.plan import GIB, KVShape, PoolPlan, plan_pools
+from rheo_sglang.pools.plan import (
+    GIB,
+    MOST_FRAMES,
+    MOST_REQUESTS,
+    DecodeBytes,
+    KVShape,
+    PoolPlan,
+    frames_asked,
+    plan_pools,
+    plan_requests,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +49,20 @@ def kv_shape(configurator: Any) -> KVShape:
     )
 
 
-def make_plan(configurator: Any, device_bytes: int) -> int:
+class StepBuffers(Protocol):
+    """Knows what buffers of decode steps take."""
+
+    @property
+    def captured(self) -> int:
+        """Requests of the largest captured step; 0 if none is."""
+        ...
+
+    def of(self, requests: int) -> DecodeBytes:
+        """Bytes of those of steps of up to so many requests."""
+        ...
+
+
+def make_plan(configurator: Any, device_bytes: int, buffers: StepBuffers | None = None) -> int:
     """Plan both pools of this process.
 
     Parameters
@@ -47,6 +71,8 @@ def make_plan(configurator: Any, device_bytes: int) -> int:
         SGLang's ``KVCacheConfigurator``.
     device_bytes
         Device memory that SGLang would give the KV cache.
+    buffers
+        Of decode steps, where they have any.
 
     Returns
     -------
@@ -62,14 +88,33 @@ def make_plan(configurator: Any, device_bytes: int) -> int:
         device_bytes = max(device_bytes - staging, 0)
     config = RheoConfig.from_environment()
     config.warn_of_budget()
-    _plan = plan_pools(
+    device_bytes, dram_bytes = agree(device_bytes), agree(rank_dram(server_args.nnodes))
+    requests, decode = None, DecodeBytes(0, 0)
+    if buffers is not None:
+        asked = server_args.max_running_requests
+        if asked is not None and server_args.enable_dp_attention:
+            asked = max(asked // server_args.dp_size, 1)
+        most = frames_asked(config, shape) or MOST_REQUESTS
+        requests = agree(
+            plan_requests(buffers.of, asked, buffers.captured, min(most, MOST_FRAMES), device_bytes)
+        )
+        decode = buffers.of(requests)
+        logger.info(
+            "rheo: %.2f GiB of device memory and %.2f GiB of pinned memory are kept for decode steps of up to %d "
+            "requests",
+            decode.device / GIB,
+            decode.pinned / GIB,
+            requests,
+        )
+    plan = plan_pools(
         config,
         shape,
-        agree(device_bytes),
-        dram_bytes=agree(rank_dram(server_args.nnodes)),
+        agree(device_bytes - decode.device),
+        dram_bytes=agree(max(dram_bytes - decode.pinned, 0)),
         max_total_tokens=server_args.max_total_tokens,
         frames_in_dram=configurator.device == "cpu",
     )
+    _plan = replace(plan, requests=requests)
     return _plan.host_pages * shape.page_bytes
 
 
@@ -92,7 +137,7 @@ def rank_dram(nodes: int) -> int:
 
 
 def running_limit(configurator: Any, requests: int) -> int:
-    """Requests that may run at once: every one keeps its tail page resident.
+    """Requests that may run at once: every one keeps its tail page resident, and has a row in buffers of decode steps.
 
     Raises
     ------
@@ -101,16 +146,23 @@ def running_limit(configurator: Any, requests: int) -> int:
     """
     assert _plan is not None
     frames = _plan.frame_pages
-    if requests <= frames:
-        return requests
     asked = configurator.server_args.max_running_requests
-    if asked is not None:
+    if requests > frames and asked is not None:
         raise ConfigError(
             f"rheo: --max-running-requests={asked} needs as many frames for the pages being written, but the frame "
             f"pool has {frames}; allowed: at most {frames}, or a larger frame_pool_gib or frame_pool_tokens"
         )
-    logger.info("rheo: at most %d requests run at once, for each keeps one of as many frames", frames)
-    return frames
+    if requests > frames:
+        logger.info("rheo: at most %d requests run at once, for each keeps one of as many frames", frames)
+        requests = frames
+    if _plan.requests is not None and requests > _plan.requests:
+        requests = _plan.requests
+        logger.info(
+            "rheo: at most %d requests run at once, for which there are buffers of decode steps; "
+            "--max-running-requests chooses their number",
+            requests,
+        )
+    return requests
 
 
 def build_kv_pool(configurator: Any, tokens: int) -> RheoKVPool:

@@ -251,18 +251,22 @@ def check(pair: Pair, policy: str) -> int:
 def test_triton_attends_what_is_left_out_as_the_reference_does(
     summary: str, tail: bool, miss_mode: str, rng: torch.Generator
 ) -> None:
-    config = config_of("importance", summary=summary, tail=tail, miss_mode=miss_mode)
+    planned = miss_mode == "split"
+    config = config_of(
+        "importance", summary=summary, tail=tail, miss_mode=miss_mode, plan_decode_buffers=planned
+    )
     pair = Pair(config, 10, rng.device, torch.float32, runners_up=0, padding=1)
     check(pair, "importance")
 
 
-@pytest.mark.parametrize("summary", ["subcentroids2", "subcentroids4"])
+@pytest.mark.parametrize(("summary", "planned"), [("subcentroids2", True), ("subcentroids4", False)])
 def test_cuda_attends_what_is_left_out_as_the_reference_does(
-    summary: str, rng: torch.Generator, cuda_kernels: None, monkeypatch: pytest.MonkeyPatch
+    summary: str, planned: bool, rng: torch.Generator, cuda_kernels: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where the workspaces share their memory."""
     if not GPU:
         monkeypatch.setattr("rheo_sglang.decode.gpu_engine.make_attention", CudaAttention)
-    config = config_of("importance", summary=summary, miss_mode="fetch")
+    config = config_of("importance", summary=summary, miss_mode="fetch", plan_decode_buffers=planned)
     pair = Pair(config, 16, rng.device, torch.bfloat16, runners_up=PAGES, padding=1)
     check(pair, "importance")
 

@@ -55,6 +55,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     *(({"conservative": value}, "off, on, a number") for value in ("auto", True, None, [0.5])),
     ({"conservative_margin": -0.1}, "at least 0"),
     ({"conservative_margin": "on"}, "a finite number"),
+    ({"plan_decode_buffers": 1}, "true, false"),
     ({"sink_pages": -1}, "at least 0"),
     ({"window_pages": 0}, "at least 1"),
     ({"dense_threshold": -1}, "at least 0"),

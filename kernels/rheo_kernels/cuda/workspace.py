@@ -89,10 +89,12 @@ class Workspace(NamedTuple):
         width: int,
         device: torch.device,
         tail_width: int = 0,
+        where: torch.device | str | None = None,
     ) -> Workspace:
         """Buffers for ``pairs = B * H`` lists of up to ``width`` pages, left out of up to ``tail_width``.
 
-        Lists are split over the blocks that run at once, less those that load and those that offload.
+        Lists are split over the blocks that run at once on ``device``, less those that load and those that offload. The
+        buffers are there too, unless ``where`` says otherwise.
         """
         pipeline = Pipeline.of_shape(dim, page_size)
         processors = torch.cuda.get_device_properties(device).multi_processor_count
@@ -100,8 +102,9 @@ class Workspace(NamedTuple):
         tail_page = (dim / 2 + TAIL_PAGE_BYTES + 4 * group) / (4 * dim * page_size)
         tail_tile = TAIL_PAGES * TailPipeline.of(dim, group, pipeline.warps).warps
         splits = num_splits(pairs, width, blocks, -(-tail_width // tail_tile), tail_tile * tail_page)
-        parts = Partials.allocate(pairs, group, dim, splits, device)
-        return cls(parts, torch.zeros(pairs, dtype=torch.int32, device=device), torch.empty_like(parts.lse))
+        where = device if where is None else where
+        parts = Partials.allocate(pairs, group, dim, splits, where)
+        return cls(parts, torch.zeros(pairs, dtype=torch.int32, device=where), torch.empty_like(parts.lse))
 
 
 def offload_blocks(pairs: int, pipeline: Pipeline) -> int:

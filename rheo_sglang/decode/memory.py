@@ -1,0 +1,142 @@
+"""DecodeMemory: what the buffers of decode steps will take, before there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rheo_sglang.config import RheoConfig
+from rheo_sglang.cpu_offload.cpu_attention import CpuAttention
+from rheo_sglang.decode.buffers import MOST_CANDIDATES, DecodeBuffers, StagedPages
+from rheo_sglang.decode.cuda_attention import CudaAttention
+from rheo_sglang.decode.heads import HeadShape, loaded_heads
+from rheo_sglang.decode.make_attention import make_attention
+from rheo_sglang.decode.variant import make_variants
+from rheo_sglang.pools.plan import DecodeBytes
+from rheo_sglang.selection import SUMMARIES, EstimatingSummary
+
+
+@dataclass(frozen=True)
+class DecodeMemory:
+    """Counts the bytes of an engine's buffers by making them on torch's ``meta`` device, where they take none.
+
+    An engine makes buffers for the steps that SGLang captures, and, when a batch is larger, once more for as many
+    requests as may run. Not every page is taken to have a frame: misses are shared with the CPU and runners-up are
+    listed, where settings and kernels allow it.
+
+    Attributes
+    ----------
+    config
+        Settings.
+    heads
+        Heads of this rank.
+    layers, page_size, dtype
+        Of the KV.
+    max_pages
+        Pages of the longest request.
+    device
+        Where frames will be.
+    captured
+        Requests of the largest captured step; 0 if none is.
+    frames
+        Of a layer and KV head; more than are ever considered at once make no difference.
+    """
+
+    config: RheoConfig
+    heads: HeadShape
+    layers: int
+    page_size: int
+    dtype: torch.dtype
+    max_pages: int
+    device: torch.device
+    captured: int
+    frames: int = MOST_CANDIDATES
+
+    def of(self, requests: int) -> DecodeBytes:
+        """Bytes of all buffers of steps of up to so many requests."""
+        sizes = {min(self.captured, requests) or requests, requests}
+        parts = [self._of_buffers(size) for size in sizes]
+        return DecodeBytes(sum(part.device for part in parts), sum(part.pinned for part in parts))
+
+    def _of_buffers(self, batch: int) -> DecodeBytes:
+        config, heads = self.config, self.heads
+        block = heads.dim * self.page_size
+        frames = torch.empty(1, dtype=self.dtype, device=self.device).expand(
+            self.layers, heads.kv_heads, self.frames, 2, block
+        )
+        host = frames.transpose(1, 2)
+        attention = make_attention(host, frames, heads, self.page_size)
+        in_cuda = isinstance(attention, CudaAttention)
+        summary = SUMMARIES[config.page_summary(heads.dim, self.page_size, self.dtype)]
+        estimates = issubclass(summary, EstimatingSummary)
+        variants = make_variants(config.budget_table(self.page_size, self.max_pages))
+        width = max(variant.width for variant in variants)
+        on_cpu = config.miss_mode == "split" or (config.miss_mode == "auto" and in_cuda)
+        fetches = in_cuda or not on_cpu
+        path: Any = StagedPages(batch, width, frames, "meta") if fetches else None
+        buffers = DecodeBuffers(
+            batch,
+            variants,
+            heads,
+            frames,
+            attention.workspace,
+            path,
+            on_cpu and in_cuda,
+            attention.lists_runners_up,
+            estimates,
+            estimates and config.tail,
+            True,
+            "meta",
+        )
+        if not on_cpu:
+            return DecodeBytes(bytes_of(buffers), 0)
+        shape = host, batch, heads.group, width, self.page_size
+        with torch.device("meta"):
+            on_host = CpuAttention(*shape, threads=1, pinned=False)
+        return DecodeBytes(bytes_of(buffers), bytes_of(on_host))
+
+
+def bytes_of(values: Any) -> int:
+    """Bytes of all memory of tensors on the ``meta`` device in a container or an object of this package, once each."""
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in _tensors(values)}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    if isinstance(values, torch.Tensor):
+        if values.is_meta:
+            yield values
+    elif isinstance(values, dict | list | tuple):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from _tensors(value)
+    elif type(values).__module__.startswith("rheo_sglang."):
+        yield from _tensors(vars(values))
+
+
+def decode_memory(configurator: Any, config: RheoConfig) -> DecodeMemory:
+    """What decode steps of a server that is starting will take; where they are captured, only they have buffers.
+
+    Parameters
+    ----------
+    configurator
+        SGLang's ``KVCacheConfigurator``, whose model is loaded.
+    config
+        Settings.
+    """
+    from sglang.srt.runtime_context import get_exec
+
+    graphs = get_exec().graph.cuda_graph_config.decode
+    captured = 0 if graphs.backend == "disabled" or not graphs.bs else max(graphs.bs)
+    return DecodeMemory(
+        config,
+        loaded_heads(configurator.model),
+        configurator.layer_info.num_effective_layers,
+        configurator.page_size,
+        configurator.kv_cache_dtype,
+        -(-configurator.model_config.context_len // configurator.page_size),
+        torch.device(configurator.device),
+        captured,
+    )
