@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import logging
 import os
-import sys
 import typing
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,6 +17,7 @@ from rheo_sglang.budget import BUDGETS, BudgetRule, BudgetSettings, BudgetTable
 from rheo_sglang.errors import FLAG, ConfigError, reject
 from rheo_sglang.registry import Registry
 from rheo_sglang.selection import SUMMARIES, EstimatingSummary
+from rheo_sglang.setting_values import import_extensions, in_range, read_settings_text, typed, writable
 from rheo_sglang.tiering import POLICIES
 
 logger = logging.getLogger(__name__)
@@ -163,44 +161,44 @@ class RheoConfig:
 
     def __post_init__(self) -> None:
         """Validate types and ranges, with what the extensions register among the choices."""
-        _import_extensions(self.extensions)
+        import_extensions(self.extensions)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            coerced = _typed(field.name, value, _HINTS[field.name])
+            coerced = typed(field.name, value, _HINTS[field.name], REGISTRIES)
             object.__setattr__(self, field.name, coerced)
-        _in_range("budget_ratio", self.budget_ratio, low=0, high=1, open_low=True)
-        _in_range("budget_min_pages", self.budget_min_pages, low=1, high=EVERY_LENGTH)
-        _in_range("sink_pages", self.sink_pages, low=0, high=EVERY_LENGTH)
-        _in_range("window_pages", self.window_pages, low=1, high=EVERY_LENGTH)
-        _in_range("budget_coverage", self.budget_coverage, low=0, high=1, open_low=True)
+        in_range("budget_ratio", self.budget_ratio, low=0, high=1, open_low=True)
+        in_range("budget_min_pages", self.budget_min_pages, low=1, high=EVERY_LENGTH)
+        in_range("sink_pages", self.sink_pages, low=0, high=EVERY_LENGTH)
+        in_range("window_pages", self.window_pages, low=1, high=EVERY_LENGTH)
+        in_range("budget_coverage", self.budget_coverage, low=0, high=1, open_low=True)
         if self.budget_limit_ratio is not None:
-            _in_range("budget_limit_ratio", self.budget_limit_ratio, low=0, high=1, open_low=True)
+            in_range("budget_limit_ratio", self.budget_limit_ratio, low=0, high=1, open_low=True)
         if isinstance(self.conservative, float):
-            _in_range("conservative", self.conservative, low=0, high=1, open_low=True)
+            in_range("conservative", self.conservative, low=0, high=1, open_low=True)
         if self.conservative_margin is not None:
-            _in_range("conservative_margin", self.conservative_margin, low=0)
+            in_range("conservative_margin", self.conservative_margin, low=0)
         if self.budget_max_pages is not None:
-            _in_range("budget_max_pages", self.budget_max_pages, low=1, high=EVERY_LENGTH)
-        _in_range("working_set_steps", self.working_set_steps, low=1, high=EVERY_LENGTH)
-        _in_range("admission_overcommit", self.admission_overcommit, low=0, open_low=True)
-        _in_range("thrash_hit_rate", self.thrash_hit_rate, low=0, high=1)
-        _in_range("thrash_budget", self.thrash_budget, low=0, high=1, open_low=True)
+            in_range("budget_max_pages", self.budget_max_pages, low=1, high=EVERY_LENGTH)
+        in_range("working_set_steps", self.working_set_steps, low=1, high=EVERY_LENGTH)
+        in_range("admission_overcommit", self.admission_overcommit, low=0, open_low=True)
+        in_range("thrash_hit_rate", self.thrash_hit_rate, low=0, high=1)
+        in_range("thrash_budget", self.thrash_budget, low=0, high=1, open_low=True)
         if self.dense_threshold is not None:
-            _in_range("dense_threshold", self.dense_threshold, low=0)
+            in_range("dense_threshold", self.dense_threshold, low=0)
         if isinstance(self.prewarm, float):
-            _in_range("prewarm", self.prewarm, low=0, high=1, open_low=True)
-        _in_range("importance_alpha", self.importance_alpha, low=0, high=1, open_low=True)
-        _in_range("importance_interval", self.importance_interval, low=0, open_low=True)
-        if self.importance_file is not None and not _writable(self.importance_file):
+            in_range("prewarm", self.prewarm, low=0, high=1, open_low=True)
+        in_range("importance_alpha", self.importance_alpha, low=0, high=1, open_low=True)
+        in_range("importance_interval", self.importance_interval, low=0, open_low=True)
+        if self.importance_file is not None and not writable(self.importance_file):
             reject("importance_file", self.importance_file, "a file in a folder that can be written to")
         for name in ("host_pool_gib", "host_pool_ratio", "frame_pool_gib", "frame_pool_tokens"):
             if getattr(self, name) is not None:
-                _in_range(name, getattr(self, name), low=0, open_low=True)
+                in_range(name, getattr(self, name), low=0, open_low=True)
         if self.grouping != "mean" and issubclass(SUMMARIES[self.summary or ESTIMATES], EstimatingSummary):
             allowed = "mean, or summary bound or mean (the others estimate shares of attention)"
             reject("grouping", self.grouping, allowed)
         if self.cpu_threads is not None:
-            _in_range("cpu_threads", self.cpu_threads, low=1, high=256)
+            in_range("cpu_threads", self.cpu_threads, low=1, high=256)
         if self.budget_max_pages is not None and self.budget_max_pages < self.budget_min_pages:
             reject(
                 "budget_max_pages",
@@ -208,14 +206,14 @@ class RheoConfig:
                 f"at least budget_min_pages={self.budget_min_pages}",
             )
         if self.request_budget_ratio is not None:
-            _in_range("request_budget_ratio", self.request_budget_ratio, low=self.budget_ratio, high=1)
+            in_range("request_budget_ratio", self.request_budget_ratio, low=self.budget_ratio, high=1)
         if self.request_budget_min_pages is not None:
             high = self.budget_max_pages or EVERY_LENGTH
-            _in_range("request_budget_min_pages", self.request_budget_min_pages, self.budget_min_pages, high)
+            in_range("request_budget_min_pages", self.request_budget_min_pages, self.budget_min_pages, high)
         if self.request_limit_ratio is not None:
             own = float(self.budget_settings().limit_ratio)
-            _in_range("request_limit_ratio", self.request_limit_ratio, own or 0, 1, open_low=own == 0)
-        _in_range("trace_gib", self.trace_gib, low=0, open_low=True)
+            in_range("request_limit_ratio", self.request_limit_ratio, own or 0, 1, open_low=own == 0)
+        in_range("trace_gib", self.trace_gib, low=0, open_low=True)
         for one, other in (("host_pool_gib", "host_pool_ratio"), ("frame_pool_gib", "frame_pool_tokens")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 reject(other, getattr(self, other), f"one of {one} and {other}, not both")
@@ -359,27 +357,7 @@ class RheoConfig:
         ConfigError
             If the file cannot be read, the text is no JSON object, a key is unknown or a value is bad.
         """
-        if not text.lstrip().startswith("{"):
-            try:
-                text = Path(text).read_text()
-            except (OSError, UnicodeDecodeError) as error:
-                reason = error.strerror if isinstance(error, OSError) else "not text"
-                raise ConfigError(
-                    f"{source}: {text!r} is neither a JSON object nor a readable file ({reason})"
-                ) from None
-        try:
-            values = json.loads(text, object_pairs_hook=_each_key_once)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{source}: {text!r} is not valid JSON ({error})") from None
-        except _RepeatedKeyError as twice:
-            raise ConfigError(f"{source}: key {twice.args[0]!r} is given twice; allowed: once") from None
-        if not isinstance(values, dict):
-            raise ConfigError(f"{source}: {text!r} is not a JSON object; allowed: an object of settings")
-        unknown = sorted(set(values) - set(_HINTS))
-        if unknown:
-            raise ConfigError(
-                f"{source}: unknown key {unknown[0]!r}={values[unknown[0]]!r}; allowed keys: {', '.join(_HINTS)}"
-            )
+        values = read_settings_text(text, _HINTS, source)
         try:
             return cls(**values)
         except ConfigError as error:
@@ -396,80 +374,4 @@ class RheoConfig:
         return json.dumps(dataclasses.asdict(self))
 
 
-class _RepeatedKeyError(Exception):
-    """A JSON object names a key twice, of which `json` would silently keep the last."""
-
-
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in values:
-            raise _RepeatedKeyError(key)
-        values[key] = value
-    return values
-
-
 _HINTS: dict[str, Any] = typing.get_type_hints(RheoConfig)
-
-
-def _import_extensions(names: object) -> None:
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        reject("extensions", names, "a list of importable modules")
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except ConfigError:
-            raise
-        except Exception as error:
-            reason = " ".join(f"{name}: {type(error).__name__}: {error}".split())
-            reject("extensions", list(names), f"modules that can be imported ({reason})")
-
-
-def _typed(name: str, value: object, hint: Any) -> object:
-    if name == "extensions":
-        return tuple(typing.cast("list[str]", value))
-    if name in REGISTRIES and (value is not None or type(None) not in typing.get_args(hint)):
-        REGISTRIES[name][typing.cast(str, value)]
-        return value
-    if typing.get_origin(hint) is Literal:
-        choices = typing.get_args(hint)
-        if value not in choices:
-            reject(name, value, ", ".join(choices))
-        return value
-    kinds = typing.get_args(hint) or (hint,)
-    words = [word for kind in kinds for word in typing.get_args(kind)]
-    if words:
-        if value in words:
-            return value
-        return (
-            float(value) if _is_finite_number(value) else reject(name, value, f"{', '.join(words)}, a number")
-        )
-    if hint is bool:
-        return value if isinstance(value, bool) else reject(name, value, "true, false")
-    if value is None and type(None) in kinds:
-        return None
-    if str in kinds:
-        return value if isinstance(value, str) and value else reject(name, value, "text that is not empty")
-    if float in kinds and _is_finite_number(value):
-        return float(value)
-    if int in kinds and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    return reject(name, value, "a finite number" if float in kinds else "a whole number")
-
-
-def _writable(path: str) -> bool:
-    folder = os.path.dirname(os.path.abspath(path))
-    return os.path.isdir(folder) and os.access(folder, os.W_OK) and not os.path.isdir(path)
-
-
-def _is_finite_number(value: object) -> typing.TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def _in_range(
-    name: str, value: float, low: float, high: float = float("inf"), open_low: bool = False
-) -> None:
-    above = value > low if open_low else value >= low
-    if not (above and value <= high):
-        lower = f"above {low}" if open_low else f"at least {low}"
-        reject(name, value, lower if high == float("inf") else f"{lower}, at most {high}")
