@@ -99,6 +99,10 @@ class RheoConfig:
     grouping: Literal["mean", "max"] = "mean"
     """How the query heads of a GQA group agree on one score: their mean, or, with summary ``bound`` or ``mean``, their
     maximum."""
+    residency_bonus: float = 0.0
+    """By how much a page that has a frame is preferred in a selection, in nats: it takes the place of one without a
+    frame that is estimated to draw up to so much more attention. What that leaves out is attended by its estimate.
+    Requests with a floor have no bonus; 0: selections do not ask where pages are."""
     importance_alpha: float = 0.3
     """Weight of the newest step in a page's importance."""
     prewarm: Literal["auto", "off", "on"] | float = "auto"
@@ -179,6 +183,7 @@ class RheoConfig:
             in_range("conservative_margin", self.conservative_margin, low=0)
         if self.budget_max_pages is not None:
             in_range("budget_max_pages", self.budget_max_pages, low=1, high=EVERY_LENGTH)
+        in_range("residency_bonus", self.residency_bonus, low=0)
         in_range("working_set_steps", self.working_set_steps, low=1, high=EVERY_LENGTH)
         in_range("admission_overcommit", self.admission_overcommit, low=0, open_low=True)
         in_range("thrash_hit_rate", self.thrash_hit_rate, low=0, high=1)

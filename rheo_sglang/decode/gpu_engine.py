@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from rheo_kernels.triton import allow, append, describe, note_margins, summarise_tails
-from rheo_kernels.types import HitCounters
+from rheo_kernels.types import HitCounters, ResidencyBonus
 from rheo_sglang.decode.buffers import DecodeBuffers, SparseBuffers, StepBuffers
 from rheo_sglang.decode.engine import CpuUse, DecodeEngine, EngineInputs, MissRoute
 from rheo_sglang.decode.gpu_residency import GpuResidency
@@ -326,6 +326,7 @@ class GpuDecodeEngine(DecodeEngine):
             self._counters(layer, step),
             lse=None if tail is None else tail.lse,
             stamps=self.table.stamps[layer],
+            bonus=ResidencyBonus(config.residency_bonus, batch.floor) if config.residency_bonus else None,
             **({} if runners_up is None else {"runners_up": runners_up}),
         )
 

@@ -76,6 +76,7 @@ class ReferenceDecodeEngine(DecodeEngine):
             config.window_pages,
             self.budget,
             cpu.estimate if native else reference.estimate,
+            config.residency_bonus,
         )
         self.num_runners_up = runners_up
         self.step: ReferenceStep | None = None
@@ -143,11 +144,13 @@ class ReferenceDecodeEngine(DecodeEngine):
         if not estimates:
             self._append(layer, k[:live], v[:live], batch)
         growth = self.recorder.growth(layer, step.rows) if step.rows.numel() and self.recorder else None
-        selection = self.selector(q, table.summaries[layer], batch, step.variant.width, scale, growth)
+        page_table = table.frame_of[layer]
+        selection = self.selector(
+            q, table.summaries[layer], batch, step.variant.width, scale, growth, page_table
+        )
         if estimates:
             self._append(layer, k[:live], v[:live], batch)
         scores, indices, estimated = selection
-        page_table = table.frame_of[layer]
         selected = resolve(indices, batch.pages, batch.seq_lens, page_table, self.page_size)
         stamp_selected(selected.pages, table.stamps[layer])
         left_out = runners_up(scores, indices, batch.pages, batch.num_pages, page_table, self.num_runners_up)

@@ -202,6 +202,8 @@ def plan_pools(
         )
     if config.requests_may_grow and not isinstance(summary, EstimatingSummary):
         _reject_floor(config, name)
+    if config.residency_bonus and not isinstance(summary, EstimatingSummary):
+        _reject_without_estimates("residency_bonus", config.residency_bonus, "0", name)
     table_bytes = shape.table_bytes(name, config.policy)
     frame_pages = frames_asked(config, shape)
     cause = "host_pool_gib" if config.host_pool_gib is not None else "host_pool_ratio"
@@ -272,10 +274,15 @@ def _reject_floor(config: RheoConfig, summary: str) -> NoReturn:
         setting, allowed = "conservative", "off"
     elif config.budget_settings().floor > 0:
         setting, allowed = "budget", "fixed"
+    _reject_without_estimates(setting, getattr(config, setting), allowed, summary)
+
+
+def _reject_without_estimates(setting: str, value: object, allowed: str, summary: str) -> NoReturn:
+    """Refuse a setting that needs a summary which estimates attention."""
     estimating = [other for other in SUMMARIES.names() if issubclass(SUMMARIES[other], EstimatingSummary)]
     reject(
         setting,
-        getattr(config, setting),
+        value,
         f"{allowed}, or a summary that estimates attention ({', '.join(estimating)}; {summary} does not)",
         "rheo",
     )

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 
 from rheo_kernels import reference
-from rheo_kernels.reference import allow, log_shares, score, select
-from rheo_kernels.types import DecodeBatch, Growth
+from rheo_kernels.reference import allow, favour, log_shares, score, select
+from rheo_kernels.types import DecodeBatch, Growth, ResidencyBonus
 from rheo_kernels.types.subcentroids import SubcentroidLayout
 from rheo_kernels.types.summary import EstimatingSummary, PageSummary, ScoringSummary
 from rheo_sglang.budget import BudgetTable
@@ -26,7 +26,7 @@ class Selection(NamedTuple):
     Attributes
     ----------
     scores
-        Of every page, ``[B, H, M]``, float32, ``-inf`` past the last page.
+        Of every page, ``[B, H, M]``, float32, ``-inf`` past the last page, without a bonus.
     selected
         Indices into the page lists, ``[B, H, S]``, int32, -1 = none.
     lse
@@ -55,6 +55,8 @@ class Selector:
         Knows whether scores may raise a batch's budgets, and the rule; None where they may not.
     estimate
         Kernel that estimates, where the summary does.
+    residency_bonus
+        By how much pages that have a frame are preferred, in nats; 0: not at all.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Selector:
         window_pages: int,
         budget: BudgetTable | None = None,
         estimate: Estimate = reference.estimate,
+        residency_bonus: float = 0.0,
     ) -> None:
         self.summary = summary
         self.page_size = page_size
@@ -74,6 +77,7 @@ class Selector:
         self.window_pages = window_pages
         self.budget = budget
         self.estimate = estimate
+        self.residency_bonus = residency_bonus
 
     def __call__(
         self,
@@ -83,6 +87,7 @@ class Selector:
         width: int,
         scale: float,
         growth: Growth | None = None,
+        page_table: torch.Tensor | None = None,
     ) -> Selection:
         """Select one layer's pages, up to ``width`` of each request and KV head.
 
@@ -100,6 +105,8 @@ class Selector:
             Softmax scale.
         growth
             Counters of budgets that grew.
+        page_table
+            The layer's page table, ``[H, N]``, int32; with a bonus.
         """
         scores, lse = self._score(q, summaries, batch, scale)
         budget = batch.budget[:, None].expand(-1, summaries.shape[0])
@@ -107,7 +114,12 @@ class Selector:
             rule = self.budget.rule.allow if self.budget.rule.reads_scores else None
             bounds = batch.num_pages, batch.budget, batch.limit, batch.floor
             budget = allow(rule, scores, *bounds, self.sink_pages, self.window_pages, growth)
-        selected = select(scores, batch.num_pages, budget, self.sink_pages, self.window_pages, width)
+        ranked = scores
+        if self.residency_bonus:
+            assert page_table is not None
+            bonus = ResidencyBonus(self.residency_bonus, batch.floor)
+            ranked = favour(scores, batch.pages, batch.num_pages, page_table, bonus)
+        selected = select(ranked, batch.num_pages, budget, self.sink_pages, self.window_pages, width)
         return Selection(scores, selected, lse)
 
     def _score(

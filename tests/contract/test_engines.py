@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -117,8 +117,8 @@ class Pair:
 
         policy.on_step = observed  # type: ignore[method-assign]
 
-    def step(self, number: int) -> None:
-        """One step of both.
+    def step(self, number: int, servers: Sequence[EngineServer] | None = None) -> None:
+        """One step, of both unless some are named.
 
         The GPU may score a tail page before or after its new key is folded in. Keys of 0, in boxes that hold it, make
         no difference to any score.
@@ -128,7 +128,7 @@ class Pair:
         q, v = (self.normal(LAYERS, batch, heads, DIM) for heads in (GROUP * HEADS, HEADS))
         inputs = q, torch.zeros_like(v), v
         self.outputs.clear()
-        for server in self.servers:
+        for server in servers or self.servers:
             self.selections[server].clear()
             self.outputs.append(server.step(lengths, *inputs))
 
@@ -269,6 +269,51 @@ def test_cuda_attends_what_is_left_out_as_the_reference_does(
     config = config_of("importance", summary=summary, miss_mode="fetch", plan_decode_buffers=planned)
     pair = Pair(config, 16, rng.device, torch.bfloat16, runners_up=PAGES, padding=1)
     check(pair, "importance")
+
+
+@pytest.mark.parametrize("language", ["triton", "cuda"])
+def test_both_engines_prefer_pages_with_a_frame_alike(
+    language: str, rng: torch.Generator, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they attend, cover and make resident, importance by scores without the bonus among it."""
+    cuda = language == "cuda"
+    if cuda:
+        request.getfixturevalue("cuda_kernels")
+        if not GPU:
+            monkeypatch.setattr("rheo_sglang.decode.gpu_engine.make_attention", CudaAttention)
+    config, floored = favouring(0.3)
+    dtype = torch.bfloat16 if cuda else torch.float32
+    pair = Pair(config, 16 if cuda else 10, rng.device, dtype, PAGES if cuda else 0, padding=1)
+    for server in pair.servers:
+        server.engine.budget.assign([3], [floored])
+    check(pair, "importance")
+
+
+def favouring(bonus: float) -> tuple[RheoConfig, BudgetSettings]:
+    """Settings with a bonus, and those of a request with a floor."""
+    common = {"summary": "subcentroids4", "miss_mode": "fetch", "request_limit_ratio": 0.6}
+    config = config_of("importance", residency_bonus=bonus, **common)
+    floored = read_settings({"rheo": {"budget_coverage": 0.5, "budget_limit_ratio": 0.6}}, config)
+    assert floored is not None
+    return config, floored
+
+
+def test_a_bonus_selects_what_has_a_frame_except_for_requests_with_a_floor(rng: torch.Generator) -> None:
+    """The reference engine; the GPU's selects as it does, see above. In the first step nothing has a frame."""
+    found: list[list[Selected]] = []
+    for bonus in (0.0, 100.0):
+        config, floored = favouring(bonus)
+        pair = Pair(config, 10, rng.device, torch.float32, runners_up=0)
+        pair.reference.engine.budget.assign([3], [floored])
+        for number in range(2):
+            pair.align()
+            pair.step(number, (pair.reference,))
+        found.append(pair.selections[pair.reference])
+    for plain, favoured in zip(*found, strict=True):
+        assert torch.equal(plain.num_selected, favoured.num_selected)
+        assert torch.equal(plain.indices[2], favoured.indices[2]), "a request with a floor"
+        assert (favoured.num_hits >= plain.num_hits).all()
+    assert sum(int((two.num_hits - one.num_hits).sum()) for one, two in zip(*found, strict=True)) > 0
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES.names()))

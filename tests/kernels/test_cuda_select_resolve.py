@@ -16,7 +16,7 @@ from rheo_kernels import reference
 from rheo_kernels.cuda import compile as compile_module
 from rheo_kernels.cuda.compile import compile_cubin
 from rheo_kernels.cuda.select_resolve import MAX_PAGES, SOURCE, block_shape, defines, select_resolve
-from rheo_kernels.types import HitCounters, RunnersUp, Selected, Stamps
+from rheo_kernels.types import HitCounters, ResidencyBonus, RunnersUp, Selected, Stamps
 
 pytestmark = pytest.mark.usefixtures("cuda_kernels")
 
@@ -267,6 +267,50 @@ def test_selected_pages_are_stamped_with_the_step_and_no_others(
     reference.stamp_selected(out.pages, Stamps(step, before[1]))
     assert torch.equal(layers, before)
     assert int((layers == 9).sum()) >= int(out.num_selected.sum()) > 0
+
+
+@pytest.mark.parametrize(
+    ("language", "columns"), [("cuda", 120), ("cuda", 4100), ("cuda", 16384), ("triton", 120)]
+)
+@pytest.mark.parametrize("kind", ["normal", "special"])
+def test_a_bonus_ranks_pages_with_a_frame_higher_and_leaves_their_scores(
+    columns: int, kind: str, language: str, rng: torch.Generator
+) -> None:
+    from rheo_kernels import triton as kernels
+
+    counts = [columns, 1, 33, columns // 2] if columns < 10000 else [columns]
+    inputs = Inputs.draw(Case(counts, columns // 8, kind, frames=columns // 3, budget=columns // 8), rng)
+    floors = torch.tensor([0.0, 0.5, -1.0, 0.9][: len(counts)], device=rng.device)
+    bonus, before = ResidencyBonus(0.75, floors), inputs.scores.clone()
+    run = select_resolve if language == "cuda" else kernels.select_resolve
+    out, _, _ = inputs.run(run, bonus=bonus)
+    listed = inputs.pages, inputs.counts, inputs.table
+    ranked = replace(inputs, scores=reference.favour(before, *listed, bonus))
+    for name, mine, theirs in zip(Selected._fields, out, expected(ranked), strict=True):
+        assert torch.equal(mine, theirs), name
+    assert torch.equal(inputs.scores.view(torch.int32), before.view(torch.int32))
+    plain = expected(inputs)
+    without_floor = floors <= 0
+    assert torch.equal(out.indices[~without_floor], plain.indices[~without_floor])
+    hits, before_hits = (found.num_hits[without_floor] for found in (out, plain))
+    assert (hits >= before_hits).all()
+    assert kind != "normal" or int(hits.sum()) > int(before_hits.sum())
+
+
+def test_runners_up_are_behind_what_a_bonus_selects(rng: torch.Generator) -> None:
+    case = Case([4000], 160, heads=1, budget=160, frames=400)
+    inputs = Inputs.draw(case, rng)
+    found = RunnersUp(
+        *(torch.zeros(shape, dtype=torch.int32, device=rng.device) for shape in ((1, 1, 128), (1, 1)))
+    )
+    bonus = ResidencyBonus(1.0, torch.zeros(1, device=rng.device))
+    out, _, _ = inputs.run(select_resolve, runners_up=found, bonus=bonus)
+    listed = inputs.pages, inputs.counts, inputs.table
+    ranked = reference.favour(inputs.scores, *listed, bonus)
+    best = reference.runners_up(ranked, out.indices, *listed, 128)
+    count, missing = int(found.counts), int(best.counts)
+    assert 20 < count < missing
+    assert set(found.pages[0, 0, :count].tolist()) == set(best.pages[0, 0, :count].tolist())
 
 
 def check_runners_up(case: Case, room: int, rng: torch.Generator) -> int:

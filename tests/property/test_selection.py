@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import hypothesis.strategies as st
 import torch
 from hypothesis import given
 
-from rheo_kernels.reference import resolve, select
+from rheo_kernels.reference import favour, resolve, select
+from rheo_kernels.types import ResidencyBonus
 
 HEADS = 2
 
@@ -141,3 +142,74 @@ def test_resolved_pages_are_hits_or_misses_and_hold_the_requests_tokens(
                 frame = int(page_table[head, page])
                 tokens = min(page_size, int(seq_lens[request]) - index * page_size)
                 assert got == [page, frame, page if frame < 0 else -1, tokens]
+
+
+@dataclass(frozen=True)
+class State:
+    """A case's page lists and what has a frame."""
+
+    pages: torch.Tensor
+    page_table: torch.Tensor
+
+    @classmethod
+    def draw(cls, case: Case, seed: int, resident: float) -> State:
+        draw = torch.Generator().manual_seed(seed)
+        shape = case.scores.shape
+        pages = torch.stack([1 + torch.randperm(40, generator=draw)[: shape[2]] for _ in range(shape[0])])
+        table = torch.where(torch.rand((HEADS, 41), generator=draw) < resident, 5, -1)
+        return cls(pages.int(), table.int())
+
+    def favoured(self, case: Case, bonus: float, floors: list[float] | None = None) -> Case:
+        """The case with the scores that a bonus makes."""
+        given = ResidencyBonus(bonus, torch.tensor(floors or [0.0] * len(case.num_pages)))
+        counts = torch.tensor(case.num_pages, dtype=torch.int32)
+        return replace(case, scores=favour(case.scores, self.pages, counts, self.page_table, given))
+
+    def misses(self, case: Case) -> torch.Tensor:
+        """Of each request and KV head."""
+        lengths = torch.tensor(case.num_pages) * 16
+        found = resolve(case.select(), self.pages, lengths, self.page_table, 16)
+        return found.num_selected - found.num_hits
+
+
+states = st.tuples(cases(), st.integers(0, 2**32 - 1), st.floats(0, 1))
+
+
+@given(states, st.floats(0, 100, width=32))
+def test_a_bonus_raises_no_misses_and_no_budget(state: tuple[Case, int, float], bonus: float) -> None:
+    case, seed, resident = state
+    where = State.draw(case, seed, resident)
+    favoured = where.favoured(case, bonus)
+    assert torch.equal((favoured.select() >= 0).sum(2), (case.select() >= 0).sum(2))
+    assert (where.misses(favoured) <= where.misses(case)).all()
+    for request, heads in enumerate(favoured.select().tolist()):
+        assert all(case.forced(request) <= set(selected) for selected in heads)
+
+
+@given(states, st.floats(0, 100, width=32))
+def test_a_bonus_of_nothing_and_requests_with_a_floor_select_as_without(
+    state: tuple[Case, int, float], bonus: float
+) -> None:
+    case, seed, resident = state
+    where = State.draw(case, seed, resident)
+    floors = [0.9] * len(case.num_pages)
+    for same in (where.favoured(case, 0.0), where.favoured(case, bonus, floors)):
+        assert torch.equal(same.scores.nan_to_num(7.0), case.scores.nan_to_num(7.0))
+        assert torch.equal(same.select(), case.select())
+
+
+@given(states, st.floats(0, 4))
+def test_what_a_bonus_leaves_out_is_bounded(state: tuple[Case, int, float], bonus: float) -> None:
+    """At most ``exp(bonus)`` times the share that is left out without it."""
+    case, seed, resident = state
+    finite = replace(case, scores=infinite_for_nan(case.scores).nan_to_num(0.0, 9.0, -math.inf))
+    shares = finite.scores.clamp(max=9.0).double().exp()
+
+    def left_out(found: Case) -> torch.Tensor:
+        chosen = torch.zeros((*shares.shape[:2], shares.shape[2] + 1), dtype=torch.bool)
+        chosen.scatter_(2, found.select().long() + 1, True)
+        return shares.masked_fill(chosen[:, :, 1:], 0.0).sum(2)
+
+    clamped = replace(finite, scores=finite.scores.clamp(max=9.0))
+    favoured = State.draw(case, seed, resident).favoured(clamped, bonus)
+    assert (left_out(favoured) <= math.exp(bonus) * left_out(clamped) * (1 + 1e-5) + 1e-9).all()

@@ -256,6 +256,14 @@ def test_a_gpu_gets_no_more_frames_than_its_kernels_can_count() -> None:
     assert plan(asked, **room, in_dram=True).frame_pages == MOST_FRAMES + 1
 
 
+@pytest.mark.parametrize("summary", ["bound", "mean"])
+def test_a_bonus_needs_scores_that_are_shares(summary: str) -> None:
+    message = refusal(RheoConfig(residency_bonus=0.5, summary=summary))
+    assert "residency_bonus=0.5" in message
+    assert "0, or a summary that estimates attention" in message
+    assert plan(RheoConfig(residency_bonus=0.5)).frame_pages > 0
+
+
 def test_a_summary_without_kernels_serves_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     class TorchOnly(SUMMARIES["mean"]):  # type: ignore[misc]
         name = "torch_only"

@@ -5,7 +5,7 @@
 // the threshold shrink it until few keys are left, which are ranked against each other. What may be selected by then is
 // looked up while they are ranked. Hits and misses are counted over the block in list order and staged in shared
 // memory, so that the lists are written in whole lines. How far down runners-up reach, the best pages that were not
-// selected, is read off the same histograms.
+// selected, is read off the same histograms. A bonus for pages that have a frame is part of their keys and of nothing else.
 //
 // Macros: THREADS (a power of two, at least 128), ITEMS (pages per thread, a multiple of 4 up to 32), PDL (the launch
 // may overlap the kernel before it, which writes scores or budgets, and the kernel after it). Lists of up to THREADS * ITEMS
@@ -54,10 +54,12 @@ struct Arguments {
     const int* slots;        // [B], 64 bits, below 2^31: the low words are read
     const int* step;         // number of the step
     int* stamped;            // [H, N], the step in which a page was selected last; null: not stamped
+    const float* floors;     // [B], above 0: no bonus; null: none for anybody
     long long stride_sb, stride_sh, stride_pb, stride_bb, stride_bh, stride_th, stride_ah, stride_cr, stride_mh;
     int columns, width, runners_up, sink_pages, window_pages, page_size;
     int words_per_length;    // 2 where seq_lens are 64 bits wide
     int group;               // G, query heads that an estimate is for
+    float bonus;             // of pages that have a frame, added to their scores
 };
 
 // The range of keys that holds the threshold: `inside` keys, of which the greatest `wanted` are selected. Runners-up have
@@ -288,8 +290,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
     const int count = max(0, min(a.num_pages[request], a.columns));
     const int length = a.seq_lens[request * a.words_per_length];
     const int now = a.stamped == nullptr ? 0 : *a.step;
+    const float bonus = a.floors == nullptr || a.floors[request] > 0.0f ? 0.0f : a.bonus;
     if (threadIdx.x == 0) shared.num_runners_up = 0;
     release_next_kernel();
+    u32 favoured = 0;  // one bit per item
+    if (bonus > 0.0f) {
+#pragma unroll
+        for (int i = ITEMS - 1; i >= 0; --i) favoured = 2 * favoured + (position_of(i) < count);
+        favoured = look_up(list, table, favoured);
+    }
     wait_for_last_kernel();
     u32 keys[ITEMS];
     load_row(a.scores + request * a.stride_sb + head * a.stride_sh, a.columns, keys);
@@ -307,7 +316,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
         const int position = position_of(i);
         const bool sink = position < sinks, tail = position >= window && position < window_end;
         const bool scored = position >= a.sink_pages && position < window;
-        keys[i] = sink || tail ? kAlways : scored ? key_of(keys[i]) : kNever;
+        u32 score = keys[i];
+        if (favoured >> i & 1) score = __float_as_uint(__uint_as_float(score) + bonus);
+        keys[i] = sink || tail ? kAlways : scored ? key_of(score) : kNever;
     }
 
     Bracket bracket = {wanted > 0 ? kNever + 1 : kAlways, kAlways, static_cast<u32>(wanted), static_cast<u32>(present),

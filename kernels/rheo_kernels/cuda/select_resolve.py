@@ -7,7 +7,7 @@ import ctypes
 import torch
 
 from rheo_kernels.cuda.compile import Kernel, compile_kernel
-from rheo_kernels.types import HitCounters, RunnersUp, Selected, Stamps
+from rheo_kernels.types import HitCounters, ResidencyBonus, RunnersUp, Selected, Stamps
 
 SOURCE = "select_resolve.cu"
 MAX_PAGES = 2**15
@@ -40,6 +40,7 @@ class _Arguments(ctypes.Structure):
                 "slots",
                 "step",
                 "stamped",
+                "floors",
             )
         ),
         *(
@@ -59,6 +60,7 @@ class _Arguments(ctypes.Structure):
                 "group",
             )
         ),
+        ("bonus", ctypes.c_float),
     )
 
 
@@ -78,6 +80,7 @@ def select_resolve(
     runners_up: RunnersUp | None = None,
     lse: torch.Tensor | None = None,
     stamps: Stamps | None = None,
+    bonus: ResidencyBonus | None = None,
 ) -> Selected:
     """Select pages as `select` does and resolve them as `resolve` does; list hits before misses.
 
@@ -113,6 +116,8 @@ def select_resolve(
         a group.
     stamps
         This layer's stamps; those of selected pages become the current step.
+    bonus
+        Ranks pages, runners-up among them, by what `favour` makes of their scores, which stay as they are.
 
     Returns
     -------
@@ -130,11 +135,13 @@ def select_resolve(
     -----
     Reads ``8 M`` bytes a row and 4 a selected page, writes ``20 S`` a row, 4 bytes an excluded estimate and 4 a
     stamp, on one multiprocessor per row. Bound by latency: three dependent reads of global memory and about ten
-    barriers of one block.
+    barriers of one block. A bonus reads the page table for all pages, ``4 M`` bytes a row more, before it waits for the
+    scores; that was not run on a GPU.
     """
     batch, heads, columns = scores.shape
     rates, hits, selected, slots = counters or (None, None, None, None)
     step, stamped = stamps or (None, None)
+    nats, floors = bonus or (0.0, None)
     if lse is not None and not (lse.is_contiguous() and lse.shape[::2] == (batch, columns)):
         raise ValueError(
             f"lse has shape {tuple(lse.shape)} and strides {lse.stride()}; "
@@ -161,6 +168,7 @@ def select_resolve(
         _address("counters.slots", slots, torch.int64),
         _address("stamps.step", step, torch.int32, any_stride=True),
         _address("stamps.selected", stamped, torch.int32),
+        _address("bonus.floors", floors, torch.float32),
         scores.stride(0),
         scores.stride(1),
         pages.stride(0),
@@ -178,6 +186,7 @@ def select_resolve(
         page_size,
         seq_lens.element_size() // 4,
         0 if lse is None else lse.shape[1] // heads,
+        nats,
     )
     threads, items = block_shape(columns)
     _kernel(threads, items).launch((batch, heads, 1), threads, 0, arguments)

@@ -28,6 +28,7 @@ from rheo_kernels.reference.attend_dense import attend_dense
 from rheo_kernels.reference.blocks import block_keys, block_values
 from rheo_kernels.reference.cover import cover
 from rheo_kernels.reference.estimate import estimate, log_shares
+from rheo_kernels.reference.favour import favour
 from rheo_kernels.reference.fill import fill
 from rheo_kernels.reference.gather_misses import gather_misses
 from rheo_kernels.reference.importance import rank_normalise, update_importance
@@ -63,6 +64,7 @@ __all__ = [
     "cover",
     "decode_subcentroids",
     "estimate",
+    "favour",
     "fill",
     "gather_misses",
     "load",

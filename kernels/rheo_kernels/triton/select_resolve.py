@@ -8,7 +8,7 @@ import triton.language as tl
 
 from rheo_kernels.triton.launch import row_block, row_warps
 from rheo_kernels.triton.select import choose
-from rheo_kernels.types import HitCounters, Selected, Stamps
+from rheo_kernels.types import HitCounters, ResidencyBonus, Selected, Stamps
 
 
 def select_resolve(
@@ -26,6 +26,7 @@ def select_resolve(
     counters: HitCounters | None = None,
     lse: torch.Tensor | None = None,
     stamps: Stamps | None = None,
+    bonus: ResidencyBonus | None = None,
 ) -> Selected:
     """Select pages as `select` does and resolve them as `resolve` does; list hits before misses.
 
@@ -57,6 +58,8 @@ def select_resolve(
         a group.
     stamps
         This layer's stamps; those of selected pages become the current step.
+    bonus
+        Ranks pages by what `favour` makes of their scores, which stay as they are.
 
     Returns
     -------
@@ -65,14 +68,15 @@ def select_resolve(
 
     Notes
     -----
-    Reads ``4 M`` bytes a row and 8 a selected page, writes ``20 S`` a row, 4 bytes an excluded estimate and 4 a stamp;
-    bound by latency.
+    Reads ``4 M`` bytes a row, with a bonus ``12 M``, and 8 a selected page, writes ``20 S`` a row, 4 bytes an excluded
+    estimate and 4 a stamp; bound by latency. The bonus was not run on a GPU.
     """
     batch, heads, columns = scores.shape
     width = out.pages.shape[2]
     block = row_block(columns)
     rates, hits, selected, slots = counters or (None, None, None, None)
     step, stamped = stamps or (None, None)
+    nats, floors = bonus or (0.0, None)
     _select_resolve[(batch, heads)](
         scores,
         pages,
@@ -89,6 +93,8 @@ def select_resolve(
         slots,
         step,
         stamped,
+        floors,
+        nats,
         columns,
         width,
         sink_pages,
@@ -109,6 +115,7 @@ def select_resolve(
         MARK=accessed is not None,
         COUNT=counters is not None,
         STAMP=stamps is not None,
+        FAVOUR=bonus is not None,
         num_warps=row_warps(block),
     )
     return out
@@ -144,6 +151,8 @@ def _select_resolve(
     slots,
     step,
     stamped,
+    floors,
+    nats,
     columns,
     width,
     sink_pages,
@@ -164,6 +173,7 @@ def _select_resolve(
     MARK: tl.constexpr,
     COUNT: tl.constexpr,
     STAMP: tl.constexpr,
+    FAVOUR: tl.constexpr,
 ):
     request = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1).to(tl.int64)
@@ -172,6 +182,12 @@ def _select_resolve(
     row = tl.load(scores + request * stride_sb + head * stride_sh + position, mask=exists, other=0.0)
     count = tl.minimum(tl.load(num_pages + request), columns)
     allowed = tl.load(budget + request * stride_bb + head * stride_bh)
+    if FAVOUR:
+        listed = position < count
+        own = tl.load(pages + request * stride_pb + position, mask=listed, other=0)
+        held = tl.load(page_table + head * stride_th + own, mask=listed, other=-1)
+        given = tl.where(tl.load(floors + request) > 0, 0.0, nats)
+        row = tl.where(held >= 0, row + given, row)
     chosen, num_selected = choose(row, position, count, allowed, width, sink_pages, window_pages)
 
     num_selected = tl.minimum(num_selected, width)

@@ -7,7 +7,7 @@ from rheo_kernels.types.estimates import Estimates
 from rheo_kernels.types.growth import Growth
 from rheo_kernels.types.idle_decay import IdleDecay
 from rheo_kernels.types.partials import Partials
-from rheo_kernels.types.selection import HitCounters, RunnersUp, Selected, Stamps
+from rheo_kernels.types.selection import HitCounters, ResidencyBonus, RunnersUp, Selected, Stamps
 from rheo_kernels.types.tail import Coverage, Tail
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "HitCounters",
     "IdleDecay",
     "Partials",
+    "ResidencyBonus",
     "RunnersUp",
     "Selected",
     "Stamps",

@@ -1,4 +1,4 @@
-"""Selected, RunnersUp, HitCounters, Stamps: what one layer's selection gives."""
+"""Selected, RunnersUp, HitCounters, Stamps: what one layer's selection gives; ResidencyBonus: what it prefers."""
 
 from __future__ import annotations
 
@@ -65,3 +65,12 @@ class Stamps(NamedTuple):
     """Number of the step, 1 or more, scalar, int32."""
     selected: torch.Tensor
     """Step in which each page was selected last, 0 = never, ``[H, N]``, int32."""
+
+
+class ResidencyBonus(NamedTuple):
+    """By how much a page that has a frame is preferred in a selection."""
+
+    nats: float
+    """Added to its score, 0 or more; scores are logarithms of shares."""
+    floors: torch.Tensor
+    """The batch's floors, ``[B]``, float32: a request that has one, above 0, is selected for without a bonus."""
