@@ -12,6 +12,8 @@ from rheo_kernels.triton import offload_misses
 from rheo_kernels.types import Selected
 from rheo_kernels.types.offload_words import LINE
 from rheo_sglang.cpu_offload.host_function import launch_host_function
+from rheo_sglang.errors import ConfigError
+from rheo_sglang.threads import in_words
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +83,11 @@ class CpuAttention:
     pinned
         Whether a GPU is on the other side.
 
+    Raises
+    ------
+    ConfigError
+        If the memory cannot be had or pinned; of `task`, if a thread cannot be started.
+
     Attributes
     ----------
     buffers
@@ -102,13 +109,20 @@ class CpuAttention:
         layers, _, heads, _, block = host.shape
         queries, dim = heads * group, block // page_size
         self.on_stream = pinned
-        self.buffers = [
-            OffloadBuffers.allocate(batch, heads, group, dim, width, host.dtype, pinned)
-            for _ in range(layers)
-        ]
-        self.batch = torch.zeros(1, dtype=torch.int32, pin_memory=pinned)
-        self.out = torch.zeros((batch, queries, dim), dtype=torch.float32, pin_memory=pinned)
-        self.lse = torch.zeros((batch, queries), dtype=torch.float32, pin_memory=pinned)
+        try:
+            self.buffers = [
+                OffloadBuffers.allocate(batch, heads, group, dim, width, host.dtype, pinned)
+                for _ in range(layers)
+            ]
+            self.batch = torch.zeros(1, dtype=torch.int32, pin_memory=pinned)
+            self.out = torch.zeros((batch, queries, dim), dtype=torch.float32, pin_memory=pinned)
+            self.lse = torch.zeros((batch, queries), dtype=torch.float32, pin_memory=pinned)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"rheo: the buffers of CPU attention for {batch} requests could not be had in "
+                f"{'pinned memory' if pinned else 'DRAM'} ({in_words(error)}); allowed: a smaller "
+                "--max-running-requests, or a higher limit of locked memory"
+            ) from None
         self.host = host
         self.page_size = page_size
         self.threads = threads
@@ -157,18 +171,22 @@ class CpuAttention:
         """The task that attends a layer's misses: the same object every time."""
         key, buffers = (layer, scale), self.buffers[layer]
         if key not in self._tasks:
-            self._tasks[key] = task = Task(
-                buffers.q,
-                self.host[layer].transpose(0, 1),
-                buffers.entries,
-                buffers.counts,
-                scale,
-                self.page_size,
-                self.out,
-                self.lse,
-                self.batch,
-                threads=self.threads,
-            )
+            try:
+                self._tasks[key] = Task(
+                    buffers.q,
+                    self.host[layer].transpose(0, 1),
+                    buffers.entries,
+                    buffers.counts,
+                    scale,
+                    self.page_size,
+                    self.out,
+                    self.lse,
+                    self.batch,
+                    threads=self.threads,
+                )
+            except RuntimeError as error:
+                raise ConfigError(f"rheo: {error}") from None
+            task = self._tasks[key]
             if len(self._tasks) == 1:
                 logger.info("rheo: misses are attended on the CPU: %d threads, %s", task.threads, task.isa)
         return self._tasks[key]

@@ -5,6 +5,7 @@ docs/importance.md has the format.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import zipfile
@@ -48,9 +49,14 @@ def write_snapshot(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
         "time": np.float64(snapshot.time),
     }
     columns = {name: np.asarray(snapshot.columns[name], kind) for name, kind in COLUMNS.items()}
-    with open(unfinished, "wb") as file:
-        np.savez(file, allow_pickle=False, **scalars, **columns)
-    os.replace(unfinished, path)
+    try:
+        with open(unfinished, "wb") as file:
+            np.savez(file, allow_pickle=False, **scalars, **columns)
+        os.replace(unfinished, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(unfinished)
+        raise
 
 
 def read_snapshot(path: str | os.PathLike[str]) -> Snapshot | None:

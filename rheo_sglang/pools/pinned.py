@@ -54,17 +54,16 @@ def pinned_zeros(shape: tuple[int, ...], dtype: torch.dtype, piece_bytes: int = 
     except (OSError, OverflowError) as error:
         raise _failed(size, 0, available, str(error)) from None
     tensor = torch.from_numpy(data)
+    runtime = torch.cuda.cudart()
     start = reported = time.monotonic()
     cores = len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(cores) as pool:
         for low in range(0, size, piece_bytes):
             piece = data[low : min(low + piece_bytes, size)]
             list(pool.map(_touch, np.array_split(piece, cores)))
-            outcome = torch.cuda.cudart().cudaHostRegister(
-                tensor.data_ptr() + low, piece.size, PORTABLE_AND_MAPPED
-            )
+            outcome = runtime.cudaHostRegister(tensor.data_ptr() + low, piece.size, PORTABLE_AND_MAPPED)
             if int(outcome) != 0:
-                raise _failed(size, low, available, str(outcome))
+                raise _failed(size, low, available, f"CUDA: {runtime.cudaGetErrorString(outcome)}")
             weakref.finalize(data, _unpin, tensor.data_ptr() + low).atexit = False
             if time.monotonic() - reported > REPORT_SECONDS:
                 reported = time.monotonic()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
 
 from rheo_sglang.pools.kv_pool import RheoKVPool
 from rheo_sglang.storage.record import Bytes, RecordFormat
+from rheo_sglang.threads import in_words
+
+logger = logging.getLogger(__name__)
 
 
 class PageMemory:
@@ -80,14 +85,20 @@ class PageMemory:
         """Copy a record's K and V into a host page, which nobody else uses."""
         self._host[:, page] = self.format.blocks(record)
 
-    def empty_rows(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Room on the host for restored pages' summaries, ``[L, H, X, R, W]``, and importance, ``[L, H, X]``."""
+    def empty_rows(self, count: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Room on the host for restored pages' summaries, ``[L, H, X, R, W]``, and importance, ``[L, H, X]``.
+
+        None where the memory cannot be had, or not be pinned.
+        """
         shape = self.table.summaries.shape
         pinned = self.device.type == "cuda"
-        summaries = torch.empty(
-            (*shape[:2], count, *shape[3:]), dtype=self.table.summaries.dtype, pin_memory=pinned
-        )
-        return summaries, torch.empty((*shape[:2], count), dtype=torch.float32, pin_memory=pinned)
+        kind = self.table.summaries.dtype
+        try:
+            summaries = torch.empty((*shape[:2], count, *shape[3:]), dtype=kind, pin_memory=pinned)
+            return summaries, torch.empty((*shape[:2], count), dtype=torch.float32, pin_memory=pinned)
+        except RuntimeError as error:
+            logger.warning("rheo: a prefix in storage is not read, for want of memory (%s)", in_words(error))
+            return None
 
     def read_rows(self, record: Bytes, place: int, summaries: torch.Tensor, worth: torch.Tensor) -> None:
         """Copy a record's summaries and importance to one place of `empty_rows`."""

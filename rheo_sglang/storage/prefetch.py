@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,7 @@ import torch
 from rheo_sglang.storage.counters import StorageCounters
 from rheo_sglang.storage.page_memory import PageMemory
 from rheo_sglang.storage.store import Store
-
-logger = logging.getLogger(__name__)
+from rheo_sglang.threads import start_thread
 
 BATCH = 8
 """Pages that are read in one call of the backend."""
@@ -104,9 +103,9 @@ class PrefetchReader:
         self._records = [torch.zeros(memory.format.record_bytes, dtype=torch.uint8) for _ in range(BATCH)]
         self._asked: queue.SimpleQueue[Prefetch] = queue.SimpleQueue()
 
-    def start(self) -> None:
-        """Read from now on, for as long as the process lives."""
-        threading.Thread(target=self._run, name="rheo-storage-reader", daemon=True).start()
+    def start(self, died: Callable[[str], None]) -> threading.Thread:
+        """Read from now on, for as long as the process lives; see `start_thread`."""
+        return start_thread("rheo-storage-reader", self._run, died)
 
     def put(self, prefetch: Prefetch) -> None:
         """Have a prefetch looked up, or, once it has pages, read."""
@@ -126,11 +125,7 @@ class PrefetchReader:
             if not prefetch.found:
                 prefetch.ended.set()
         else:
-            try:
-                self._read(prefetch)
-            except Exception:
-                self.counters.add("read_errors")
-                logger.exception("rheo: a prefix could not be read from the storage")
+            self._read(prefetch)
             prefetch.ended.set()
 
     def _read(self, prefetch: Prefetch) -> None:

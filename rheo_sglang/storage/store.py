@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from rheo_sglang.storage.counters import StorageCounters
+from rheo_sglang.threads import in_words
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +21,8 @@ MOST_BAD = 1 << 16
 """Keys that are remembered as bad."""
 LOGGED_EVERY = 30.0
 """Seconds between two lines of the log about failures."""
+REST_SECONDS = 10.0
+"""How long nothing is written after a write that failed: a disk that is full stays so for a while."""
 UNFINISHED_AGE = 600.0
 """Age in seconds from which a file that was never renamed is one of a server that is gone."""
 FOLDER_VARIABLE = "SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR"
@@ -45,7 +48,12 @@ class Store:
         self.backend = backend
         self.counters = counters
         self._bad: OrderedDict[str, None] = OrderedDict()
-        self._logged = -float("inf")
+        self._logged = self._rests_until = -float("inf")
+
+    @property
+    def rests(self) -> bool:
+        """Whether a write failed a moment ago, so that nothing is written for now."""
+        return time.monotonic() < self._rests_until
 
     def leading(self, keys: Sequence[str]) -> int:
         """How many keys, from the first one on, have a record."""
@@ -70,7 +78,7 @@ class Store:
         """Store a record, ``[record_bytes]``, uint8; False if that failed."""
         try:
             if not self.backend.set(key, record):
-                self.counters.add("write_errors")
+                self._failed("write_errors", "written to", None)
                 return False
         except Exception as error:
             self._failed("write_errors", "written to", error)
@@ -86,8 +94,7 @@ class Store:
             if len(keys) > 1:
                 return [self.read([key], [record])[0] for key, record in zip(keys, records, strict=True)]
             self._failed("read_errors", "read", error)
-            path = _file_of(self.backend, keys[0])
-            if path is not None and path.exists() and path.stat().st_size != records[0].numel():
+            if _has_another_size(_file_of(self.backend, keys[0]), records[0].numel()):
                 self.discard(keys[0])
             return [False]
         if found is None:
@@ -105,14 +112,29 @@ class Store:
         cache = getattr(self.backend, "metadata_cache", None)
         if cache is not None:
             cache.remove(path.stem)
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            self._failed("write_errors", "written to", error)
 
-    def _failed(self, counter: str, what: str, error: Exception) -> None:
+    def _failed(self, counter: str, what: str, error: Exception | None) -> None:
+        """Count a failure and log one now and then; a backend that only says no has logged why itself."""
         self.counters.add(counter)
         now = time.monotonic()
+        if counter == "write_errors":
+            self._rests_until = now + REST_SECONDS
         if now - self._logged >= LOGGED_EVERY:
             self._logged = now
-            logger.warning("rheo: the storage could not be %s (%s: %s)", what, type(error).__name__, error)
+            reason = "its backend refused" if error is None else in_words(error)
+            logger.warning("rheo: the storage could not be %s (%s)", what, reason)
+
+
+def _has_another_size(path: Path | None, size: int) -> bool:
+    """Whether a record's file is there and not a whole record."""
+    try:
+        return path is not None and path.stat().st_size != size
+    except OSError:
+        return False
 
 
 def _received(found: Any, record: torch.Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from array import array
 from dataclasses import dataclass
@@ -145,13 +146,16 @@ class StorageTier:
         self.reader = PrefetchReader(self.memory, self.store, self.counters)
         self.fingerprint = fingerprint(self.pool, model, model_config)
         self.off: str | None = None
+        self.threads: tuple[threading.Thread, ...] = ()
         self._prefetches: dict[str, Prefetch] = {}
         self._restoring = False
 
     def start(self) -> None:
         """Begin to read and write."""
-        self.writer.start()
-        self.reader.start()
+        self.threads = (
+            self.writer.start(lambda reason: self._turn_off(f"the thread that writes ended ({reason})")),
+            self.reader.start(lambda reason: self._turn_off(f"the thread that reads ended ({reason})")),
+        )
         logger.info(
             "rheo: cached prefixes are kept in storage (%s), %.2f MiB a page, keys of %s",
             self.name,
@@ -191,8 +195,7 @@ class StorageTier:
         for rid in list(self._prefetches):
             self.abandon(rid)
         if self.tree_cache.evictable_size() + self.tree_cache.protected_size():
-            self.off = "weights were changed without a flush"
-            logger.warning("rheo: storage is off from now on, for %s", self.off)
+            self._turn_off("weights were changed without a flush")
             return
         self.fingerprint = fingerprint(self.pool, self.model, self.model_config)
 
@@ -221,14 +224,17 @@ class StorageTier:
         self.reader.put(prefetch)
 
     def ready(self, rid: str) -> bool:
-        """Whether a waiting request waits no longer for its prefix; if so, what was read of it is in the tree."""
-        prefetch = self._prefetches.get(rid)
+        """Whether a waiting request waits no longer for its prefix; if so, what was read of it is in the tree.
+
+        Nobody waits for storage that is off.
+        """
+        prefetch, on = self._prefetches.get(rid), self.off is None
         if prefetch is None:
             return True
-        if prefetch.found and prefetch.slots is None and not prefetch.ended.is_set():
+        if on and prefetch.found and prefetch.slots is None and not prefetch.ended.is_set():
             self._allocate(prefetch)
         if not prefetch.ended.is_set():
-            if not self.policy.ends(prefetch, time.monotonic()):
+            if on and not self.policy.ends(prefetch, time.monotonic()):
                 return False
             self.counters.add("prefetches_cut")
         self._finish(prefetch, insert=True)
@@ -263,6 +269,13 @@ class StorageTier:
             **self.counters.report(),
         }
 
+    def _turn_off(self, reason: str) -> None:
+        """Store and read nothing any more; any thread may say so, the first one is heard."""
+        if self.off is None:
+            self.off = reason
+            logger.warning("rheo: storage is off from now on, for %s", reason)
+        self.counters.add("pages_dropped", self.pending.clear())
+
     def _allocate(self, prefetch: Prefetch) -> None:
         """Give a prefetch pages for what storage has of it, as far as there is room, and have it read."""
         assert prefetch.found is not None
@@ -273,12 +286,15 @@ class StorageTier:
         slots = (
             compat.allocate(self.tree_cache, self.allocator, count * self.page_size) if count > 0 else None
         )
-        if slots is None:
+        rows = None if slots is None else self.memory.empty_rows(count)
+        if slots is None or rows is None:
+            if slots is not None:
+                self.allocator.free(slots)
             self.counters.add("prefetches_declined")
             prefetch.ended.set()
             return
         prefetch.pages = slot_pages(slots, self.page_size).tolist()
-        prefetch.summaries, prefetch.worth = self.memory.empty_rows(count)
+        prefetch.summaries, prefetch.worth = rows
         prefetch.moved = time.monotonic()
         prefetch.slots = slots
         self.reader.put(prefetch)

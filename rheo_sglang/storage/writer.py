@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -12,8 +12,7 @@ from rheo_sglang.storage.counters import StorageCounters
 from rheo_sglang.storage.page_memory import PageMemory
 from rheo_sglang.storage.pending import PendingPages, Segment
 from rheo_sglang.storage.store import Store
-
-logger = logging.getLogger(__name__)
+from rheo_sglang.threads import start_thread
 
 BATCH = 8
 """Pages that are written before importance is read anew."""
@@ -44,38 +43,30 @@ class StorageWriter:
         self.store = store
         self.counters = counters
         self._record = torch.zeros(memory.format.record_bytes, dtype=torch.uint8)
-        self._busy = threading.Lock()
         self._postponed: list[tuple[float, Segment]] = []
 
-    def start(self) -> None:
-        """Write from now on, for as long as the process lives."""
-        threading.Thread(target=self._run, name="rheo-storage-writer", daemon=True).start()
-
-    @property
-    def idle(self) -> bool:
-        """Whether everything that was offered is written, dropped or postponed."""
-        return not len(self.pending) and not self._busy.locked()
+    def start(self, died: Callable[[str], None]) -> threading.Thread:
+        """Write from now on, for as long as the process lives; see `start_thread`."""
+        return start_thread("rheo-storage-writer", self._run, died)
 
     def _run(self) -> None:
         while True:
-            try:
-                self.step(UNSAVED_SECONDS)
-            except Exception:
-                self.counters.add("write_errors")
-                logger.exception("rheo: pages could not be written to the storage")
+            self.step(UNSAVED_SECONDS)
 
     def step(self, timeout: float | None = None) -> None:
         """Write a few pages, or wait for some."""
         now = time.monotonic()
         while self._postponed and self._postponed[0][0] <= now:
             self.counters.add("pages_dropped", self.pending.offer(self._postponed.pop(0)[1]))
-        with self._busy:
-            segment = self.pending.take(BATCH, self.memory.importance, timeout)
-            if segment is not None:
-                self.write(segment)
+        segment = self.pending.take(BATCH, self.memory.importance, timeout)
+        if segment is not None:
+            self.write(segment)
 
     def write(self, segment: Segment) -> None:
-        """Write a segment's pages, except those that were freed or that the store has; unsaved ones are postponed."""
+        """Write a segment's pages, except those that were freed or that the store has; unsaved ones are postponed.
+
+        While the store rests after a failure they are dropped: a full disk is not asked for every page.
+        """
         memory = self.memory
         memory.settle()
         unsaved = memory.unsaved(segment.pages)
@@ -83,6 +74,9 @@ class StorageWriter:
         record = self._record.numpy()
         for place, (key, page) in enumerate(zip(segment.keys, pages, strict=True)):
             one = slice(place, place + 1)
+            if self.store.rests:
+                self.counters.add("pages_dropped", len(segment) - place)
+                return
             if unsaved[place]:
                 later = Segment([key], segment.pages[one], segment.generations[one])
                 self._postponed.append((time.monotonic() + UNSAVED_SECONDS, later))

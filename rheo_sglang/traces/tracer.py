@@ -198,4 +198,4 @@ class Tracer:
                 counts[:, 1, :live],
             )
 
-        self.writer.offer(event, sum(operand.nbytes for operand in operands))
+        self.writer.offer(event, sum(operand.nbytes for operand in operands), steps=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import logging
 import queue
@@ -10,8 +11,9 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from rheo_sglang.threads import start_thread
 from rheo_sglang.traces.events import Event, Step, size
 from rheo_sglang.traces.format import DROPPED, MANIFEST, PART, UNFINISHED
 from rheo_sglang.traces.rows import arrow_table
@@ -26,6 +28,14 @@ PART_SECONDS = 10.0
 """Time after which a part is written, however small: what a killed server loses."""
 STOP_SECONDS = 60.0
 """Time that the end of a process waits for the thread."""
+
+
+class Offer(NamedTuple):
+    """An event that waits for the thread: what makes it, bytes of its arrays, decode steps that it is."""
+
+    event: Callable[[], Event]
+    size: int
+    steps: int
 
 
 class TraceWriter:
@@ -71,15 +81,16 @@ class TraceWriter:
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         self.steps = self.dropped_steps = self.dropped_prompts = self.bytes = 0
         self.ended = False
-        """Whether nothing more is written: the trace is full, or its folder cannot be written to."""
-        self._queue: queue.SimpleQueue[tuple[Callable[[], Event], int] | None] = queue.SimpleQueue()
+        """Whether nothing more is written: the trace is full, its folder cannot be written to, or the thread died."""
+        self._queue: queue.SimpleQueue[Offer | None] = queue.SimpleQueue()
         self._waiting = 0
         self._lock = threading.Lock()
         self._events: list[tuple[int, Event]] = []
         self._event_bytes = self._events_seen = self._parts = 0
         self._since = 0.0
-        self._thread = threading.Thread(target=self._run, name="rheo-trace", daemon=True)
-        self._thread.start()
+        self._taken_steps = 0
+        self._dead = False
+        self._thread = start_thread("rheo-trace", self._run, self._died)
         atexit.register(self.close)
 
     def has_room(self, size: int) -> bool:
@@ -95,7 +106,7 @@ class TraceWriter:
         """Count a prefill pass that is not offered."""
         self.dropped_prompts += 1
 
-    def offer(self, event: Callable[[], Event], size: int) -> None:
+    def offer(self, event: Callable[[], Event], size: int, steps: int = 0) -> None:
         """Take an event; whoever offers a large one asks `has_room` first.
 
         Parameters
@@ -104,10 +115,15 @@ class TraceWriter:
             Called in the thread: it may wait for a copy from a GPU.
         size
             Bytes of its arrays.
+        steps
+            Decode steps that it is: 1 or 0.
         """
         with self._lock:
+            if self._dead:
+                self.dropped_steps += steps
+                return
             self._waiting += size
-        self._queue.put((event, size))
+            self._queue.put(Offer(event, size, steps))
 
     def close(self) -> None:
         """Write what waits, and end the thread."""
@@ -138,15 +154,34 @@ class TraceWriter:
             if item is None:
                 self._write_part()
                 return
-            make, waited = item
-            self._take(make())
+            self._taken_steps += item.steps
+            self._take(item.event())
             with self._lock:
-                self._waiting -= waited
+                self._waiting -= item.size
+
+    def _died(self, reason: str) -> None:
+        """Drop what waits, and from now on everything: nobody would write it."""
+        with self._lock:
+            self.ended = self._dead = True
+            lost = self._taken_steps
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    item = self._queue.get_nowait()
+                    lost += 0 if item is None else item.steps
+            self.dropped_steps += lost
+            self._waiting = 0
+        logger.warning(
+            "rheo: tracing ends after %d steps, for the thread that writes %s ended (%s)",
+            self.steps,
+            self.folder,
+            reason,
+        )
 
     def _take(self, event: Event) -> None:
         if self.ended:
             if isinstance(event, Step):
                 self.drop_step()
+                self._taken_steps -= 1
             return
         if not self._events:
             self._since = time.monotonic()
@@ -172,10 +207,14 @@ class TraceWriter:
             self.ended = True
             with self._lock:
                 self.dropped_steps += steps
+            self._taken_steps -= steps
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
             logger.warning("rheo: tracing ends, for %s cannot be written (%s)", path, error.strerror or error)
             return
         self._parts += 1
         self.steps += steps
+        self._taken_steps -= steps
         if self.bytes >= self.most_bytes:
             self.ended = True
             logger.warning(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
-import threading
 import time
 from collections.abc import Callable
 
 import torch
 
 from rheo_sglang.importance.file import Snapshot, write_snapshot
+from rheo_sglang.threads import in_words, start_thread
 from rheo_sglang.tree.importance import Blocks, TreeImportance
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ class ImportanceExport:
     ----------
     written, skipped
         Files written, and snapshots that were due while the one before was still being written.
+    ended
+        Whether the thread is gone, so that no more snapshots are taken.
     """
 
     def __init__(
@@ -52,6 +55,8 @@ class ImportanceExport:
         self.interval = interval
         self.clock = clock
         self.written = self.skipped = 0
+        self.ended = False
+        self._fails = False
         self._due = -float("inf")
         self._exported: tuple[int, ...] | None = None
         self._pending: queue.Queue[tuple[Blocks, list[torch.Tensor], torch.cuda.Event | None, int]] = (
@@ -59,12 +64,12 @@ class ImportanceExport:
         )
         device = importance.table.frame_of.device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        threading.Thread(target=self._write_all, name="rheo-importance", daemon=True).start()
+        self.thread = start_thread("rheo-importance", self._write_all, self._died)
 
     def poll(self) -> None:
         """Take a snapshot if one is due; called by the scheduler's thread between two steps."""
         now = self.clock()
-        if now < self._due:
+        if now < self._due or self.ended:
             return
         self._due = now + self.interval
         table, tree = self.importance.table, self.importance.tree_cache
@@ -83,7 +88,7 @@ class ImportanceExport:
         self._pending.put(self._take(table.activity.steps))
 
     def flush(self) -> None:
-        """Wait until what was taken is written."""
+        """Wait until what was taken is written, or given up."""
         self._pending.join()
 
     def _take(self, step: int) -> tuple[Blocks, list[torch.Tensor], torch.cuda.Event | None, int]:
@@ -102,6 +107,16 @@ class ImportanceExport:
         importance = self.importance
         return [importance.of_held(pages), importance.resident(pages), importance.idle_steps(pages)]
 
+    def _died(self, reason: str) -> None:
+        self.ended = True
+        logger.warning(
+            "rheo: importance_file=%r is not written any more, for its thread ended (%s)", self.path, reason
+        )
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._pending.get_nowait()
+                self._pending.task_done()
+
     def _write_all(self) -> None:
         while True:
             blocks, columns, event, step = self._pending.get()
@@ -116,9 +131,24 @@ class ImportanceExport:
                     "position": blocks.positions,
                     "idle_steps": idle_steps,
                 }
-                write_snapshot(self.path, Snapshot(content, self.importance.page_size, step, time.time()))
-                self.written += 1
-            except OSError as error:
-                logger.warning("rheo: importance_file=%r could not be written (%s)", self.path, error)
+                self._write(Snapshot(content, self.importance.page_size, step, time.time()))
             finally:
                 self._pending.task_done()
+
+    def _write(self, snapshot: Snapshot) -> None:
+        """Write a file, or say that it cannot be written: once, until it can."""
+        try:
+            write_snapshot(self.path, snapshot)
+        except OSError as error:
+            if not self._fails:
+                self._fails = True
+                logger.warning(
+                    "rheo: importance_file=%r cannot be written (%s); it is tried again with every snapshot",
+                    self.path,
+                    in_words(error),
+                )
+            return
+        if self._fails:
+            self._fails = False
+            logger.info("rheo: importance_file=%r is written again", self.path)
+        self.written += 1

@@ -5,9 +5,9 @@
 #include <time.h>
 
 #include <chrono>
-#include <csignal>
 
 #include "pool.hpp"
+#include "start_thread.hpp"
 
 namespace rheo {
 namespace {
@@ -24,14 +24,9 @@ constexpr int kSpinsPerLook = 256;
 
 Doorbell::Doorbell(uint32_t* words, int tasks)
     : words_(words), count_(tasks), tasks_(new std::atomic<Attention*>[tasks] {}) {
-    // Python's signal handlers belong on its own threads.
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
     const uint32_t seen = std::atomic_ref(words_[kSignal]).load(std::memory_order_acquire);
     static_assert(kSignal % 2 == 0 && kRequests == kSignal + 1, "they are read as one");
-    thread_ = std::thread([this, seen] { serve(seen); });
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    thread_ = start_thread("the doorbell's thread", [this, seen] { serve(seen); });
 }
 
 void Doorbell::close() {

@@ -8,10 +8,10 @@
 
 #include <algorithm>
 #include <chrono>
-#include <csignal>
+#include <stdexcept>
 #include <string>
-#include <thread>
 
+#include "start_thread.hpp"
 #include "topology.hpp"
 
 namespace rheo {
@@ -70,15 +70,11 @@ void Pool::reserve(int participants) {
     const int wanted = std::min(participants, kMaxThreads) - 1;
     if (size_.load(std::memory_order_acquire) >= wanted) return;
     const std::lock_guard lock(one_job_);
-    // Python's signal handlers belong on its own threads.
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
     for (int index = size_.load(); index < wanted; ++index) {
-        std::thread([this, index] { work(index); }).detach();
+        const std::string name = "thread " + std::to_string(index + 2) + " of " + std::to_string(wanted + 1);
+        start_thread(name, [this, index] { work(index); }).detach();
         size_.store(index + 1, std::memory_order_release);
     }
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 uint32_t Pool::wait_for_job(int index, uint32_t seen) {
@@ -138,7 +134,11 @@ int Pool::run(int participants, int chunks, Body body, void* context, std::chron
         for (int chunk = 0; chunk < chunks; ++chunk) body(context, 0, chunk);
         return 0;
     }
-    reserve(participants);
+    try {
+        reserve(participants);
+    } catch (const std::runtime_error&) {
+        // Where a thread is missing, the others do its part. Whoever can tell the user has reserved before.
+    }
     const std::lock_guard lock(one_job_);
     const int firsts = std::min(participants, chunks);
     job_.body = body;

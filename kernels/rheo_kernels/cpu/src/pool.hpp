@@ -34,7 +34,8 @@ class Pool {
     int cpus() const { return static_cast<int>(placement_.size()); }
     const std::vector<int>& placement() const { return placement_; }
 
-    // Starts threads, so that jobs of this many participants start none. At most kMaxThreads.
+    // Starts threads, so that jobs of this many participants start none. At most kMaxThreads. Throws a sentence, as a
+    // std::runtime_error, if the system has no more threads.
     void reserve(int participants);
 
     // Calls body(context, participant, chunk) once for every chunk of 0 .. chunks - 1 and returns when all
