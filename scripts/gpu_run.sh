@@ -11,10 +11,11 @@
 #   estimates kernels of estimating summaries  quality   answers against dense attention's, on a real model
 #   admission throughput under overload, with and without admission by working set
 #   serving   throughput that clients see: fa3, HiCache and rheo with the same HBM for KV
+#   agents    agent sessions with four times the KV that HBM holds: fa3, HiCache and rheo
 #   soak      random load for a while: nothing fails, nothing is left over
 #
 # Arguments go in TESTS, CONTRACT_ARGUMENTS, BENCH_ARGUMENTS, EXACT_ARGUMENTS, FUZZ_ARGUMENTS, TPOT_ARGUMENTS, TTFT_ARGUMENTS,
-# LONG_ARGUMENTS, HOUSE_ARGUMENTS, ESTIMATES_ARGUMENTS, QUALITY_ARGUMENTS, ADMISSION_ARGUMENTS, SERVING_ARGUMENTS and SOAK_ARGUMENTS (the last three: --model FOLDER at least). BEFORE is a folder, for example of `git archive e77c25d`, unpacked.
+# LONG_ARGUMENTS, HOUSE_ARGUMENTS, ESTIMATES_ARGUMENTS, QUALITY_ARGUMENTS, ADMISSION_ARGUMENTS, SERVING_ARGUMENTS, AGENTS_ARGUMENTS and SOAK_ARGUMENTS (the last four: --model FOLDER at least). BEFORE is a folder, for example of `git archive e77c25d`, unpacked.
 #
 # Results are written to $OUT (default: .gpu/out). A bundle of SGLang for machines without a network is unpacked onto
 # PYTHONPATH if there is one: .gpu/site.tar.xz, and .gpu/fa3.zst for FlashAttention-3, whole or in parts made by `split`.
@@ -104,6 +105,11 @@ for step in "$@"; do
         install && python3 -m benchmarks.serving --out "$out/serving_gpu.json" --logs "$out" ${SERVING_ARGUMENTS:-} 2>&1 |
             tee "$out/serving.log" | grep -E "^(==|[0-9]+ tokens|\{|\}| +\"|.*Error)" || status=1
         ;;
+    agents)
+        # shellcheck disable=SC2086
+        install && python3 -m benchmarks.agents --out "$out/agents_gpu.json" --logs "$out" ${AGENTS_ARGUMENTS:-} 2>&1 |
+            tee "$out/agents.log" | grep -E "^(==|[a-z0-9_]+: \{|[a-z0-9_]+, SGLang|\{|\}| +\"|.*Error)" || status=1
+        ;;
     soak)
         # shellcheck disable=SC2086
         install && python3 -m benchmarks.soak --out "$out/soak_gpu.json" --log "$out/soak_server.log" ${SOAK_ARGUMENTS:-} 2>&1 |
@@ -162,7 +168,7 @@ for step in "$@"; do
             status=1
         ;;
     *)
-        echo "gpu_run.sh: step '$step' is not known; allowed: tests, contract, house, admission, serving, soak, estimates, quality, sanitize, bench, prefill, cpu, misses, server, exact, fuzz, tpot, ttft, long" >&2
+        echo "gpu_run.sh: step '$step' is not known; allowed: tests, contract, house, admission, serving, agents, soak, estimates, quality, sanitize, bench, prefill, cpu, misses, server, exact, fuzz, tpot, ttft, long" >&2
         status=2
         ;;
     esac

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import queue
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.soak import ASKED, FREE, REFUSED, SIZES, contradictions
+from benchmarks import soak_faults
+from benchmarks.soak import FREE, THREADS, features, not_told
+from benchmarks.soak_load import ASKED, REFUSED, SIZES, contradictions
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.errors import ConfigError
 from rheo_sglang.request_settings import read_settings
+from rheo_sglang.threads import start_thread
 
 
 def counters(**changed: int) -> dict[str, Any]:
@@ -45,3 +51,45 @@ def test_servers_take_what_is_asked_and_refuse_what_is_to_be_refused(name: str) 
     for settings in REFUSED:
         with pytest.raises(ConfigError):
             read_settings({"rheo": settings}, config)
+
+
+def test_pages_from_storage_that_nobody_read_are_found() -> None:
+    state = counters() | {"storage": {"pages_restored": 3, "pages_read": 2}}
+    assert contradictions(state) == ["3 pages restored, 2 read"]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_thread_that_is_ended_has_work(name: str, tmp_path: Path) -> None:
+    settings, arguments = features(tmp_path)
+    config = RheoConfig(**SIZES[name].config, **settings)
+    assert config.trace and config.importance_file and "--hicache-storage-backend" in arguments
+
+
+def test_an_end_is_told_once() -> None:
+    told = [f"[time] {words} (SystemExit)\n" for words in THREADS.values()]
+    assert not_told("".join(told)) == []
+    assert not_told("".join(told[1:])) == ["rheo-trace"]
+    assert not_told("".join([told[0], *told])) == ["rheo-trace"]
+
+
+def test_a_thread_ends_when_its_file_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: queue.SimpleQueue[None] = queue.SimpleQueue()
+    told: list[str] = []
+
+    def run() -> None:
+        while True:
+            asked.get()
+
+    monkeypatch.setenv(soak_faults.ENVIRONMENT, str(tmp_path))
+    monkeypatch.setattr(soak_faults, "LOOK_SECONDS", 0.01)
+    soak_faults.register()
+    thread = start_thread("rheo-soak-test", run, told.append)
+    (tmp_path / "rheo-soak-test").touch()
+    (tmp_path / "no-such-thread").touch()
+    deadline = time.monotonic() + 30
+    while not (tmp_path / f"rheo-soak-test{soak_faults.DONE}").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    asked.put(None)
+    thread.join(30)
+    assert told == ["SystemExit"]
+    assert (tmp_path / "no-such-thread").exists(), "another process may have it"

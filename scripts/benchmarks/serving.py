@@ -60,15 +60,22 @@ def dense_tokens(model: Path, gib: float) -> int:
     return int(gib * 2**30) // kv_bytes_of_a_token(model)
 
 
-def engines(model: Path, gib: float, frames_gib: float, config: dict[str, Any]) -> dict[str, list[str]]:
-    """Arguments of each server."""
+def engines(
+    model: Path,
+    gib: float,
+    frames_gib: float,
+    config: dict[str, Any],
+    dram_gib: int = DRAM_GIB,
+    host_gib: int = HOST_GIB,
+) -> dict[str, list[str]]:
+    """Arguments of each server; ``dram_gib`` is HiCache's DRAM, ``host_gib`` rheo's."""
     dense = ["--attention-backend", "fa3", "--max-total-tokens", str(dense_tokens(model, gib))]
     hicache = [
-        *("--enable-hierarchical-cache", "--hicache-size", str(DRAM_GIB), "--page-size", "64"),
+        *("--enable-hierarchical-cache", "--hicache-size", str(dram_gib), "--page-size", "64"),
         *("--hicache-write-policy", "write_through"),
         *("--hicache-io-backend", "kernel", "--hicache-mem-layout", "page_first"),
     ]
-    settings = {"frame_pool_gib": frames_gib, "host_pool_gib": HOST_GIB, **config}
+    settings = {"frame_pool_gib": frames_gib, "host_pool_gib": host_gib, **config}
     return {
         "fa3": dense,
         "hicache": [*dense, *hicache],

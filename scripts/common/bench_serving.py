@@ -57,13 +57,56 @@ def bench(
     RuntimeError
         If requests were left without an answer.
     """
+    found = _run(server, "sglang", "sharegpt", dataset, prompts, concurrency, answer_tokens)
+    if found["completed"] != prompts:
+        raise RuntimeError(f"{found['completed']} of {prompts} requests were answered")
+    return {name: round(found[name], 3) for name in FIGURES}
+
+
+def bench_agents(
+    server: SGLangServer, trace: Path, sessions: int, concurrency: int, answer_tokens: int
+) -> dict[str, Any]:
+    """Figures of the agentic loader of ``bench_serving``: every turn with the server's own answers before it.
+
+    Parameters
+    ----------
+    trace
+        Sessions in the loader's format.
+    sessions
+        How many of them.
+    concurrency
+        Sessions that are held at a time, each turn after turn.
+
+    Raises
+    ------
+    subprocess.CalledProcessError
+        If it fails.
+    RuntimeError
+        If turns were left without an answer.
+    """
+    found = _run(server, "sglang-oai-chat", "agentic-trace", trace, sessions, concurrency, answer_tokens)
+    turns = sum(map(len, json.loads(trace.read_text())["conversations"][:sessions]))
+    if found["completed"] != turns:
+        raise RuntimeError(f"{found['completed']} of {turns} turns were answered")
+    return {name: round(found[name], 3) for name in FIGURES}
+
+
+def _run(
+    server: SGLangServer,
+    backend: str,
+    loader: str,
+    dataset: Path,
+    prompts: int,
+    concurrency: int,
+    answer_tokens: int,
+) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run.jsonl"
         subprocess.run(
             [
-                *(sys.executable, "-m", "sglang.bench_serving", "--backend", "sglang"),
+                *(sys.executable, "-m", "sglang.bench_serving", "--backend", backend),
                 *("--base-url", server.base_url, "--model", str(server.model)),
-                *("--dataset-name", "sharegpt", "--dataset-path", str(dataset)),
+                *("--dataset-name", loader, "--dataset-path", str(dataset)),
                 *("--sharegpt-output-len", str(answer_tokens), "--num-prompts", str(prompts)),
                 *("--max-concurrency", str(concurrency), "--output-file", str(out)),
                 *("--seed", "1", "--warmup-requests", "0", "--disable-tqdm"),
@@ -73,7 +116,5 @@ def bench(
             timeout=RUN_SECONDS,
             stdout=subprocess.DEVNULL,
         )
-        found = json.loads(out.read_text().splitlines()[-1])
-    if found["completed"] != prompts:
-        raise RuntimeError(f"{found['completed']} of {prompts} requests were answered")
-    return {name: round(found[name], 3) for name in FIGURES}
+        found: dict[str, Any] = json.loads(out.read_text().splitlines()[-1])
+        return found

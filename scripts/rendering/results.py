@@ -18,6 +18,7 @@ import numpy as np
 
 from common.measurement import REPOSITORY, RESULTS
 from rendering.admission_section import admission
+from rendering.agents_section import agents
 from rendering.cpu_sections import cpu_attention, cpu_server
 from rendering.exactness_sections import exactness, exactness_gpu, fuzzed_prefill, trees_compared
 from rendering.prefill_sections import prefill
@@ -166,6 +167,8 @@ def page(plots: Path = PLOTS) -> str:
         ("tpot_select4_gpu", tpot_select4),
         ("tpot_default_gpu", tpot_default),
         ("serving_gpu", serving),
+        ("agents_gpu", agents),
+        ("agents_cpu", agents),
         ("split_gpu", miss_path, plots),
         ("cpu_attention", cpu_attention, plots),
         ("cpu_server", cpu_server),

@@ -8,6 +8,7 @@ WORDS = {
     "read": "answers read to the end",
     "leave": "streams left by the client",
     "abort": "requests aborted",
+    "killed": "clients killed while they read",
     "refused": "settings refused with HTTP 400",
     "flush": "flushes in the middle",
     "server_info": "looks at the counters",
@@ -23,6 +24,10 @@ def soak(result: dict[str, Any], table: Any, provenance: Any) -> str:
     rows += [
         ["answers that nobody asked for", metrics["errors"]],
         ["counters that contradict each other", metrics["inconsistent"]],
+        [
+            "threads of the server that were ended, without a line of its log",
+            f"{len(metrics['threads_ended'])}, {metrics['threads_not_told']}",
+        ],
         ["pages, frames left over in the end", f"{metrics['leaked_pages']}, {metrics['leaked_frames']}"],
         ["the probe's answer changed", "yes" if metrics["probe_changed"] else "no"],
         [
@@ -34,7 +39,9 @@ def soak(result: dict[str, Any], table: Any, provenance: Any) -> str:
         [
             "## Under random load" + ("" if gpu else ", without a GPU"),
             f"{metrics['model']}, {metrics['minutes']:g} minutes, {metrics['requests']} requests at random times: "
-            "shared beginnings, settings of their own, clients that leave, aborts, flushes, refused settings.",
+            "shared beginnings, settings of their own, clients that leave or are killed, aborts, flushes, refused "
+            "settings. The server traces, writes an importance file and keeps prefixes in storage until the threads "
+            f"that do so are ended from outside, one after another ({', '.join(metrics['threads_ended'])}).",
             table(["", "count"], rows),
             provenance(result),
         ]
