@@ -164,3 +164,41 @@ def processes_of(group: int) -> list[str]:
         except OSError:
             continue
     return found
+
+
+def test_a_scheduler_that_a_thread_aborts_ends_the_server_and_keeps_no_client_waiting(serve):
+    """An exception in a thread of CPU attention ends in `std::terminate`, which is SIGABRT."""
+    server = serve(MODEL, **OPTIONS)
+    group = server.process.pid
+    with ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(answer, server, tokens(200, 60 + i), 1500) for i in range(3)]
+        await_requests(server, 3)
+        os.kill(scheduler_of(group), signal.SIGABRT)
+        failures = [future.exception(EXIT_SECONDS) for future in running]
+    assert all(failures), "nobody is told that an answer is whole which is not"
+    server.process.wait(EXIT_SECONDS)
+    deadline = time.monotonic() + EXIT_SECONDS
+    while (left := processes_of(group)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not left
+    (sentence,) = [line for line in server.log.read_text().splitlines() if "crashed with exit code" in line]
+    assert "exit code -6" in sentence
+
+
+def await_requests(server, count: int) -> None:
+    """Wait until so many requests run."""
+    deadline = time.monotonic() + EXIT_SECONDS
+    while server.counters()["frames_used"] < count and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def scheduler_of(group: int) -> int:
+    """The scheduler's process, by the title that SGLang gives it."""
+    for entry in Path("/proc").iterdir():
+        try:
+            ours = entry.name.isdigit() and os.getpgid(int(entry.name)) == group
+            if ours and (entry / "cmdline").read_text().startswith("sglang::scheduler"):
+                return int(entry.name)
+        except OSError:
+            continue
+    raise AssertionError("no process of the server is called a scheduler")
