@@ -49,6 +49,8 @@ from workloads.agent_sessions import AgentLoad, Encode, Turns, agent_sessions, w
 GPU = torch.cuda.is_available()
 SLACK = 1.1
 """Room in DRAM beyond what all sessions take, and in a context beyond the longest session."""
+MESSAGE_TOKENS = 16
+"""Most tokens by which the frame of a message lengthens a prompt."""
 FRAMES_SHARE = 0.6
 """Of the memory for KV, rheo's frames on a GPU; the rest is page summaries and page table."""
 LONGER = {"SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1"}
@@ -80,7 +82,7 @@ class Size:
 SIZES = {
     "8b": Size(AgentLoad(turns=13, first=74_000, tool=1_000, answer=220), 0, 16.0, 4),
     "coder": Size(AgentLoad(turns=13, first=32_000, tool=1_000, answer=220), 0, 4.0, 8),
-    "cpu": Size(AgentLoad(turns=13, first=1_000, tool=60, answer=16), 2_560, 0.0, 2),
+    "cpu": Size(AgentLoad(turns=13, first=600, tool=40, answer=8), 1_536, 0.0, 2),
 }
 
 
@@ -104,7 +106,7 @@ def plan(model: Path, size: Size, times: float, config: dict[str, Any], gpu: boo
     """
     load = size.load
     tokens = dense_tokens(model, size.kv_gib) if gpu else size.kv_tokens
-    context = int(SLACK * load.longest)
+    context = int(SLACK * load.longest) + MESSAGE_TOKENS * load.turns
     if context > tokens:
         raise ValueError(f"a session of {load.longest} tokens does not fit into {tokens} tokens of KV")
     sessions = load.sessions(tokens, times)
