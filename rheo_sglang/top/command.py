@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
 from rheo_sglang.server_info import ServerInfoError, add_arguments, ask, seconds
+
+PICTURE_COLUMNS = 110
+FONT = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
+"""What a picture says of fonts to be fetched from elsewhere; without it a monospaced one is used that is there."""
 
 
 def add_parser(commands: Any) -> None:
@@ -16,6 +23,7 @@ def add_parser(commands: Any) -> None:
     add_arguments(top)
     top.add_argument("--interval", type=seconds, default=2.0, help="seconds between two looks")
     top.add_argument("--once", action="store_true", help="look once, at everything since the start, and end")
+    top.add_argument("--svg", type=Path, metavar="FILE", help="look once, and draw the view into this file")
     top.set_defaults(run=run_top)
 
 
@@ -32,6 +40,8 @@ def run_top(arguments: argparse.Namespace) -> int:
     except ServerInfoError as error:
         print(f"rheo top: error: {error}", file=sys.stderr)
         return error.status
+    if arguments.svg is not None:
+        return _draw(render(seen, arguments.url), arguments.svg)
     console = Console()
     if arguments.once:
         print_whole(render(seen, arguments.url))
@@ -43,6 +53,21 @@ def run_top(arguments: argparse.Namespace) -> int:
         return _print(arguments, seen)
     except KeyboardInterrupt:
         return 0
+
+
+def _draw(view: Any, path: Path) -> int:
+    """Into a picture of a terminal."""
+    from rich.console import Console
+
+    console = Console(record=True, file=StringIO(), width=PICTURE_COLUMNS, force_terminal=True)
+    console.print(view)
+    picture = FONT.sub("", console.export_svg(title="rheo top", unique_id="rheo-top"))
+    try:
+        path.write_text(picture)
+    except OSError as error:
+        print(f"rheo top: error: {path} cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _watch(arguments: argparse.Namespace, console: Any, seen: list[Any]) -> None:

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
@@ -184,6 +186,21 @@ def views(process: subprocess.Popen, count: int) -> None:
         if count == 0:
             return
     pytest.fail("the command ended")
+
+
+def test_a_picture_of_the_view_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with served(state(10)) as url:
+        assert main(["top", "--url", url, "--svg", str(tmp_path / "top.svg")]) == 0
+        assert main(["top", "--url", url, "--svg", str(tmp_path / "no" / "top.svg")]) == 1
+    picture = (tmp_path / "top.svg").read_text()
+    root = ElementTree.fromstring(picture)
+    assert root.tag.endswith("svg")
+    words = " ".join("".join(root.itertext()).split())
+    assert "rheo top" in words and "hit rate" in words and "0.750" in words
+    assert "font-face" not in picture, "nothing is fetched from elsewhere to show it"
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("rheo top: error: ") and "cannot be written" in printed.err
 
 
 def test_in_a_pipe_views_follow_each_other_until_the_server_has_gone() -> None:
