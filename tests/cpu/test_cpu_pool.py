@@ -137,14 +137,19 @@ def test_threads_that_a_job_does_without_are_left_asleep() -> None:
 def test_idle_threads_sleep() -> None:
     case = random_case(pages=40, width=40)
     attend(*case.operands, threads=2)
-    time.sleep(0.1)
+
+    def workers() -> list[list[str]]:
+        stats = [(task / "stat").read_text().rsplit(")", 1) for task in Path("/proc/self/task").iterdir()]
+        return [fields.split() for name, fields in stats if "rheo-cpu-" in name]
 
     def ticks() -> int:
-        stats = [(task / "stat").read_text().rsplit(")", 1) for task in Path("/proc/self/task").iterdir()]
-        workers = [fields.split() for name, fields in stats if "rheo-cpu-" in name]
-        assert workers
-        return sum(int(fields[11]) + int(fields[12]) for fields in workers)
+        return sum(int(fields[11]) + int(fields[12]) for fields in workers())
 
+    deadline = time.monotonic() + 30
+    while not workers() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert workers(), "none has run yet, and named itself"
+    time.sleep(0.1)
     before = ticks()
     time.sleep(0.3)
     assert ticks() - before <= 1
