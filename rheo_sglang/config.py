@@ -58,7 +58,7 @@ class RheoConfig:
     """Share of its pages that a request may select per KV head and step; 1.0 is dense attention, less can lose what
     the context says."""
     budget_min_pages: int = 64
-    """Fewest pages the budget may be, however short the request."""
+    """Fewest pages the budget may be, however short the request; under thrash ``thrash_budget`` of it."""
     budget_max_pages: int | None = None
     """Most pages the budget may be, however long the request; at least ``budget_min_pages``."""
     budget_coverage: float = 0.9
@@ -152,8 +152,8 @@ class RheoConfig:
     """A lower hit rate while working sets exceed the frames is thrash: budgets shrink, then the youngest request
     pauses. 0: never."""
     thrash_budget: float = 0.5
-    """Share of their budgets that requests keep at least under thrash, never less than ``budget_min_pages``; 1.0:
-    budgets do not shrink."""
+    """Share of their budgets that requests keep at least under thrash, of ``budget_min_pages`` too, and never less than
+    sinks, window and four pages more; 1.0: budgets do not shrink."""
     recorder: Literal["off", "hits", "mass"] = "hits"
     """Count hits per request, layer and KV head; ``mass`` also measures the attention mass that the selection
     covers, by attending the rest as well (a diagnosis for a test server: steps run by the torch reference engine)."""

@@ -13,6 +13,9 @@ from rheo_sglang.budget.rows import SettingRows
 from rheo_sglang.budget.settings import BudgetSettings
 from rheo_sglang.budget.share import share_of
 
+LEAST_SCORED = 4
+"""Pages beside sinks and window that shrunk budgets keep: what a selection needs to be one."""
+
 
 class BudgetTable:
     """A rule's caps within the bounds that settings give, computed once for each set of settings in use.
@@ -105,6 +108,11 @@ class BudgetTable:
         """Pages that a request with the server's settings may select, by its number of pages, int32."""
         return self.tensors.caps[0]
 
+    @property
+    def least_shrunk(self) -> int:
+        """Pages below which no budget shrinks: those that are always selected and `LEAST_SCORED` more."""
+        return self.forced + LEAST_SCORED
+
     def width(self, pages: int) -> int:
         """``S``: the widest selection of a batch whose longest request has ``pages`` pages."""
         return self._widest[pages]
@@ -112,8 +120,9 @@ class BudgetTable:
     def shrink(self, factor: float) -> None:
         """Shrink caps, and the limits to which scores may let them grow, to a share of what settings say.
 
-        It holds from the next step on. Both stay at least what their settings' least and the pages that are always
-        selected say; requests that select all their pages still do. Widths of selections stay.
+        It holds from the next step on. Both keep `least_shrunk` pages, as far as they have them; what settings say
+        for the fewest pages shrinks as the rest does. Requests that select all their pages still do. Widths of
+        selections stay.
         """
         self.factor = factor
 
@@ -138,14 +147,13 @@ class BudgetTable:
         """Cap and limit, as `cap_of`."""
         pages = min(pages, self.max_pages)
         if settings is None:
-            own, bounds = self._rows.server, (self._caps[pages], self._limits[pages])
+            bounds = self._caps[pages], self._limits[pages]
         else:
-            own = settings
-            cap, limit = self._bounds(own, torch.tensor([pages]))
+            cap, limit = self._bounds(settings, torch.tensor([pages]))
             bounds = int(cap), int(limit)
         if pages <= self.dense_pages:
             return bounds
-        cap, limit = (max(int(bound * factor), min(bound, max(own.least, self.forced))) for bound in bounds)
+        cap, limit = (max(int(bound * factor), min(bound, self.least_shrunk)) for bound in bounds)
         return cap, limit
 
     def caps_of(self, requests: torch.Tensor, num_pages: torch.Tensor) -> torch.Tensor:
@@ -181,9 +189,9 @@ class BudgetTable:
         caps, limits = (torch.where(dense, pages, torch.minimum(bound, most)) for bound in (caps, limits))
         return caps, limits
 
-    def _shrunk(self, bounds: torch.Tensor, settings: BudgetSettings) -> torch.Tensor:
+    def _shrunk(self, bounds: torch.Tensor) -> torch.Tensor:
         """Caps or limits for every number of pages, ``[max_pages + 1]``, int64, shrunk as was asked for last."""
-        least = bounds.clamp(max=max(settings.least, self.forced))
+        least = bounds.clamp(max=self.least_shrunk)
         shrunk = torch.maximum((bounds.double() * self._settled).floor().long(), least)
         return torch.where(self._lengths <= self.dense_pages, bounds, shrunk)
 
@@ -198,7 +206,7 @@ class BudgetTable:
                     if table is not None
                 }
             )
-        caps, limits = (self._shrunk(bounds, settings) for bounds in self._bounds(settings, self._lengths))
+        caps, limits = (self._shrunk(bounds) for bounds in self._bounds(settings, self._lengths))
         self.tensors.caps[row].copy_(self._to_device(caps))
         self.tensors.limits[row].copy_(self._to_device(limits))
         self.tensors.floors[row].fill_(settings.floor)

@@ -153,7 +153,9 @@ def test_under_thrash_budgets_shrink_and_then_a_request_pauses(gpu: bool, device
         thrash_hit_rate=1.0,
         thrash_budget=0.5,
         budget_ratio=0.8,
-        budget_min_pages=5,
+        budget_min_pages=8,
+        sink_pages=0,
+        window_pages=1,
     )
     for row in trace.lengths:
         trace.prefill(row)
@@ -163,7 +165,7 @@ def test_under_thrash_budgets_shrink_and_then_a_request_pauses(gpu: bool, device
         step = trace.server.engine.step
         widths.append(int(step.batch.budget[: len(trace.lengths)].max()))
     assert widths[0] == 9
-    assert min(widths) == widths[-1] == 5, "the fewest pages"
+    assert min(widths) == widths[-1] == 5, "the window and four pages, fewer than budget_min_pages"
     assert sum(pauses) >= 1 and trace.control.controller.limit is not None
     assert pauses.index(1) >= 3 * PATIENCE - 1, "budgets shrink first"
     assert trace.control.counters["shrink"] == 2
@@ -200,7 +202,7 @@ def test_shrunk_caps_and_limits_keep_their_bounds_and_are_the_hosts(
         table.bounds_of(count, factor) for count in range(201)
     ]
     for shrunk, before in zip((caps, limits), whole, strict=True):
-        least_of = torch.minimum(before, torch.tensor(max(least, table.forced)))
+        least_of = torch.minimum(before, torch.tensor(table.forced + 4))
         assert bool((shrunk <= before).all() and (shrunk >= least_of).all())
         assert bool(((shrunk <= before * factor) | (shrunk == least_of) | short).all())
         assert torch.equal(shrunk[short], before[short])
@@ -221,6 +223,8 @@ def test_under_thrash_a_floor_raises_budgets_no_further_than_the_shrunk_limit(gp
         thrash_budget=0.5,
         budget_ratio=0.1,
         budget_min_pages=3,
+        sink_pages=0,
+        window_pages=1,
         conservative=1.0,
         summary="subcentroids4",
     )
@@ -238,7 +242,16 @@ def test_under_thrash_a_floor_raises_budgets_no_further_than_the_shrunk_limit(gp
     assert trace.control.controller.factor == 0.5
 
 
-def test_settings_of_requests_shrink_within_their_own_bounds_whenever_they_come() -> None:
+def test_budgets_at_their_minimum_shrink_as_others_do() -> None:
+    """48 requests of the default settings, whose selections exceed 2,925 frames."""
+    table = RheoConfig().budget_table(32, 4096)
+    assert [table.cap_of(pages) for pages in (200, 1600, 4000)] == [64, 64, 160]
+    assert [table.cap_of(pages, 0.5) for pages in (200, 1600, 4000)] == [32, 32, 80]
+    assert [table.cap_of(pages, 0.01) for pages in (200, 1600, 4000)] == [3 + 4] * 3
+    assert 48 * table.cap_of(600) > 2925 > 48 * table.cap_of(600, 0.75)
+
+
+def test_settings_of_requests_shrink_alike_whenever_they_come() -> None:
     table = RheoConfig(budget_ratio=0.9, budget_min_pages=8, dense_threshold=0).budget_table(
         16, 100, requests=4
     )
@@ -249,9 +262,9 @@ def test_settings_of_requests_shrink_within_their_own_bounds_whenever_they_come(
     table.assign([3], [late])
     tensors = table.tensors
     caps = [int(tensors.caps[int(tensors.setting_of[request]), 100]) for request in range(4)]
-    assert caps == [45, 45, 70, 30]
+    assert caps == [45, 45, 40, 30], "what a request asks for as its fewest pages shrinks, too"
     limits = [int(tensors.limits[int(tensors.setting_of[request]), 100]) for request in range(4)]
-    assert limits == [45, 45, 70, 30], "a limit is never less than its cap"
+    assert limits == [45, 45, 40, 30], "a limit is never less than its cap"
 
 
 def test_ranks_that_measure_differently_decide_alike() -> None:

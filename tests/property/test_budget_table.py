@@ -77,8 +77,7 @@ def test_each_row_is_exact_for_every_length_within_what_is_reserved(
         for pages in lengths:
             bounds = [min(bound, reserved[pages]) for bound in plain(one, pages, forced, dense_pages)]
             if pages > dense_pages:
-                least = max(one.least, forced)
-                bounds = [max(math.floor(bound * factor), min(bound, least)) for bound in bounds]
+                bounds = [max(math.floor(bound * factor), min(bound, forced + 4)) for bound in bounds]
             assert [caps[pages], limits[pages]] == bounds
             assert caps[pages] <= limits[pages] <= widths[pages]
         for pages in (1, MOST_PAGES // 2, MOST_PAGES):
