@@ -22,6 +22,7 @@ from rendering import (
     prewarm,
     quality,
     replay,
+    residency_bonus,
     results,
 )
 from rendering.marked_page import fill
@@ -124,6 +125,7 @@ RENDERED: dict[str, tuple[Path, Callable[[], str]]] = {
     replay.NAME: (replay.PAGE, lambda: replay.tables(kept(replay.NAME))),
     post_hoc.NAME: (post_hoc.PAGE, lambda: post_hoc.tables(kept(post_hoc.NAME))),
     prewarm.NAME: (prewarm.PAGE, lambda: prewarm.tables(kept(prewarm.NAME))),
+    residency_bonus.NAME: (residency_bonus.PAGE, lambda: residency_bonus.tables(kept(residency_bonus.NAME))),
     "runners_up": (locality.PAGE, lambda: locality.runners_up(kept("runners_up"))),
     "layer_ahead": (
         layer_ahead.PAGE,

@@ -116,9 +116,8 @@ class World:
         if event.scores is None or event.selected is None or event.num_selected is None:
             return None
         scores = torch.from_numpy(event.scores).transpose(0, 1).flatten(1, 2)
-        within = np.arange(event.selected.shape[3]) < event.num_selected[..., None]
-        indices = torch.from_numpy(np.where(within, event.selected, -1)).transpose(0, 1).flatten(1, 2)
         frame_of = table.frame_of[0]
+        indices = self.selection(event, scores)
         selected = resolve(indices, pages, seq_lens, frame_of, self.page_size)
         left_out = runners_up(scores, indices, pages, num_pages, frame_of, self.num_runners_up)
         table.policy.on_step(0, scores, selected, pages, num_pages)
@@ -132,6 +131,16 @@ class World:
             part.numpy().astype(np.int64) for part in (selected.num_selected, selected.num_hits)
         )
         return StepCounts(event.requests, num_selected, num_hits, ahead)
+
+    def selection(self, event: Step, scores: torch.Tensor) -> torch.Tensor:
+        """What a step selects, ``[B, L * H, S]``, int32, -1 = none: what was traced, whatever has a frame here.
+
+        ``scores`` are the event's, ``[B, L * H, M]``.
+        """
+        assert event.selected is not None
+        assert event.num_selected is not None
+        within = np.arange(event.selected.shape[3]) < event.num_selected[..., None]
+        return torch.from_numpy(np.where(within, event.selected, -1)).transpose(0, 1).flatten(1, 2)
 
     def _lists(self, event: Prompts | Step) -> tuple[torch.Tensor, torch.Tensor]:
         """Page lists and how many pages are in each."""
