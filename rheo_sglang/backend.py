@@ -15,6 +15,7 @@ from rheo_sglang.decode.engine import EngineInputs
 from rheo_sglang.decode.heads import HeadShape, loaded_heads
 from rheo_sglang.decode.make_engine import make_engine
 from rheo_sglang.errors import ConfigError, reject
+from rheo_sglang.kv_dtypes import layer_scales
 from rheo_sglang.pools.kv_pool import RheoKVPool
 from rheo_sglang.prefill import PrefillBatch
 from rheo_sglang.recorder import Recorder
@@ -177,7 +178,7 @@ class RheoAttentionBackend(AttentionBackend):
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         kv_heads, group, dim = self.engine.heads
-        dtype = self.pool.dtype
+        dtype = self.pool.compute_dtype
         return (
             q.reshape(-1, kv_heads * group, dim),
             k.reshape(-1, kv_heads, dim).to(dtype),
@@ -198,6 +199,7 @@ def engine_inputs(runner: Any, pool: RheoKVPool) -> EngineInputs:
             f"heads of size {heads.dim} where its configuration says {pool.head_num} of size {pool.head_dim}; "
             "allowed: layers as the configuration says"
         )
+    pool.scales = layer_scales(runner.model, pool.dtype)
     req_to_token = runner.req_to_token_pool.req_to_token
     recorder, config = None, pool.config
     if config.recorder != "off":
@@ -218,6 +220,8 @@ def engine_inputs(runner: Any, pool: RheoKVPool) -> EngineInputs:
         recorder=recorder,
         tracer=None if config.trace is None else start_trace(runner, pool, heads),
         counts_fetched=runner.server_args.enable_metrics,
+        scales=pool.scales,
+        compute_dtype=pool.compute_dtype,
     )
 
 

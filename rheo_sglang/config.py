@@ -243,11 +243,11 @@ class RheoConfig:
             return self.dense_threshold
         return EVERY_LENGTH if self.selects_all else DENSE_TOKENS
 
-    def page_summary(self, head_dim: int, page_size: int, kv_dtype: torch.dtype) -> str:
+    def page_summary(self, head_dim: int, page_size: int, key_dtype: torch.dtype) -> str:
         """Name of the page summary for a shape: the one given, or the default that serves it."""
         if self.summary is not None:
             return self.summary
-        served = SUMMARIES[ESTIMATES]().unsupported(head_dim, page_size, kv_dtype) is None
+        served = SUMMARIES[ESTIMATES]().unsupported(head_dim, page_size, key_dtype) is None
         return ESTIMATES if served else BOUND
 
     def warn_of_budget(self) -> None:

@@ -32,7 +32,7 @@ class PageTable:
     policy
         Name of the tiering policy that values resident pages.
     dtype, device
-        KV dtype; all tensors live on ``device``.
+        What attention computes in; all tensors live on ``device``.
     importance_alpha, prewarm
         See `PolicyInputs`.
     triton

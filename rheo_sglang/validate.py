@@ -12,10 +12,9 @@ import torch
 from rheo_sglang import compat
 from rheo_sglang.config import DEFAULT_PAGE_SIZE, PAGE_SIZES, RheoConfig
 from rheo_sglang.errors import ConfigError, reject
+from rheo_sglang.kv_dtypes import FIRST_WITH_EIGHT_BITS, KV_DTYPE_NAMES, KV_DTYPES
 from rheo_sglang.sglang_settings import CPU_ENGINE, REFUSED
 
-KV_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-KV_DTYPE_NAMES = ("auto", "bf16", "bfloat16")
 STORAGE_BACKENDS = ("file", "dynamic")
 SERVED_MODELS = "dense GQA or MHA models (Llama, Qwen2, Qwen3, SmolLM2, ...)"
 
@@ -336,6 +335,23 @@ def check_loaded_model(configurator: Any) -> None:
             f"--kv-cache-dtype: the KV dtype {configurator.kv_cache_dtype} of this model is not supported by "
             f"--attention-backend rheo; allowed: {allowed}"
         )
+    check_kv_dtype(configurator.kv_cache_dtype, configurator.device)
+
+
+def check_kv_dtype(dtype: torch.dtype, device: str) -> None:
+    """Check that the GPU, if there is one, converts from the KV dtype.
+
+    Raises
+    ------
+    ConfigError
+        Naming the flag, its value and what is allowed.
+    """
+    if dtype.itemsize > 1 or not device.startswith("cuda"):
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if capability < FIRST_WITH_EIGHT_BITS:
+        allowed = "auto, bf16, bfloat16, or a GPU of compute capability {}.{} or above".format(*FIRST_WITH_EIGHT_BITS)
+        reject("--kv-cache-dtype", str(dtype).removeprefix("torch."), allowed, "rheo")
 
 
 def _reject_model(model: Any, reason: str) -> NoReturn:

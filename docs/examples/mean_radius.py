@@ -44,7 +44,7 @@ class MeanRadiusSummary(ScoringSummary):
     def row_width(self, head_dim: int, page_size: int) -> int:
         return head_dim + 1
 
-    def dtype(self, kv_dtype: torch.dtype) -> torch.dtype:
+    def dtype(self, key_dtype: torch.dtype) -> torch.dtype:
         return torch.float32
 
     def fold_chunk(self, keys: torch.Tensor, values: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

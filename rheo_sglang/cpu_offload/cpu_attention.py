@@ -38,7 +38,7 @@ class OffloadBuffers(NamedTuple):
     """
 
     q: torch.Tensor
-    """Queries, ``[X, Hq, D]``, dtype of the host pages."""
+    """Queries, ``[X, Hq, D]``, the dtype that attention computes in."""
     entries: torch.Tensor
     """Words for missed pages, ``[X, H, Y]``, int64, ``Y`` a multiple of `LINE`."""
     counts: torch.Tensor
@@ -82,6 +82,8 @@ class CpuAttention:
         Threads of the CPU's part.
     pinned
         Whether a GPU is on the other side.
+    query_dtype
+        What attention computes in; the KV dtype by default.
 
     Raises
     ------
@@ -105,13 +107,14 @@ class CpuAttention:
         page_size: int,
         threads: int,
         pinned: bool,
+        query_dtype: torch.dtype | None = None,
     ) -> None:
         layers, _, heads, _, block = host.shape
         queries, dim = heads * group, block // page_size
         self.on_stream = pinned
         try:
             self.buffers = [
-                OffloadBuffers.allocate(batch, heads, group, dim, width, host.dtype, pinned)
+                OffloadBuffers.allocate(batch, heads, group, dim, width, query_dtype or host.dtype, pinned)
                 for _ in range(layers)
             ]
             self.batch = torch.zeros(1, dtype=torch.int32, pin_memory=pinned)

@@ -27,6 +27,7 @@ def make_cpu_attention(inputs: EngineInputs, batch: int, width: int) -> CpuAtten
         inputs.page_size,
         inputs.config.cpu_threads or default_cpu_threads(),
         inputs.frames.device.type == "cuda",
+        inputs.computed_in,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from rheo_kernels.types import DecodeBatch, HitCounters
+from rheo_kernels.types import UNSCALED, DecodeBatch, HitCounters, KVScales
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.decode.heads import HeadShape
 from rheo_sglang.decode.variant import Variant
@@ -61,6 +61,10 @@ class EngineInputs:
         Records every step's scores and selection, or None.
     counts_fetched
         Whether kernels count which misses are fetched, where they are shared with the CPU.
+    scales
+        Of every layer; empty where blocks hold K and V themselves.
+    compute_dtype
+        What attention computes in; the KV dtype by default.
     """
 
     config: RheoConfig
@@ -75,6 +79,13 @@ class EngineInputs:
     cpu_attention: bool = True
     tracer: Tracer | None = None
     counts_fetched: bool = False
+    scales: Sequence[KVScales] = ()
+    compute_dtype: torch.dtype | None = None
+
+    @property
+    def computed_in(self) -> torch.dtype:
+        """What attention computes in."""
+        return self.compute_dtype or self.frames.dtype
 
 
 class DecodeEngine(ABC):
@@ -122,11 +133,19 @@ class DecodeEngine(ABC):
         self.context_len = inputs.context_len
         self.recorder = inputs.recorder
         self.tracer = inputs.tracer
+        self.scales = list(inputs.scales) or [UNSCALED] * len(inputs.frames)
         max_pages = -(-inputs.context_len // inputs.page_size)
         requests = inputs.req_to_token.shape[0]
         self.budget = inputs.config.budget_table(inputs.page_size, max_pages, inputs.frames.device, requests)
         self.prefill = Prefill(
-            inputs.table, inputs.host, inputs.frames, inputs.page_size, residency, self.tracer
+            inputs.table,
+            inputs.host,
+            inputs.frames,
+            inputs.page_size,
+            residency,
+            self.tracer,
+            self.scales,
+            inputs.computed_in,
         )
         rows = inputs.req_to_token.shape[0]
         self.working_sets = WorkingSets(inputs.table, inputs.config.working_set_steps, rows)
@@ -254,7 +273,7 @@ class DecodeEngine(ABC):
         q
             Queries, ``[B, Hq, D]``.
         k, v
-            The new tokens' keys and values, ``[B, H, D]``, KV dtype.
+            The new tokens' keys and values, ``[B, H, D]``; KV dtype, or the model's where that is of 8 bits.
         scale
             Softmax scale.
         out

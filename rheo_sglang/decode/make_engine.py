@@ -34,7 +34,7 @@ def use_fastest_cpu_attention(inputs: EngineInputs) -> bool:
     on_cpu = inputs.frames.device.type == "cpu"
     threads = inputs.config.cpu_threads or (None if on_cpu else default_cpu_threads())
     pages = inputs.host[0].transpose(0, 1)
-    isa = fastest_isa(pages, inputs.heads.group, inputs.page_size, threads)
+    isa = fastest_isa(pages, inputs.heads.group, inputs.page_size, threads, inputs.computed_in)
     if isa is not None:
         os.environ[CPU_ISA] = isa
     return isa is not None

@@ -140,6 +140,8 @@ class ReferenceDecodeEngine(DecodeEngine):
         batch = step.batch
         live = batch.num_pages.shape[0]
         q = q[:live]
+        scales = self.scales[layer]
+        scale *= scales.k
         estimates = isinstance(table.summary, EstimatingSummary)
         if not estimates:
             self._append(layer, k[:live], v[:live], batch)
@@ -163,7 +165,7 @@ class ReferenceDecodeEngine(DecodeEngine):
             tail_out, tail_lse = self._attend_tail(layer, estimated, indices, batch)
             output, output_lse = merge(attended, lse, tail_out, tail_lse)
             coverage = 1 - (tail_lse - output_lse).exp().unflatten(1, (-1, self.heads.group)).mean(2)
-        out[:live].copy_(output)
+        out[:live].copy_(output if scales.v == 1.0 else output * scales.v)
         out[live:].zero_()
         if step.rows.numel() and self.recorder is not None:
             self.recorder.count(layer, step.rows, selected.num_hits, selected.num_selected, coverage)
@@ -190,6 +192,7 @@ class ReferenceDecodeEngine(DecodeEngine):
             table.summary,
             table.summaries[layer],
             self.page_size,
+            self.scales[layer],
         )
         table.unsaved[layer, batch.tail_pages.long()] = batch.tail_pages > 0
         filled = batch.filled[batch.filled > 0].long()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from sglang.srt.mem_cache.memory_pool import KVCache
 
+from rheo_kernels.types import KVScales
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
@@ -35,6 +37,8 @@ class RheoKVPool(KVCache):
         Settings.
     start_layer, end_layer
         First and last layer of this pipeline rank.
+    compute_dtype
+        What attention computes in; the KV dtype by default.
 
     Attributes
     ----------
@@ -42,6 +46,8 @@ class RheoKVPool(KVCache):
         Host pages, ``[L, N, H, 2, D * P]``.
     frames
         Frames, ``[L, H, F, 2, D * P]``.
+    scales
+        What K and V of each layer are divided by before they are stored in 8 bits; of the loaded model, empty before.
     table
         Residency, summaries and worth of every logical page.
     mem_usage
@@ -62,12 +68,15 @@ class RheoKVPool(KVCache):
         config: RheoConfig,
         start_layer: int | None = None,
         end_layer: int | None = None,
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             size, page_size, dtype, layer_num, device, False, start_layer=start_layer, end_layer=end_layer
         )
         self.head_num, self.head_dim, self.v_head_dim = head_num, head_dim, head_dim
         self.config = config
+        self.scales: Sequence[KVScales] = ()
+        self.compute_dtype = compute_dtype = compute_dtype or dtype
         pages = size // page_size + 1
         self.host = host_pool(layer_num, pages, head_num, head_dim, page_size, dtype, device != "cpu")
         self.frames = frame_pool(layer_num, head_num, frame_pages, head_dim, page_size, dtype, device)
@@ -78,9 +87,9 @@ class RheoKVPool(KVCache):
             page_size,
             pages,
             frame_pages,
-            config.page_summary(head_dim, page_size, dtype),
+            config.page_summary(head_dim, page_size, compute_dtype),
             config.policy,
-            dtype,
+            compute_dtype,
             device,
             config.importance_alpha,
             prewarm=config.prewarm_weight(torch.device(device).type),

@@ -44,6 +44,8 @@ class KVShape:
         KV dtype.
     page_size
         Tokens of a page.
+    compute_dtype
+        What attention computes in; the KV dtype by default.
     """
 
     layers: int
@@ -51,6 +53,12 @@ class KVShape:
     head_dim: int
     dtype: torch.dtype
     page_size: int
+    compute_dtype: torch.dtype | None = None
+
+    @property
+    def computed_in(self) -> torch.dtype:
+        """What attention computes in."""
+        return self.compute_dtype or self.dtype
 
     @property
     def token_bytes(self) -> int:
@@ -64,7 +72,8 @@ class KVShape:
 
     def staging_bytes(self, tokens: int) -> int:
         """HBM bytes that prefill stages a prefix of ``tokens`` in: two layers, and a quarter for growth."""
-        return tokens * 2 * self.token_bytes // self.layers * 5 // 4
+        token = self.token_bytes // self.layers // self.dtype.itemsize * self.computed_in.itemsize
+        return tokens * 2 * token * 5 // 4
 
     def table_bytes(self, summary: str, policy: str = "importance") -> int:
         """HBM bytes that every logical page costs: its summaries, and 16 for each layer and KV head.
@@ -72,7 +81,7 @@ class KVShape:
         Of these the page table takes 4, worth 4 and stamps 4; 4 are set aside for notes of pages and frames. What the
         policy keeps beside worth comes on top.
         """
-        row_bytes = SUMMARIES[summary]().bytes_per_page(self.head_dim, self.page_size, self.dtype)
+        row_bytes = SUMMARIES[summary]().bytes_per_page(self.head_dim, self.page_size, self.computed_in)
         return self.layers * self.kv_heads * (row_bytes + 4 * 4 + POLICIES[policy].state_bytes)
 
 
@@ -184,9 +193,9 @@ def plan_pools(
         If the page summary does not serve the model's shape, a size asked for is not to be had, or the host pool would
         be smaller than the frame pool.
     """
-    name = config.page_summary(shape.head_dim, shape.page_size, shape.dtype)
+    name = config.page_summary(shape.head_dim, shape.page_size, shape.computed_in)
     summary = SUMMARIES[name]()
-    reason = summary.unsupported(shape.head_dim, shape.page_size, shape.dtype)
+    reason = summary.unsupported(shape.head_dim, shape.page_size, shape.computed_in)
     if reason is None and summary.kernels is None and not frames_in_dram:
         reason = "has no kernels for a GPU"
     if reason is not None:

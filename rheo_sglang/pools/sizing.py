@@ -10,6 +10,7 @@ import torch
 
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.errors import ConfigError
+from rheo_sglang.kv_dtypes import compute_dtype
 from rheo_sglang.pools.dram import available_dram
 from rheo_sglang.pools.kv_pool import RheoKVPool
 from rheo_sglang.pools.plan import (
@@ -46,6 +47,7 @@ def kv_shape(configurator: Any) -> KVShape:
         head_dim=model.head_dim,
         dtype=configurator.kv_cache_dtype,
         page_size=configurator.page_size,
+        compute_dtype=compute_dtype(configurator.kv_cache_dtype, model.dtype),
     )
 
 
@@ -181,4 +183,5 @@ def build_kv_pool(configurator: Any, tokens: int) -> RheoKVPool:
         config=RheoConfig.from_environment(),
         start_layer=configurator.layer_info.start_layer,
         end_layer=configurator.layer_info.end_layer,
+        compute_dtype=shape.compute_dtype,
     )

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from rheo_kernels import reference
+from rheo_kernels.reference import quantise
+from rheo_kernels.types import UNSCALED, KVScales
 from rheo_sglang.page_lists import page_lists
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.prefill.batch import PrefillBatch, build_prefill_batch
@@ -43,6 +45,10 @@ class Prefill:
         Gives pages frames.
     tracer
         Records what prompts attended, or None.
+    scales
+        Of every layer; 1 by default.
+    compute_dtype
+        What attention computes in; the KV dtype by default.
 
     Notes
     -----
@@ -58,14 +64,18 @@ class Prefill:
         page_size: int,
         residency: SeedAdmission,
         tracer: Tracer | None = None,
+        scales: Sequence[KVScales] = (),
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         self.table = table
         self.host = host
+        self.scales = scales or [UNSCALED] * len(host)
+        self.dtype = dtype = compute_dtype or host.dtype
         self.page_size = page_size
         self.kernels = kernels_of(frames.device)
         self.stream = SideStream(frames.device, HIGH_PRIORITY)
-        self.staging = Staging(self.kernels, table, host, frames, page_size)
-        self.attend = dense_attention(frames.device, frames.dtype, self.staging.head_dim)
+        self.staging = Staging(self.kernels, table, host, frames, page_size, dtype)
+        self.attend = dense_attention(frames.device, dtype, self.staging.head_dim)
         self.seeding = Seeding(self.kernels, table, residency, page_size, tracer)
         self.room: int | None = None
         self.columns: int | None = None
@@ -92,8 +102,8 @@ class Prefill:
             batch = build_prefill_batch(pages, [prefix] * 2, [1, 1], self.page_size, room=self.room)
             self.begin(batch, batch.num_pages)
             shape = (2, heads, dim)
-            q = torch.zeros((2, heads * group, dim), dtype=self.host.dtype, device=device)
-            k, v = (torch.zeros(shape, dtype=self.host.dtype, device=device) for _ in range(2))
+            q = torch.zeros((2, heads * group, dim), dtype=self.dtype, device=device)
+            k, v = (torch.zeros(shape, dtype=self.dtype, device=device) for _ in range(2))
             slots = torch.zeros(2, dtype=torch.int64, device=device)
             for layer in range(len(self.host)):
                 self(layer, q, k, v, slots, batch, 1.0)
@@ -158,7 +168,7 @@ class Prefill:
         q
             Queries of all chunks, ``[T, Hq, D]``.
         k, v
-            Keys and values, ``[T, H, D]``, KV dtype.
+            Keys and values, ``[T, H, D]``; KV dtype, or the model's where that is of 8 bits.
         slots
             Slots of the chunks' tokens, ``[T]``, int64.
         batch
@@ -171,6 +181,9 @@ class Prefill:
         torch.Tensor
             Attention output, ``[T, Hq, D]``, the queries' dtype.
         """
+        scales = self.scales[layer]
+        k, v = quantise(k, scales.k, self.host.dtype), quantise(v, scales.v, self.host.dtype)
+        scale *= scales.k
         keys, values = self.staging.take(layer, k, v, batch)
         with self.stream.fork(starts_first=True):
             summary, summaries = self.table.summary, self.table.summaries[layer]
@@ -180,7 +193,7 @@ class Prefill:
         mass = self.seeding.page_mass(queries, keys, batch, scale)
         self.seeding(layer, mass, keys, values, batch)
         self.stream.join()
-        return out.to(q.dtype)
+        return out.to(q.dtype) if scales.v == 1.0 else (out * scales.v).to(q.dtype)
 
 
 def kernels_of(device: torch.device) -> ModuleType:

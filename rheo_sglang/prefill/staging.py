@@ -37,6 +37,8 @@ class Staging:
         Both pools' blocks, ``[L, N, H, 2, D * P]`` and ``[L, H, F, 2, D * P]``.
     page_size
         Tokens per page.
+    dtype
+        What attention computes in, and what is staged.
 
     Notes
     -----
@@ -49,13 +51,20 @@ class Staging:
     """
 
     def __init__(
-        self, kernels: ModuleType, table: PageTable, host: torch.Tensor, frames: torch.Tensor, page_size: int
+        self,
+        kernels: ModuleType,
+        table: PageTable,
+        host: torch.Tensor,
+        frames: torch.Tensor,
+        page_size: int,
+        dtype: torch.dtype,
     ) -> None:
         self.kernels = kernels
         self.table = table
         self.host = host
         self.frames = frames
         self.page_size = page_size
+        self.dtype = dtype
         self.layers, self.heads = host.shape[0], host.shape[2]
         self.head_dim = host.shape[4] // page_size
         self.stream = SideStream(frames.device, HIGH_PRIORITY)
@@ -70,7 +79,7 @@ class Staging:
     @property
     def token_bytes(self) -> int:
         """HBM bytes of one staged token: K and V in both halves."""
-        return HALVES * 2 * self.heads * self.head_dim * self.frames.element_size()
+        return HALVES * 2 * self.heads * self.head_dim * self.dtype.itemsize
 
     def begin(self, batch: PrefillBatch) -> None:
         """Start to stage the first layer of a pass, after everything that the main stream was given so far."""
@@ -92,7 +101,7 @@ class Staging:
         layer
             Layer index.
         k, v
-            The chunks' keys and values, ``[T, H, D]``.
+            The chunks' keys and values, ``[T, H, D]``, KV dtype.
         batch
             The pass.
 
@@ -101,6 +110,7 @@ class Staging:
         tuple of torch.Tensor
             ``[Y, H, D]``, until the next layer is taken; ``k`` and ``v`` themselves if no request has a prefix.
         """
+        k, v = k.to(self.dtype), v.to(self.dtype)
         if batch.prefix is None:
             return k, v
         staged = self.staged[layer % HALVES]
@@ -139,8 +149,8 @@ class Staging:
         if self.frames.is_cuda:
             torch.cuda.empty_cache()
         shape = (2, staged_capacity(tokens), self.heads, self.head_dim)
-        like = self.frames
-        self.halves = [torch.empty(shape, dtype=like.dtype, device=like.device) for _ in range(HALVES)]
+        device = self.frames.device
+        self.halves = [torch.empty(shape, dtype=self.dtype, device=device) for _ in range(HALVES)]
 
 
 def staged_capacity(tokens: int) -> int:

@@ -104,7 +104,7 @@ class SubcentroidSummary(EstimatingSummary):
         """See `EstimatingSummary.layout`."""
         return subcentroid_layout(head_dim, page_size, self.row_tokens)
 
-    def unsupported(self, head_dim: int, page_size: int, kv_dtype: torch.dtype) -> str | None:
+    def unsupported(self, head_dim: int, page_size: int, key_dtype: torch.dtype) -> str | None:
         """Head sizes that are no power of two, and those whose halves are too small for a product of tensor cores."""
         if head_dim < LEAST_HEAD_DIM or head_dim & (head_dim - 1):
             return f"needs a head size that is a power of two from {LEAST_HEAD_DIM} on, not {head_dim}"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from rheo_kernels.types.kv_scales import EIGHT_BITS
 from rheo_sglang.pools.kv_pool import RheoKVPool
 from rheo_sglang.storage.record import VERSION
 
@@ -23,7 +24,7 @@ def fingerprint(pool: RheoKVPool, model: torch.nn.Module, config: Any) -> str:
     Parameters
     ----------
     pool
-        Shape, dtype and page size, and the kind and layout of page summaries.
+        Shape, dtype with its scales, and page size, and the kind and layout of page summaries.
     model
         The loaded model, for its weights: about `SAMPLED` evenly spaced elements of every parameter, so that neither a
         path nor a name has to be trusted.
@@ -46,6 +47,8 @@ def fingerprint(pool: RheoKVPool, model: torch.nn.Module, config: Any) -> str:
         "summary": [table.summary.name, list(table.summaries.shape[3:]), str(table.summaries.dtype)],
         "model": {key: value for key, value in config.to_dict().items() if key not in NOT_OF_THE_MODEL},
     }
+    if pool.dtype == EIGHT_BITS:
+        stated["scales"] = [list(scales) for scales in pool.scales]
     digest = hashlib.sha256(json.dumps(stated, sort_keys=True, default=str).encode())
     digest.update(weights_digest(model))
     return digest.hexdigest()

@@ -9,12 +9,16 @@ import torch
 from unit.plain import relative_error
 
 from rheo_kernels import reference
+from rheo_kernels.types.kv_scales import EIGHT_BITS
 
 ISAS = ("generic", "avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_emulated")
 BFLOAT16_ISAS = ("avx512_bf16", "amx_bf16", "amx_emulated")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, EIGHT_BITS)
 ARITHMETICS = [
-    (isa, dtype) for isa in ISAS for dtype in DTYPES if isa not in BFLOAT16_ISAS or dtype == torch.bfloat16
+    (isa, dtype)
+    for isa in ISAS
+    for dtype in DTYPES
+    if isa not in BFLOAT16_ISAS or dtype in (torch.bfloat16, EIGHT_BITS)
 ]
 Partial = tuple[torch.Tensor, torch.Tensor]
 
@@ -82,7 +86,8 @@ def random_case(
             columns = torch.randperm(width)[:count]
             index[request, head, columns] = torch.randperm(pages)[:count].int()
             valid[request, head, columns] = torch.randint(1, page_size + 1, (count,)).int()
-    q = torch.randn(batch, heads * group, dim).to(query_dtype or dtype)
+    own = torch.bfloat16 if dtype == EIGHT_BITS else dtype
+    q = torch.randn(batch, heads * group, dim).to(query_dtype or own)
     blocks = torch.randn(pages, heads, 2, dim * page_size).to(dtype).transpose(0, 1)
     return Case(q, blocks, index, valid, page_size, dim**-0.5)
 
@@ -93,7 +98,8 @@ def assert_attended(
     """Relative error below 1e-2 where products are taken in bfloat16, below 1e-5 elsewhere."""
     out, lse = result
     exact_out, exact_lse = expected or case.expected()
-    narrow = isa in BFLOAT16_ISAS and case.q.dtype == case.blocks.dtype == torch.bfloat16
+    narrow = isa in BFLOAT16_ISAS and case.q.dtype == torch.bfloat16
+    narrow = narrow and case.blocks.dtype in (torch.bfloat16, EIGHT_BITS)
     assert out.dtype == lse.dtype == torch.float32
     assert torch.isfinite(out).all()
     assert relative_error(out, exact_out) < (1e-2 if narrow else 1e-5)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from rheo_kernels import reference
 from rheo_kernels.cpu import attend, available_isas
+from rheo_kernels.types.kv_scales import EIGHT_BITS
 
 
 @pytest.mark.parametrize(("isa", "dtype"), ARITHMETICS, indirect=["isa"], ids=str)
@@ -32,7 +33,20 @@ def test_any_group_size(isa: str, group: int, page_size: int) -> None:
     assert_attended(case, attend(*case.operands, threads=2), isa)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_eight_bits_are_what_they_stand_for(isa: str) -> None:
+    """Every number there is, subnormals and NaN included: a page's only token is the attention's output."""
+    blocks = torch.zeros(1, 16, 2, 16 * 16, dtype=torch.uint8)
+    blocks[0, :, 1, :16] = torch.arange(256, dtype=torch.uint8).view(16, 16)
+    blocks = blocks.view(EIGHT_BITS).transpose(0, 1)
+    index, valid = torch.zeros(1, 16, 1, dtype=torch.int32), torch.ones(1, 16, 1, dtype=torch.int32)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        out, _ = attend(torch.zeros(1, 16, 16, dtype=dtype), blocks, index, valid, 1.0, 16)
+        torch.testing.assert_close(
+            out.flatten(), blocks[:, 0, 1, :16].float().flatten(), rtol=0, atol=0, equal_nan=True
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, EIGHT_BITS], ids=str)
 def test_float32_queries_of_narrow_pages_are_not_rounded(isa: str, dtype: torch.dtype) -> None:
     case = random_case(dtype, query_dtype=torch.float32)
     assert_attended(case, attend(*case.operands))

@@ -5,7 +5,7 @@ Layouts, shape letters and results are those of ``rheo_kernels.reference``. Envi
 ``RHEO_CPU_ISA``
     Widest instruction-set variant to use: ``amx_bf16``, ``avx512_bf16``, ``avx512f``, ``avx2`` or ``generic``.
     Without it a call takes the widest one that the machine has; a server sets it to the fastest. The two bfloat16
-    variants take bfloat16 pages and queries; other dtypes go to the next narrower one.
+    variants take bfloat16 queries, and pages in bfloat16 or 8 bits; other dtypes go to the next narrower one.
 ``RHEO_CPU_THREADS``
     Threads, the caller among them. Without it one per CPU of the process's affinity mask.
 """

@@ -25,10 +25,11 @@ def attend(
     Parameters
     ----------
     q
-        Queries, ``[B, Hq, D]``, in the dtype of the blocks or float32; moved to the CPU if they are not there.
+        Queries, ``[B, Hq, D]``, in the dtype of the blocks or float32, or where these are of 8 bits in any of the
+        others; moved to the CPU if they are not there.
     blocks
-        Page blocks ``[H, X, 2, D * P]`` in host memory, any strides over ``H`` and ``X``; float32, bfloat16 or
-        float16.
+        Page blocks ``[H, X, 2, D * P]`` in host memory, any strides over ``H`` and ``X``; float32, bfloat16,
+        float16 or float8_e4m3fn.
     index
         Blocks to attend, ``[B, H, S]``, int32, -1 = none. No block is listed twice for one request and head.
     valid
@@ -57,7 +58,8 @@ def attend(
     Notes
     -----
     Moves ``2 * D * P`` elements per listed page, once for the whole GQA group; bound by DRAM bandwidth. bfloat16
-    pages with bfloat16 queries are multiplied in bfloat16 with float32 sums, everything else in float32.
+    pages, and pages of 8 bits, with bfloat16 queries are multiplied in bfloat16 with float32 sums, everything else in
+    float32. Numbers of 8 bits are converted exactly on the way.
     """
     origin = q.device
     if blocks.device.type != "cpu":

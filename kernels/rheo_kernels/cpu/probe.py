@@ -15,6 +15,7 @@ import torch
 from rheo_kernels.cpu import _native
 from rheo_kernels.cpu.problem import describe
 from rheo_kernels.cpu.settings import available_isas, checked_threads, forced_isa
+from rheo_kernels.types.kv_scales import EIGHT_BITS
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,13 @@ def working_isas() -> tuple[str, ...]:
     return tuple(working)
 
 
-def fastest_isa(blocks: torch.Tensor, group: int, page_size: int, threads: int | None = None) -> str | None:
+def fastest_isa(
+    blocks: torch.Tensor,
+    group: int,
+    page_size: int,
+    threads: int | None = None,
+    query_dtype: torch.dtype | None = None,
+) -> str | None:
     """Of the variants that work here, the one that attends random pages of a host pool soonest; None if none works.
 
     Wider is not always faster: where memory is the limit, it depends on what a variant does between two loads.
@@ -69,6 +76,8 @@ def fastest_isa(blocks: torch.Tensor, group: int, page_size: int, threads: int |
         Tokens per page.
     threads
         Threads to use; None for `default_threads`.
+    query_dtype
+        Of the queries; None for that of the blocks.
     """
     isas = working_isas()
     if len(isas) < 2:
@@ -79,7 +88,8 @@ def fastest_isa(blocks: torch.Tensor, group: int, page_size: int, threads: int |
     touched.copy_(touched.clone())
     width = max(min(TIMED_PAGES // heads, pages), 1)
     draw = torch.Generator().manual_seed(0)
-    q = torch.randn((1, heads * group, block // page_size), generator=draw).to(blocks.dtype)
+    q = torch.randn((1, heads * group, block // page_size), generator=draw)
+    q = q.to(query_dtype or blocks.dtype)
     index = torch.randint(pages, (1, heads, width), generator=draw, dtype=torch.int32)
     valid = torch.full_like(index, page_size)
     out, lse = torch.zeros(q.shape), torch.zeros(q.shape[:2])
@@ -105,7 +115,7 @@ def fastest_isa(blocks: torch.Tensor, group: int, page_size: int, threads: int |
 
 def _failure(isa: str) -> str | None:
     """What goes wrong with a variant, or None."""
-    problems = [_problem(dtype) for dtype in (torch.bfloat16, torch.float32)]
+    problems = [_problem(dtype) for dtype in (torch.bfloat16, torch.float32, EIGHT_BITS)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
@@ -129,7 +139,8 @@ def _problem(dtype: torch.dtype) -> tuple[_native.Problem, tuple[torch.Tensor, .
     draw = torch.Generator().manual_seed(0)
     blocks = torch.randn((HEADS, PAGES, 2, DIM * PAGE_SIZE), generator=draw).to(dtype)
     blocks[:, :, 1] = ANSWER
-    q = torch.randn((1, HEADS * GROUP, DIM), generator=draw).to(dtype)
+    q = torch.randn((1, HEADS * GROUP, DIM), generator=draw)
+    q = q.to(torch.bfloat16 if dtype == EIGHT_BITS else dtype)
     index = torch.arange(PAGES, dtype=torch.int32).expand(1, HEADS, -1).contiguous()
     valid = torch.full_like(index, PAGE_SIZE - 1)
     out, lse = torch.zeros((1, HEADS * GROUP, DIM)), torch.zeros((1, HEADS * GROUP))

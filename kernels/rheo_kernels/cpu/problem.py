@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 
 from rheo_kernels.cpu import _native
+from rheo_kernels.types.kv_scales import EIGHT_BITS
 
 DTYPES = {
     torch.float32: _native.Dtype.float32,
     torch.bfloat16: _native.Dtype.bfloat16,
     torch.float16: _native.Dtype.float16,
+    EIGHT_BITS: _native.Dtype.float8,
 }
 PAGE_SIZES = (16, 32, 64)
 DIM_MULTIPLE = 16
@@ -30,8 +32,11 @@ def check_shapes(q: torch.Tensor, blocks: torch.Tensor, page_size: int) -> None:
     if blocks.shape[2:] != (2, dim * page_size):
         raise ValueError(f"blocks end in {tuple(blocks.shape[2:])}; allowed: {(2, dim * page_size)}.")
     if blocks.dtype not in DTYPES:
-        raise ValueError(f"blocks are {blocks.dtype}; allowed: float32, bfloat16, float16.")
-    if q.dtype not in (blocks.dtype, torch.float32):
+        raise ValueError(f"blocks are {blocks.dtype}; allowed: float32, bfloat16, float16, float8_e4m3fn.")
+    if blocks.dtype == EIGHT_BITS:
+        if q.dtype == EIGHT_BITS or q.dtype not in DTYPES:
+            raise ValueError(f"q is {q.dtype}; allowed: float32, bfloat16, float16.")
+    elif q.dtype not in (blocks.dtype, torch.float32):
         raise ValueError(f"q is {q.dtype}; allowed: {blocks.dtype} as the blocks, or float32.")
     if blocks.stride()[2:] != (dim * page_size, 1):
         raise ValueError(f"blocks have strides {blocks.stride()}; allowed: contiguous [2, D * P].")

@@ -16,7 +16,8 @@ Shape letters used by every kernel and its reference:
 
 A *block* is what one page holds in one layer and KV head: ``[2, D * P]``, first K token-inner
 (``[D, P]``, so that a dot product over ``D`` needs no horizontal reduction), then V row-major
-(``[P, D]``). Frames and host pages share the layout, so moving a page is a plain copy.
+(``[P, D]``). Frames and host pages share the layout, so moving a page is a plain copy. Blocks are of the *KV dtype*:
+the one that attention computes in, or 8 bits (`rheo_kernels.types.KVScales`).
 LSE is the natural logarithm everywhere; an empty partial is ``(output 0, LSE -inf)``.
 """
 
@@ -27,6 +28,7 @@ from rheo_kernels.reference.attend import attend
 from rheo_kernels.reference.attend_dense import attend_dense
 from rheo_kernels.reference.blocks import block_keys, block_values
 from rheo_kernels.reference.cover import cover
+from rheo_kernels.reference.eight_bits import quantise, widen
 from rheo_kernels.reference.estimate import estimate, log_shares
 from rheo_kernels.reference.favour import favour
 from rheo_kernels.reference.fill import fill
@@ -74,6 +76,7 @@ __all__ = [
     "offload_misses",
     "page_mass",
     "place",
+    "quantise",
     "rank_normalise",
     "release",
     "resolve",
@@ -87,5 +90,6 @@ __all__ = [
     "tail",
     "update_importance",
     "value_frames",
+    "widen",
     "write",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 from rheo_kernels.reference.blocks import block_keys, block_values
+from rheo_kernels.reference.eight_bits import quantise, widen
+from rheo_kernels.types.kv_scales import UNSCALED, KVScales
 from rheo_kernels.types.summary import PageSummary
 
 
@@ -18,13 +20,14 @@ def append(
     summary: PageSummary,
     summaries: torch.Tensor,
     page_size: int,
+    scales: KVScales = UNSCALED,
 ) -> None:
     """Store one token per request in its resident tail page and fold it into the page's summary.
 
     Parameters
     ----------
     k, v
-        New keys and values, ``[B, H, D]``, KV dtype.
+        New keys and values, ``[B, H, D]``; KV dtype, or any floating one where that is of 8 bits.
     tail_pages
         Logical page that receives the token, ``[B]``, int32; 0 marks a padded row, which is skipped.
     offsets
@@ -39,6 +42,8 @@ def append(
         One layer's summaries, ``[H, N, R, W]``; written.
     page_size
         Tokens per page.
+    scales
+        Of 8 bits.
 
     Notes
     -----
@@ -49,13 +54,16 @@ def append(
     pages, offset = tail_pages[rows].long(), offsets[rows].long()
     frame = page_table[:, pages].long()
     assert bool((frame >= 0).all()), "a tail page has no frame"
-    key, value = k[rows].transpose(0, 1), v[rows].transpose(0, 1)
+    key, value = (
+        quantise(new[rows].transpose(0, 1), scale, frames.dtype)
+        for new, scale in ((k, scales.k), (v, scales.v))
+    )
     head = torch.arange(frame.shape[0], device=k.device)[:, None]
     block_keys(frames, page_size)[head, frame, :, offset] = key
     block_values(frames, page_size)[head, frame, offset] = value
 
-    folded = summary.fold_token(summaries[:, pages], key, offset == 0)
+    folded = summary.fold_token(summaries[:, pages], widen(key), offset == 0)
     if folded is None:
         keys, values = block_keys(frames, page_size), block_values(frames, page_size)
-        folded = summary.fold_chunk(keys[head, frame], values[head, frame], offset + 1)
+        folded = summary.fold_chunk(widen(keys[head, frame]), widen(values[head, frame]), offset + 1)
     summaries[:, pages] = folded.to(summaries.dtype)

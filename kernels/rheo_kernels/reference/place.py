@@ -21,7 +21,7 @@ def place(
     Parameters
     ----------
     k, v
-        Keys and values, ``[Y, H, D]``, KV dtype.
+        Keys and values, ``[Y, H, D]``; what the KV dtype stands for.
     row_of
         Row of ``k`` and ``v`` with the first token of each logical page, ``[N]``, int32; its other tokens follow.
     pages, targets
@@ -37,5 +37,5 @@ def place(
     frame = targets[head, column].long()
     offset = torch.arange(page_size, device=pages.device)
     tokens = row_of[pages[head, column].long()].long()[:, None] + offset
-    block_keys(frames, page_size)[head, frame] = k[tokens, head[:, None]].transpose(1, 2)
-    block_values(frames, page_size)[head, frame] = v[tokens, head[:, None]]
+    block_keys(frames, page_size)[head, frame] = k[tokens, head[:, None]].transpose(1, 2).to(frames.dtype)
+    block_values(frames, page_size)[head, frame] = v[tokens, head[:, None]].to(frames.dtype)

@@ -35,7 +35,7 @@ def stage(
     rows
         Row of ``k`` and ``v`` that takes each page's first token, ``[X]``, int32.
     k, v
-        Staged keys and values, ``[Y, H, D]``, KV dtype; written.
+        Staged keys and values, ``[Y, H, D]``, the dtype to compute in; written.
     page_size
         Tokens per page.
 
@@ -51,5 +51,5 @@ def stage(
     offset = torch.arange(page_size, device=pages.device)
     listed, offset = (offset < tokens[:, None]).nonzero(as_tuple=True)
     target = rows.long()[listed] + offset
-    k[target] = block_keys(blocks, page_size)[listed, :, :, offset]
-    v[target] = block_values(blocks, page_size)[listed, :, offset]
+    k[target] = block_keys(blocks, page_size)[listed, :, :, offset].to(k.dtype)
+    v[target] = block_values(blocks, page_size)[listed, :, offset].to(v.dtype)

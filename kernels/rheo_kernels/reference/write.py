@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from rheo_kernels.reference.blocks import block_keys, block_values
+from rheo_kernels.reference.eight_bits import widen
 from rheo_kernels.types.summary import PageSummary
 
 
@@ -46,4 +47,4 @@ def write(
     held_keys, held_values = (
         part[touched.to(host.device)].transpose(0, 1).to(summaries.device) for part in (keys, values)
     )
-    summaries[:, touched] = summary.fold_chunk(held_keys, held_values, counts).to(summaries.dtype)
+    summaries[:, touched] = summary.fold_chunk(widen(held_keys), widen(held_values), counts).to(summaries.dtype)

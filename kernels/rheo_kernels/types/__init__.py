@@ -6,11 +6,13 @@ from rheo_kernels.types.budgets import Budgets
 from rheo_kernels.types.estimates import Estimates
 from rheo_kernels.types.growth import Growth
 from rheo_kernels.types.idle_decay import IdleDecay
+from rheo_kernels.types.kv_scales import UNSCALED, KVScales
 from rheo_kernels.types.partials import Partials
 from rheo_kernels.types.selection import HitCounters, ResidencyBonus, RunnersUp, Selected, Stamps
 from rheo_kernels.types.tail import Coverage, Tail
 
 __all__ = [
+    "UNSCALED",
     "Admitted",
     "Budgets",
     "Coverage",
@@ -19,6 +21,7 @@ __all__ = [
     "Growth",
     "HitCounters",
     "IdleDecay",
+    "KVScales",
     "Partials",
     "ResidencyBonus",
     "RunnersUp",

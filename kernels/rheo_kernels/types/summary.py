@@ -20,7 +20,7 @@ class SummaryKernels(NamedTuple):
     ----------
     fold_chunk
         ``(rows, keys, values, held, count, DIM, BLOCK_D, PAGE_SIZE)``: store the rows of a page that holds ``count``
-        tokens. ``keys`` is ``[BLOCK_D, PAGE_SIZE]`` and ``values`` ``[PAGE_SIZE, BLOCK_D]``, KV dtype, both undefined
+        tokens. ``keys`` is ``[BLOCK_D, PAGE_SIZE]`` and ``values`` ``[PAGE_SIZE, BLOCK_D]``, any floating dtype, both undefined
         where ``held``, ``[PAGE_SIZE]``, is false. Values that are not used are not read.
     score
         ``(rows, queries, listed, heads, DIM, BLOCK_D) -> [BLOCK_G, BLOCK_M]``, float32: unscaled scores of pages for
@@ -67,15 +67,15 @@ class PageSummary(ABC):
         """``W``: elements of a row, the head dimension unless scales or codes are packed into it."""
         return head_dim
 
-    def dtype(self, kv_dtype: torch.dtype) -> torch.dtype:
-        """Storage dtype, that of the keys unless they are quantised."""
-        return kv_dtype
+    def dtype(self, key_dtype: torch.dtype) -> torch.dtype:
+        """Storage dtype: the one that keys are computed with, unless they are quantised."""
+        return key_dtype
 
-    def bytes_per_page(self, head_dim: int, page_size: int, kv_dtype: torch.dtype) -> int:
+    def bytes_per_page(self, head_dim: int, page_size: int, key_dtype: torch.dtype) -> int:
         """Bytes of one page's summary in one layer and KV head."""
-        return self.rows * self.row_width(head_dim, page_size) * self.dtype(kv_dtype).itemsize
+        return self.rows * self.row_width(head_dim, page_size) * self.dtype(key_dtype).itemsize
 
-    def unsupported(self, head_dim: int, page_size: int, kv_dtype: torch.dtype) -> str | None:
+    def unsupported(self, head_dim: int, page_size: int, key_dtype: torch.dtype) -> str | None:
         """Why this combination is not served, as the end of a sentence; None if it is."""
         return None
 
@@ -86,9 +86,9 @@ class PageSummary(ABC):
         Parameters
         ----------
         keys
-            ``[H, X, D, P]``, KV dtype, token-inner as in blocks; undefined from ``counts`` on.
+            ``[H, X, D, P]``, token-inner as in blocks; undefined from ``counts`` on.
         values
-            ``[H, X, P, D]``, KV dtype; undefined from ``counts`` on.
+            ``[H, X, P, D]``; undefined from ``counts`` on.
         counts
             Tokens that each page holds, ``[X]``, int64, at least 1.
 
@@ -106,7 +106,7 @@ class PageSummary(ABC):
         rows
             ``[H, X, R, W]``, storage dtype.
         keys
-            ``[H, X, D]``, KV dtype.
+            ``[H, X, D]``.
         first
             Whether the key is the page's first, ``[X]``, bool; what the rows hold is then of another page.
 
@@ -156,6 +156,6 @@ class EstimatingSummary(PageSummary):
         """``W``: bytes of a row."""
         return self.layout(head_dim, page_size).width
 
-    def dtype(self, kv_dtype: torch.dtype) -> torch.dtype:
+    def dtype(self, key_dtype: torch.dtype) -> torch.dtype:
         """Bytes."""
         return torch.uint8

@@ -129,7 +129,8 @@ NB_MODULE(_native, m) {
     nb::enum_<Dtype>(m, "Dtype")
         .value("float32", Dtype::float32)
         .value("bfloat16", Dtype::bfloat16)
-        .value("float16", Dtype::float16);
+        .value("float16", Dtype::float16)
+        .value("float8", Dtype::float8);
 
     nb::class_<Problem>(m, "Problem");
     m.def("problem", &make_problem, nb::kw_only(), "heads"_a, "group"_a, "dim"_a, "page_size"_a, "kv"_a,

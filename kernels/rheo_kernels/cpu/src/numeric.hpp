@@ -1,11 +1,13 @@
-// numeric: bfloat16 and float16 as float32, in portable C++.
+// numeric: bfloat16, float16 and float8 (e4m3fn) as float32, in portable C++.
 //
 // Everything is in an unnamed namespace: the variants are compiled with different instruction sets, and a
 // function with external linkage could be taken by the linker from the widest of them.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 namespace rheo {
 namespace {
@@ -30,6 +32,19 @@ namespace {
     if (magnitude >= 0x0f800000) result = magnitude | 0x7f800000;
     return bits_to_float(result | sign);
 }
+
+// Eight bits have few enough values for a table: subnormals and NaN cost no more than others.
+[[maybe_unused]] constexpr std::array<float, 256> kFloat8 = [] {
+    std::array<float, 256> values{};
+    for (int bits = 0; bits < 256; ++bits) {
+        const int exponent = bits >> 3 & 15, mantissa = bits & 7;
+        float value = static_cast<float>(exponent == 0 ? mantissa : mantissa + 8) * 0x1p-9f;
+        for (int i = 1; i < exponent; ++i) value *= 2;
+        if ((bits & 0x7f) == 0x7f) value = std::numeric_limits<float>::quiet_NaN();
+        values[bits] = bits & 0x80 ? -value : value;
+    }
+    return values;
+}();
 
 }  // namespace
 }  // namespace rheo

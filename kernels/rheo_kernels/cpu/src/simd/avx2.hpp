@@ -6,6 +6,7 @@
 #include <cstddef>
 
 #include "../shape.hpp"
+#include "float8_halves.hpp"
 
 namespace rheo {
 namespace {
@@ -17,6 +18,10 @@ struct Avx2Element {
 template <>
 struct Avx2Element<Dtype::float32> {
     using type = float;
+};
+template <>
+struct Avx2Element<Dtype::float8> {
+    using type = uint8_t;
 };
 
 struct Avx2 {
@@ -76,6 +81,11 @@ struct Avx2 {
         } else if constexpr (kv == Dtype::float16) {
             for (int i = 0; i < n; ++i)
                 rows[i] = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i * width)));
+        } else if constexpr (kv == Dtype::float8) {
+            for (int i = 0; i < n; ++i) {
+                const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + i * width));
+                rows[i] = mul(_mm256_cvtph_ps(_mm256_castsi256_si128(float8_to_halves(bytes))), set1(kFloat8Factor));
+            }
         } else if constexpr (n == 2) {
             const __m256i line = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
             rows[0] = _mm256_castsi256_ps(_mm256_slli_epi32(line, 16));

@@ -6,6 +6,7 @@
 #include <cstddef>
 
 #include "../shape.hpp"
+#include "float8_halves.hpp"
 
 namespace rheo {
 namespace {
@@ -17,6 +18,10 @@ struct Avx512Element {
 template <>
 struct Avx512Element<Dtype::float32> {
     using type = float;
+};
+template <>
+struct Avx512Element<Dtype::float8> {
+    using type = uint8_t;
 };
 
 struct Avx512 {
@@ -73,6 +78,11 @@ struct Avx512 {
             for (int i = 0; i < n; ++i)
                 rows[i] =
                     _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + i * width)));
+        } else if constexpr (kv == Dtype::float8) {
+            for (int i = 0; i < n; ++i) {
+                const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i * width));
+                rows[i] = mul(_mm512_cvtph_ps(float8_to_halves(bytes)), set1(kFloat8Factor));
+            }
         } else if constexpr (n == 2) {
             const __m512i line = _mm512_loadu_si512(p);
             rows[0] = _mm512_castsi512_ps(_mm512_slli_epi32(line, 16));

@@ -105,6 +105,7 @@ const PageKernel* float_page_kernel(const Shape& shape) {
     static constexpr PageKernel float32{.attend = attend_page<S, Dtype::float32>};
     static constexpr PageKernel bfloat16{.attend = attend_page<S, Dtype::bfloat16>};
     static constexpr PageKernel float16{.attend = attend_page<S, Dtype::float16>};
+    static constexpr PageKernel float8{.attend = attend_page<S, Dtype::float8>};
     switch (shape.kv) {
         case Dtype::float32:
             return &float32;
@@ -112,6 +113,8 @@ const PageKernel* float_page_kernel(const Shape& shape) {
             return &bfloat16;
         case Dtype::float16:
             return &float16;
+        case Dtype::float8:
+            return &float8;
     }
     return nullptr;
 }

@@ -10,7 +10,8 @@ namespace {
 
 // Whether a variant with bfloat16 products takes the shape. Logits are compared before they are scaled.
 inline bool takes_pairs(const Shape& shape) {
-    return shape.kv == Dtype::bfloat16 && shape.query == Dtype::bfloat16 && shape.scale > 0.0f;
+    return (shape.kv == Dtype::bfloat16 || shape.kv == Dtype::float8) && shape.query == Dtype::bfloat16 &&
+           shape.scale > 0.0f;
 }
 
 // 2^x for x <= kSlack log2(e) with a relative error below 8e-5, a fiftieth of what rounding to bfloat16 may cost;

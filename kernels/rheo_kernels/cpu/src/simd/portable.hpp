@@ -18,6 +18,10 @@ template <>
 struct PortableElement<Dtype::float32> {
     using type = float;
 };
+template <>
+struct PortableElement<Dtype::float8> {
+    using type = uint8_t;
+};
 
 struct Portable {
     static constexpr int width = 4;
@@ -84,6 +88,8 @@ struct Portable {
             } else if constexpr (kv == Dtype::bfloat16) {
                 const Mask wide{row[0], row[1], row[2], row[3]};
                 rows[i] = reinterpret_cast<Vec>(wide << 16);
+            } else if constexpr (kv == Dtype::float8) {
+                rows[i] = Vec{kFloat8[row[0]], kFloat8[row[1]], kFloat8[row[2]], kFloat8[row[3]]};
             } else {
                 for (int lane = 0; lane < width; ++lane) rows[i][lane] = float16_to_float(row[lane]);
             }

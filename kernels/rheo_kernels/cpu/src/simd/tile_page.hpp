@@ -1,4 +1,4 @@
-// tile_page: attention to one page with AMX tiles, bfloat16 KV and queries.
+// tile_page: attention to one page with AMX tiles, bfloat16 queries, and KV in bfloat16 or eight bits.
 //
 // Logits are Q [G, D] K [D, P], the output is W [G, P] V [P, D]: both products want their right operand as rows of
 // pairs ([k / 2, n, 2]), which is two rows of the page interleaved. That interleaving (one unpack and one store per
@@ -49,26 +49,26 @@ inline TileConfiguration tile_configuration(const Shape& shape) {
 }
 
 // Interleaves the pairs of 32 rows of 16 n elements into n right operands; rows from `count` on are zero.
-template <int n, bool unpacked>
-inline void interleave(const uint16_t* rows, int stride, int count, uint16_t* tiles, Prefetcher& ahead) {
-    const auto pair_up = [&](int pair, const uint16_t* first, const uint16_t* second) {
+template <int n, bool unpacked, class Element>
+inline void interleave(const Element* rows, int stride, int count, uint16_t* tiles, Prefetcher& ahead) {
+    const auto pair_up = [&](int pair, const Element* first, const Element* second) {
         __m512i pairs[n];
         load_pairs(first, second, pairs);
-        if (pair % kPairsToSkip != kPairsToSkip - 1) ahead.advance<n * 64>();
+        if (pair % kPairsToSkip != kPairsToSkip - 1) ahead.advance<n * 32 * sizeof(Element)>();
         for (int i = 0; i < n; ++i) _mm512_store_si512(tiles + i * kTileElements + pair * 32, pairs[i]);
     };
     if (count >= 32) {
 #pragma GCC unroll 16
         for (int pair = 0; pair < kTilePairs; ++pair) {
-            const uint16_t* first = rows + first_token<unpacked>(pair) * stride;
+            const Element* first = rows + first_token<unpacked>(pair) * stride;
             pair_up(pair, first, first + stride);
         }
         return;
     }
     for (int pair = 0; pair < kTilePairs; ++pair) {
         const int row = first_token<unpacked>(pair);
-        pair_up(pair, row < count ? rows + row * stride : zero_row,
-                row + 1 < count ? rows + (row + 1) * stride : zero_row);
+        pair_up(pair, row < count ? rows + row * stride : zero_row<Element>,
+                row + 1 < count ? rows + (row + 1) * stride : zero_row<Element>);
     }
 }
 
@@ -94,12 +94,12 @@ inline void store_sums(float* sums, int offset, int stride, std::integer_sequenc
 }
 
 // Attention of up to 16 query heads from g0 to a page of `tokens` tokens.
-template <class Tiles, int tokens>
+template <class Tiles, class Element, int tokens>
 class TilePage {
   public:
     TilePage(const Shape& shape, const Page& page, Scratch& scratch, Prefetcher& ahead, int g0)
         : shape_(shape),
-          keys_(reinterpret_cast<const uint16_t*>(page.block)),
+          keys_(reinterpret_cast<const Element*>(page.block)),
           values_(keys_ + shape.dim * tokens),
           valid_(page.valid),
           scratch_(scratch),
@@ -160,7 +160,7 @@ class TilePage {
     void interleave_values(int at) {
         constexpr bool unpacked = tokens > 16;
         const int steps = (valid_ + 31) / 32, token = at % steps * 32, d = at / steps * 32;
-        const uint16_t* rows = values_ + token * shape_.dim + d;
+        const Element* rows = values_ + token * shape_.dim + d;
         uint16_t* tiles = buffer(key_steps() + at);
         if (d + 32 <= shape_.dim)
             interleave<2, unpacked>(rows, shape_.dim, valid_ - token, tiles, ahead_);
@@ -182,8 +182,8 @@ class TilePage {
     }
 
     const Shape& shape_;
-    const uint16_t* const keys_;
-    const uint16_t* const values_;
+    const Element* const keys_;
+    const Element* const values_;
     const int valid_;
     Scratch& scratch_;
     Prefetcher& ahead_;
@@ -201,17 +201,17 @@ inline void open_tiles(const Shape& shape, Scratch& scratch) {
     std::memset(scratch.mixed_tiles, 0, sizeof(float) * ((shape.group + rows - 1) / rows * rows) * shape.dim);
 }
 
-template <class Tiles, int tokens>
+template <class Tiles, class Element, int tokens>
 void attend_page_with_tiles(const Shape& shape, const Page& page, Scratch& scratch, State& state) {
-    Prefetcher ahead(page.next, 4 * shape.dim * tokens);
+    Prefetcher ahead(page.next, 2 * sizeof(Element) * shape.dim * tokens);
     for (int g = 0; g < shape.group; g += kTileRows)
-        TilePage<Tiles, tokens>(shape, page, scratch, ahead, g).logits();
+        TilePage<Tiles, Element, tokens>(shape, page, scratch, ahead, g).logits();
     pair_softmax(shape, page.valid, scratch, state, ahead, [&](int g, float factor) {
         for (int tile = 0; tile < shape.dim / 16; ++tile)
             scale_values<Avx512>(mixed_row(shape, scratch, g, tile), 16, factor);
     });
     for (int g = 0; g < shape.group; g += kTileRows)
-        TilePage<Tiles, tokens>(shape, page, scratch, ahead, g).values();
+        TilePage<Tiles, Element, tokens>(shape, page, scratch, ahead, g).values();
     ahead.finish();
 }
 
@@ -230,21 +230,27 @@ inline void close_tiles(const Shape& shape, const Scratch& scratch, State& state
     }
 }
 
-template <class Tiles, void (*begin)(const Shape&), void (*end)(), int tokens>
-constexpr PageKernel tile_kernel{begin, open_tiles, attend_page_with_tiles<Tiles, tokens>, close_tiles, end};
+template <class Tiles, void (*begin)(const Shape&), void (*end)(), class Element, int tokens>
+constexpr PageKernel tile_kernel{begin, open_tiles, attend_page_with_tiles<Tiles, Element, tokens>, close_tiles, end};
+
+template <class Tiles, void (*begin)(const Shape&), void (*end)(), class Element>
+const PageKernel* tile_page_kernel_of(int page_size) {
+    switch (page_size) {
+        case 16:
+            return &tile_kernel<Tiles, begin, end, Element, 16>;
+        case 32:
+            return &tile_kernel<Tiles, begin, end, Element, 32>;
+        case 64:
+            return &tile_kernel<Tiles, begin, end, Element, 64>;
+    }
+    return nullptr;
+}
 
 template <class Tiles, void (*begin)(const Shape&), void (*end)()>
 const PageKernel* tile_page_kernel(const Shape& shape) {
     if (!takes_pairs(shape)) return nullptr;
-    switch (shape.page_size) {
-        case 16:
-            return &tile_kernel<Tiles, begin, end, 16>;
-        case 32:
-            return &tile_kernel<Tiles, begin, end, 32>;
-        case 64:
-            return &tile_kernel<Tiles, begin, end, 64>;
-    }
-    return nullptr;
+    if (shape.kv == Dtype::float8) return tile_page_kernel_of<Tiles, begin, end, uint8_t>(shape.page_size);
+    return tile_page_kernel_of<Tiles, begin, end, uint16_t>(shape.page_size);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// amx_bf16: the variant for AMX-BF16 tiles, bfloat16 KV and queries.
+// amx_bf16: the variant for AMX-BF16 tiles, bfloat16 queries, and KV in bfloat16 or eight bits.
 #include "../simd/tile_page.hpp"
 
 namespace rheo::amx_bf16 {

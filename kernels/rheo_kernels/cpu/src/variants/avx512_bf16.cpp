@@ -1,7 +1,7 @@
-// avx512_bf16: the variant for AVX512-BF16 dot products, bfloat16 KV and queries.
+// avx512_bf16: the variant for AVX512-BF16 dot products, bfloat16 queries, and KV in bfloat16 or eight bits.
 //
 // Each loaded line costs one unpack (pairs of rows interleaved) and G dot products of 32 elements, half the
-// multiply-adds of float32 arithmetic and no conversion.
+// multiply-adds of float32 arithmetic and no conversion but that of eight bits.
 #include "../simd/group.hpp"
 #include "../simd/pair_softmax.hpp"
 
@@ -18,8 +18,8 @@ inline __m512i broadcast_pair(const uint16_t* p) {
     return _mm512_set1_epi32(pair);
 }
 
-template <int heads, int n>
-void key_block(const Shape& shape, const uint16_t* keys, int t0, int g0, Scratch& scratch,
+template <int heads, int n, class Element>
+void key_block(const Shape& shape, const Element* keys, int t0, int g0, Scratch& scratch,
                Prefetcher& ahead) {
     __m512 sums[heads][n];
     for (auto& row : sums)
@@ -27,10 +27,10 @@ void key_block(const Shape& shape, const uint16_t* keys, int t0, int g0, Scratch
     const int stride = padded_to_32(shape.dim);
     const uint16_t* query = scratch.query_bf16 + g0 * stride;
     for (int d = 0; d < shape.dim; d += 2) {
-        const uint16_t* row = keys + d * shape.page_size + t0;
+        const Element* row = keys + d * shape.page_size + t0;
         __m512i pairs[n];
         load_pairs(row, row + shape.page_size, pairs);
-        ahead.advance<n * 64>();
+        ahead.advance<n * 32 * sizeof(Element)>();
         for (int g = 0; g < heads; ++g) {
             const __m512i q = broadcast_pair(query + g * stride + d);
             for (int i = 0; i < n; ++i) sums[g][i] = dot(sums[g][i], pairs[i], q);
@@ -42,8 +42,8 @@ void key_block(const Shape& shape, const uint16_t* keys, int t0, int g0, Scratch
     }
 }
 
-template <bool unpacked, int heads, int n>
-void value_block(const Shape& shape, const uint16_t* values, int valid, int d0, int g0,
+template <bool unpacked, int heads, int n, class Element>
+void value_block(const Shape& shape, const Element* values, int valid, int d0, int g0,
                  const Scratch& scratch, State& state, Prefetcher& ahead) {
     __m512 sums[heads][n];
     for (auto& row : sums)
@@ -54,10 +54,10 @@ void value_block(const Shape& shape, const uint16_t* values, int valid, int d0, 
         for (int pair = 0; pair < 16; ++pair) {
             const int t = t0 + first_token<unpacked>(pair);
             if (t >= valid) continue;
-            const uint16_t* row = values + t * shape.dim + d0;
+            const Element* row = values + t * shape.dim + d0;
             __m512i pairs[n];
-            load_pairs(row, t + 1 < valid ? row + shape.dim : zero_row, pairs);
-            ahead.advance<n * 64>();
+            load_pairs(row, t + 1 < valid ? row + shape.dim : zero_row<Element>, pairs);
+            ahead.advance<n * 32 * sizeof(Element)>();
             for (int g = 0; g < heads; ++g) {
                 const __m512i weight = broadcast_pair(weights + g * stride + t0 + 2 * pair);
                 for (int i = 0; i < n; ++i) sums[g][i] = dot(sums[g][i], pairs[i], weight);
@@ -72,12 +72,12 @@ void value_block(const Shape& shape, const uint16_t* values, int valid, int d0, 
     }
 }
 
-template <bool unpacked>
+template <class Element, bool unpacked>
 void attend_page(const Shape& shape, const Page& page, Scratch& scratch, State& state) {
     const int elements = shape.dim * shape.page_size;
-    const auto* keys = reinterpret_cast<const uint16_t*>(page.block);
-    const uint16_t* values = keys + elements;
-    Prefetcher ahead(page.next, 4 * elements);
+    const auto* keys = reinterpret_cast<const Element*>(page.block);
+    const Element* values = keys + elements;
+    Prefetcher ahead(page.next, 2 * sizeof(Element) * elements);
 
     for_each_chunk<Avx512::group_chunk>(shape.group, [&](int g0, auto heads) {
         constexpr int count = decltype(heads)::get;
@@ -96,12 +96,18 @@ void attend_page(const Shape& shape, const Page& page, Scratch& scratch, State& 
     ahead.finish();
 }
 
+template <class Element>
+const PageKernel* page_kernel_of(const Shape& shape) {
+    static constexpr PageKernel natural{.attend = attend_page<Element, false>};
+    static constexpr PageKernel unpacked{.attend = attend_page<Element, true>};
+    return shape.page_size == 16 ? &natural : &unpacked;
+}
+
 }  // namespace
 
 const PageKernel* page_kernel(const Shape& shape) {
-    static constexpr PageKernel natural{.attend = attend_page<false>}, unpacked{.attend = attend_page<true>};
     if (!takes_pairs(shape)) return nullptr;
-    return shape.page_size == 16 ? &natural : &unpacked;
+    return shape.kv == Dtype::float8 ? page_kernel_of<uint8_t>(shape) : page_kernel_of<uint16_t>(shape);
 }
 
 }  // namespace rheo::avx512_bf16
