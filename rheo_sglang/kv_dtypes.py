@@ -1,4 +1,4 @@
-"""KV dtypes: what blocks may hold K and V in, what attention over them computes in, and the scales of a loaded model."""
+"""KV dtypes: what blocks may hold K and V in, what attention over them computes in, and a loaded model's scales."""
 
 from __future__ import annotations
 

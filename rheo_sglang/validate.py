@@ -350,7 +350,9 @@ def check_kv_dtype(dtype: torch.dtype, device: str) -> None:
         return
     capability = torch.cuda.get_device_capability(device)
     if capability < FIRST_WITH_EIGHT_BITS:
-        allowed = "auto, bf16, bfloat16, or a GPU of compute capability {}.{} or above".format(*FIRST_WITH_EIGHT_BITS)
+        allowed = "auto, bf16, bfloat16, or a GPU of compute capability {}.{} or above".format(
+            *FIRST_WITH_EIGHT_BITS
+        )
         reject("--kv-cache-dtype", str(dtype).removeprefix("torch."), allowed, "rheo")
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import torch
 
-from rheo_kernels.types import DecodeBatch, Selected, Tail
+from rheo_kernels.types import UNSCALED, DecodeBatch, KVScales, Selected, Tail
 from rheo_sglang.decode.heads import HeadShape
 
 Workspace = TypeVar("Workspace")
@@ -25,6 +25,8 @@ class Attention(ABC, Generic[Workspace]):
         Heads of this rank.
     page_size
         Tokens per page.
+    scales
+        Of every layer; those of V are applied here, and those of K are a part of softmax scales. 1 by default.
 
     Attributes
     ----------
@@ -37,11 +39,19 @@ class Attention(ABC, Generic[Workspace]):
     select_resolve: Callable[..., Selected]
     lists_runners_up: bool
 
-    def __init__(self, host: torch.Tensor, frames: torch.Tensor, heads: HeadShape, page_size: int) -> None:
+    def __init__(
+        self,
+        host: torch.Tensor,
+        frames: torch.Tensor,
+        heads: HeadShape,
+        page_size: int,
+        scales: Sequence[KVScales] = (),
+    ) -> None:
         self.host = host
         self.frames = frames
         self.heads = heads
         self.page_size = page_size
+        self.scales = scales or [UNSCALED] * len(frames)
 
     @abstractmethod
     def workspace(

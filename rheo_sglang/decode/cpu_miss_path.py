@@ -81,4 +81,14 @@ class CpuMissPath(MissPath[TritonAttention, CpuAttention]):
         count = out.shape[0]
         host = step.path.out[:count], step.path.lse[:count]
         coverage = None if tail is None else tail.coverage
-        merge(hits, None, out, host_out=host[0], host_lse=host[1], tail=left_out, coverage=coverage)
+        factor = self.attention.scales[layer].v
+        merge(
+            hits,
+            None,
+            out,
+            host_out=host[0],
+            host_lse=host[1],
+            tail=left_out,
+            coverage=coverage,
+            factor=factor,
+        )

@@ -47,7 +47,9 @@ class GpuDecodeEngine(DecodeEngine):
         self.append_stream = SideStream(device)
         self.last_layer = len(inputs.frames) - 1
         self.scoring = make_scoring(inputs)
-        self.attention = make_attention(inputs.host, inputs.frames, inputs.heads, inputs.page_size)
+        self.attention = make_attention(
+            inputs.host, inputs.frames, inputs.heads, inputs.page_size, self.scales
+        )
         self.miss_path = make_miss_path(inputs, self.residency, self.attention)
         self.miss_path.fetched = self.readings.fetched
         self.missed_at = torch.zeros((), dtype=torch.int32, device=device)
@@ -203,6 +205,7 @@ class GpuDecodeEngine(DecodeEngine):
         """See `DecodeEngine.forward`."""
         step = self.step
         assert step is not None
+        scale *= self.scales[layer].k
         if isinstance(step, SparseBuffers):
             self._forward_sparse(layer, step, q, k, v, scale, out)
         else:
@@ -292,6 +295,7 @@ class GpuDecodeEngine(DecodeEngine):
             table.summary,
             table.summaries[layer],
             self.page_size,
+            self.scales[layer],
         )
 
     def _summarise_tails(self, step: StepBuffers) -> None:

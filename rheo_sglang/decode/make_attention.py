@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from rheo_kernels.cuda.attend import unsupported
+from rheo_kernels.types import KVScales
 from rheo_sglang.decode.attention import Attention
 from rheo_sglang.decode.cuda_attention import CudaAttention
 from rheo_sglang.decode.heads import HeadShape
@@ -17,13 +19,17 @@ logger = logging.getLogger(__name__)
 
 
 def make_attention(
-    host: torch.Tensor, frames: torch.Tensor, heads: HeadShape, page_size: int
+    host: torch.Tensor,
+    frames: torch.Tensor,
+    heads: HeadShape,
+    page_size: int,
+    scales: Sequence[KVScales] = (),
 ) -> Attention[Any]:
     """Attention in CUDA C++ where it runs, else in Triton; see `Attention` for the parameters."""
     if frames.device.type != "cuda":
-        return TritonAttention(host, frames, heads, page_size)
+        return TritonAttention(host, frames, heads, page_size, scales)
     reason = unsupported(heads.dim, page_size, heads.group, frames.dtype, frames.device)
     if reason is None:
-        return CudaAttention(host, frames, heads, page_size)
+        return CudaAttention(host, frames, heads, page_size, scales)
     logger.info("rheo: decode attention runs in Triton, not in CUDA C++: %s", reason)
-    return TritonAttention(host, frames, heads, page_size)
+    return TritonAttention(host, frames, heads, page_size, scales)

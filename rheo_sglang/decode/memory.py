@@ -15,6 +15,7 @@ from rheo_sglang.decode.cuda_attention import CudaAttention
 from rheo_sglang.decode.heads import HeadShape, loaded_heads
 from rheo_sglang.decode.make_attention import make_attention
 from rheo_sglang.decode.variant import make_variants
+from rheo_sglang.kv_dtypes import compute_dtype
 from rheo_sglang.pools.plan import DecodeBytes
 from rheo_sglang.selection import SUMMARIES, EstimatingSummary
 
@@ -35,6 +36,8 @@ class DecodeMemory:
         Heads of this rank.
     layers, page_size, dtype
         Of the KV.
+    compute_dtype
+        What attention computes in; the KV dtype by default.
     max_pages
         Pages of the longest request.
     device
@@ -54,6 +57,7 @@ class DecodeMemory:
     device: torch.device
     captured: int
     frames: int = MOST_CANDIDATES
+    compute_dtype: torch.dtype | None = None
 
     def of(self, requests: int) -> DecodeBytes:
         """Bytes of all buffers of steps of up to so many requests."""
@@ -70,7 +74,7 @@ class DecodeMemory:
         host = frames.transpose(1, 2)
         attention = make_attention(host, frames, heads, self.page_size)
         in_cuda = isinstance(attention, CudaAttention)
-        summary = SUMMARIES[config.page_summary(heads.dim, self.page_size, self.dtype)]
+        summary = SUMMARIES[config.page_summary(heads.dim, self.page_size, self.compute_dtype or self.dtype)]
         estimates = issubclass(summary, EstimatingSummary)
         variants = make_variants(config.budget_table(self.page_size, self.max_pages))
         width = max(variant.width for variant in variants)
@@ -95,7 +99,7 @@ class DecodeMemory:
             return DecodeBytes(bytes_of(buffers), 0)
         shape = host, batch, heads.group, width, self.page_size
         with torch.device("meta"):
-            on_host = CpuAttention(*shape, threads=1, pinned=False)
+            on_host = CpuAttention(*shape, threads=1, pinned=False, query_dtype=self.compute_dtype)
         return DecodeBytes(bytes_of(buffers), bytes_of(on_host))
 
 
@@ -139,4 +143,5 @@ def decode_memory(configurator: Any, config: RheoConfig) -> DecodeMemory:
         -(-configurator.model_config.context_len // configurator.page_size),
         torch.device(configurator.device),
         captured,
+        compute_dtype=compute_dtype(configurator.kv_cache_dtype, configurator.model_config.dtype),
     )

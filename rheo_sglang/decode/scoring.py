@@ -137,7 +137,7 @@ def make_scoring(inputs: EngineInputs) -> Scoring:
     dim, page_size = inputs.heads.dim, inputs.page_size
     kernels: ModuleType = cuda
     layout, frames = summary.layout(dim, page_size), inputs.frames
-    reason = cuda.unsupported(layout, inputs.heads.group, frames.dtype, frames.device)
+    reason = cuda.unsupported(layout, inputs.heads.group, inputs.computed_in, frames.device)
     if reason is not None:
         kernels = triton
         if frames.is_cuda:

@@ -63,7 +63,8 @@ class TritonAttention(Attention[TritonWorkspace]):
         )
         hits = self.hits(layer, selected, q, scale, workspace)
         coverage = None if tail is None else tail.coverage
-        kernels.merge(hits, misses, out, tail=self.tail(tail, workspace), coverage=coverage)
+        left_out, factor = self.tail(tail, workspace), self.scales[layer].v
+        kernels.merge(hits, misses, out, tail=left_out, coverage=coverage, factor=factor)
 
     @staticmethod
     def tail(tail: Tail | None, workspace: TritonWorkspace) -> Partials | None:
@@ -113,4 +114,4 @@ class TritonAttention(Attention[TritonWorkspace]):
             missed_at,
             now,
         )
-        kernels.merge(parts, None, out)
+        kernels.merge(parts, None, out, factor=self.scales[layer].v)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -19,7 +20,8 @@ from engine_server import DIM, GROUP, HEADS, LAYERS, PAGE_SIZE, PAGES, ROWS, SCA
 from triton_cases import GPU, normal
 
 from rheo_kernels.reference import block_keys, block_values
-from rheo_kernels.types import Selected
+from rheo_kernels.types import KVScales, Selected
+from rheo_kernels.types.kv_scales import EIGHT_BITS
 from rheo_sglang.budget import BUDGETS, BudgetSettings
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.decode.cuda_attention import CudaAttention
@@ -54,12 +56,13 @@ class Pair:
         dtype: torch.dtype,
         runners_up: int,
         padding: int = 0,
+        **storage: Any,
     ) -> None:
         self.padding = padding
         self.random = torch.Generator().manual_seed(11)
         cpu = torch.device("cpu")
-        self.reference = EngineServer(config, frames, cpu, False, dtype, runners_up=runners_up)
-        self.gpu = EngineServer(config, frames, device, True, dtype)
+        self.reference = EngineServer(config, frames, cpu, False, dtype, runners_up=runners_up, **storage)
+        self.gpu = EngineServer(config, frames, device, True, dtype, **storage)
         self.selections: dict[EngineServer, list[Selected]] = {}
         self.outputs: list[torch.Tensor] = []
         self._prefill()
@@ -257,6 +260,24 @@ def test_triton_attends_what_is_left_out_as_the_reference_does(
     )
     pair = Pair(config, 10, rng.device, torch.float32, runners_up=0, padding=1)
     check(pair, "importance")
+
+
+@pytest.mark.parametrize(
+    ("summary", "miss_mode", "dense"),
+    [("subcentroids4", "fetch", 0), ("bound", "split", 0), ("bound", "fetch", 1 << 20)],
+)
+def test_triton_attends_eight_bits_with_a_layers_scales_as_the_reference_does(
+    summary: str, miss_mode: str, dense: int, rng: torch.Generator
+) -> None:
+    config = replace(config_of("importance", summary=summary, miss_mode=miss_mode), dense_threshold=dense)
+    scales = [KVScales(0.75, 2.5), KVScales(1.0, 0.3)]
+    pair = Pair(config, 10, rng.device, EIGHT_BITS, 0, 1, compute_dtype=torch.float32, scales=scales)
+    for number in range(2):
+        pair.step(number)
+        pair.check_outputs()
+        if not dense:
+            pair.check_selections()
+        pair.align()
 
 
 @pytest.mark.parametrize(("summary", "planned"), [("subcentroids2", True), ("subcentroids4", False)])

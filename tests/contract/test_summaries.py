@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from triton_cases import (
+    EIGHT_BIT_SHAPES,
     GPU,
     GPU_SHAPES,
     SHAPES,
@@ -26,12 +27,14 @@ from triton_cases import (
     pinned,
     relative_error,
     residency,
+    same,
     to_device,
 )
 
 from rheo_kernels import reference
-from rheo_kernels.reference import block_keys, block_values
+from rheo_kernels.reference import block_keys, block_values, widen
 from rheo_kernels.reference.subcentroids import decode_subcentroids, row_counts
+from rheo_kernels.types import UNSCALED, KVScales
 from rheo_sglang.config import ConfigError, RheoConfig
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.plan import KVShape, plan_pools
@@ -300,9 +303,9 @@ def check_write(
     skip_unsupported(summary, shape)
     total = 2 + sum(length // shape.page_size + 2 for _, length in chunks)
     slots = chunk_slots(chunks, shape.page_size, total, rng)
-    wide = normal((slots.numel(), 2 * shape.heads, shape.dim), shape.dtype, rng)
+    wide = normal((slots.numel(), 2 * shape.heads, shape.dim), shape.kv, rng)
     k, v = wide[:, : shape.heads], wide[:, shape.heads :]
-    expected = normal((total, shape.heads, 2, shape.block), shape.dtype, rng).cpu()
+    expected = normal((total, shape.heads, 2, shape.block), shape.kv, rng).cpu()
     host = pinned(expected.to(rng.device))
     summaries = storage(summary, shape.heads, total, shape, rng)
     untouched = summaries.clone()
@@ -310,7 +313,7 @@ def check_write(
     kernels.write(k, v, slots, host, summary, summaries, shape.page_size, programs)
     if rng.device.type == "cuda":
         torch.cuda.synchronize()
-    assert torch.equal(host, expected)
+    assert same(host, expected)
     held = torch.full((total,), shape.page_size, device=rng.device)
     written = slots // shape.page_size
     held[written] = 0
@@ -318,7 +321,7 @@ def check_write(
     assert_equal_once_rounded(summary, shape, summaries, untouched, held)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, EIGHT_BIT_SHAPES[0]], ids=str)
 def test_write_equals_the_reference(summary: PageSummary, shape: Shape, rng: torch.Generator) -> None:
     size = shape.page_size
     check_write(summary, shape, [(0, 2 * size), (3, 5), (size - 1, 1), (size + 2, size), (0, 1)], rng)
@@ -343,7 +346,7 @@ def test_write_equals_the_reference_on_long_chunks(
     check_write(summary, shape, [(0, 2000), (777, 1000), (64, 640)], rng)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, *EIGHT_BIT_SHAPES], ids=str)
 def test_append_equals_the_reference(summary: PageSummary, shape: Shape, rng: torch.Generator) -> None:
     from rheo_kernels import triton as kernels
 
@@ -357,23 +360,25 @@ def test_append_equals_the_reference(summary: PageSummary, shape: Shape, rng: to
     tail_pages = to_device([3, 0, 7, 5], rng)
     offsets = to_device([0, 2, shape.page_size - 1, 4], rng)
     k, v = (normal((4, heads, shape.dim), shape.dtype, rng) for _ in range(2))
-    blocks = normal((heads, frames, 2, shape.block), shape.dtype, rng)
+    scales = UNSCALED if shape.stored is None else KVScales(0.37, 0.004)
+    blocks = normal((heads, frames, 2, shape.block), shape.kv, rng)
     keys = block_keys(blocks, shape.page_size)
     summaries = storage(summary, heads, pages, shape, rng)
     head = torch.arange(heads, device=rng.device)[:, None]
     listed = torch.tensor([7, 5], device=rng.device)
     counts = torch.tensor([shape.page_size - 1, 4], device=rng.device)
     place = table[:, listed].long()
-    so_far = summary.fold_chunk(keys[head, place], block_values(blocks, shape.page_size)[head, place], counts)
+    values = block_values(blocks, shape.page_size)
+    so_far = summary.fold_chunk(widen(keys[head, place]), widen(values[head, place]), counts)
     summaries[:, listed] = so_far.to(summaries.dtype)
     expected, folded = blocks.clone(), summaries.clone()
-    reference.append(k, v, tail_pages, offsets, table, expected, summary, folded, shape.page_size)
-    kernels.append(k, v, tail_pages, offsets, table, blocks, summary, summaries, shape.page_size)
-    assert torch.equal(blocks, expected)
+    reference.append(k, v, tail_pages, offsets, table, expected, summary, folded, shape.page_size, scales)
+    kernels.append(k, v, tail_pages, offsets, table, blocks, summary, summaries, shape.page_size, scales)
+    assert same(blocks, expected)
     kernels.summarise_tails(
         tail_pages, offsets, table, blocks, summary, summaries, shape.dim, shape.page_size
     )
-    assert torch.equal(blocks, expected)
+    assert same(blocks, expected)
     held = torch.full((pages,), shape.page_size, device=rng.device)
     held[tail_pages.long()] = offsets.long() + 1
     assert_equal_once_rounded(summary, shape, summaries, folded, held)

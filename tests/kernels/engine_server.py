@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from rheo_kernels.types import KVScales
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.decode.engine import EngineInputs
 from rheo_sglang.decode.heads import HeadShape
@@ -36,9 +38,13 @@ class EngineServer:
     gpu
         Which engine.
     dtype
-        KV dtype, also of queries and outputs.
+        KV dtype; also of queries and outputs, if not of 8 bits.
     tracer
         Records its steps.
+    compute_dtype
+        Of queries and outputs where the KV dtype is of 8 bits.
+    scales
+        Of every layer, of 8 bits.
     options
         More for the engine.
     """
@@ -51,10 +57,12 @@ class EngineServer:
         gpu: bool,
         dtype: torch.dtype = torch.float32,
         tracer: Tracer | None = None,
+        compute_dtype: torch.dtype | None = None,
+        scales: Sequence[KVScales] = (),
         **options: Any,
     ) -> None:
         self.device = device
-        self.dtype = dtype
+        self.kv_dtype, self.dtype = dtype, compute_dtype or dtype
         self.table = PageTable(
             LAYERS,
             HEADS,
@@ -62,9 +70,9 @@ class EngineServer:
             PAGE_SIZE,
             PAGES,
             frames,
-            config.page_summary(DIM, PAGE_SIZE, dtype),
+            config.page_summary(DIM, PAGE_SIZE, self.dtype),
             config.policy,
-            dtype,
+            self.dtype,
             device,
             triton=gpu,
         )
@@ -85,6 +93,8 @@ class EngineServer:
             self.recorder,
             tracer=tracer,
             counts_fetched=True,
+            scales=scales,
+            compute_dtype=self.dtype,
         )
         self.engine = engine_class(gpu)(inputs, **options)
         self.engine.note_prefill()
@@ -95,7 +105,7 @@ class EngineServer:
             start = column * PAGE_SIZE
             slots = page * PAGE_SIZE + torch.arange(PAGE_SIZE, dtype=torch.int32)
             self.tokens[row, start : start + PAGE_SIZE] = slots.to(self.device)
-        self.host[:, pages] = noise[:, pages].to(self.dtype)
+        self.host[:, pages] = noise[:, pages].to(self.kv_dtype)
         self.table.summaries[:, :, pages] = summaries[:, :, pages].to(self.device, self.table.summaries.dtype)
 
     def step(

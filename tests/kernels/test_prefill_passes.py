@@ -6,16 +6,24 @@ from itertools import accumulate
 
 import pytest
 import torch
-from triton_cases import Shape, normal, permutation, relative_error
+from triton_cases import Shape, normal, permutation, relative_error, same
 
 from rheo_kernels import reference
+from rheo_kernels.types import UNSCALED, KVScales
+from rheo_kernels.types.kv_scales import EIGHT_BITS
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
 from rheo_sglang.prefill import Prefill, build_prefill_batch
 
 LAYERS, FRAMES = 3, 6
 ERROR = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
-SHAPES = [Shape(), Shape(group=2, dim=128, page_size=32, dtype=torch.float16)]
+SHAPES = [
+    Shape(),
+    Shape(group=2, dim=128, page_size=32, dtype=torch.float16),
+    Shape(group=2, dim=32, stored=EIGHT_BITS),
+]
+SCALES = [KVScales(0.5, 0.03), KVScales(), KVScales(3.0, 7.0)]
+"""Of each layer, where pages are of 8 bits."""
 
 
 class Prompts:
@@ -27,7 +35,8 @@ class Prompts:
         device, size, heads = rng.device, shape.page_size, shape.heads
         pages = 2 + sum(-(-length // size) for length in lengths)
         self.shape = shape
-        pool = LAYERS, pages, heads, shape.dim, size, shape.dtype
+        pool = LAYERS, pages, heads, shape.dim, size, shape.kv
+        self.scales = [UNSCALED] * LAYERS if shape.stored is None else SCALES
         self.table = PageTable(
             LAYERS,
             heads,
@@ -42,9 +51,17 @@ class Prompts:
             triton=True,
         )
         self.host = host_pool(*pool, pinned=device.type == "cuda")
-        self.frames = frame_pool(LAYERS, heads, FRAMES, shape.dim, size, shape.dtype, device)
+        self.frames = frame_pool(LAYERS, heads, FRAMES, shape.dim, size, shape.kv, device)
         residency = GpuResidency(self.table, self.host, self.frames)
-        self.prefill = Prefill(self.table, self.host, self.frames, size, residency)
+        self.prefill = Prefill(
+            self.table,
+            self.host,
+            self.frames,
+            size,
+            residency,
+            scales=self.scales,
+            compute_dtype=shape.dtype,
+        )
         self.expected_host, self.expected_summaries = self.host.clone(), self.table.summaries.cpu().clone()
         tokens = sum(lengths)
         self.q = normal((LAYERS, tokens, heads * shape.group, shape.dim), shape.dtype, rng)
@@ -80,24 +97,29 @@ class Prompts:
         for layer, (out, (_, k, v)) in enumerate(zip(outs, inputs, strict=True)):
             assert relative_error(out, self.dense(layer, ends)) < ERROR[self.shape.dtype]
             reference.write(
-                k.cpu(),
-                v.cpu(),
+                *(part.cpu() for part in self.stored(layer, k, v)),
                 slot.cpu(),
                 self.expected_host[layer],
                 self.table.summary,
                 self.expected_summaries[layer],
                 size,
             )
-        assert torch.equal(self.host, self.expected_host)
+        assert same(self.host, self.expected_host)
         assert torch.equal(self.table.summaries.cpu(), self.expected_summaries)
         self.done = ends
+
+    def stored(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> list[torch.Tensor]:
+        """K and V as pages hold them."""
+        pairs = zip((k, v), self.scales[layer], strict=True)
+        return [reference.quantise(part, scale, self.shape.kv) for part, scale in pairs]
 
     def dense(self, layer: int, ends: list[int]) -> torch.Tensor:
         """Attention of the chunks' tokens, ``[T, Hq, D]``, float64."""
         parts = []
         for first, done, end in zip(self.first, self.done, ends, strict=True):
             q = self.q[layer, first + done : first + end].double().unflatten(1, (self.shape.heads, -1))
-            k, v = (part[layer, first : first + end].double() for part in (self.k, self.v))
+            held = self.stored(layer, *(part[layer, first : first + end] for part in (self.k, self.v)))
+            k, v = (part.double() * scale for part, scale in zip(held, self.scales[layer], strict=True))
             logits = torch.einsum("qhgd,thd->hgqt", q, k) * self.shape.dim**-0.5
             position = torch.arange(end, device=q.device)
             logits.masked_fill_(position > position[done:, None], -torch.inf)
@@ -110,7 +132,7 @@ class Prompts:
         resident = 0
         for layer, head, page in (self.table.frame_of >= 0).nonzero().tolist():
             frame = self.frames[layer, head, self.table.frame_of[layer, head, page].long()]
-            assert torch.equal(frame.cpu(), self.host[layer, page, head])
+            assert same(frame.cpu(), self.host[layer, page, head])
             resident += 1
         assert resident > 0
 

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from triton_cases import GPU_SHAPES, SHAPES, Shape, integers, merged, normal, permutation, relative_error
+from triton_cases import (
+    EIGHT_BIT_SHAPES,
+    GPU_SHAPES,
+    SHAPES,
+    Shape,
+    integers,
+    merged,
+    normal,
+    permutation,
+    relative_error,
+)
 
 from rheo_kernels import reference
 from rheo_kernels.types import Partials
@@ -64,7 +74,7 @@ def ragged_lists(
 def check(shape: Shape, counts: list[list[int]], width: int, blocks: int, rng: torch.Generator) -> None:
     from rheo_kernels import triton as kernels
 
-    pool = normal((shape.heads, blocks, 2, shape.block), shape.dtype, rng)
+    pool = normal((shape.heads, blocks, 2, shape.block), shape.kv, rng)
     index, valid = ragged_lists(counts, width, blocks, shape.page_size, rng)
     q = normal((len(counts), shape.heads * shape.group, shape.dim), shape.dtype, rng)
     scale = shape.dim**-0.5
@@ -77,7 +87,7 @@ def check(shape: Shape, counts: list[list[int]], width: int, blocks: int, rng: t
     assert (lse[filled] - exact[1][filled]).abs().max() < max(TOLERANCE[shape.dtype] / 4, 2e-5)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, *EIGHT_BIT_SHAPES], ids=str)
 def test_attend_equals_dense_attention(shape: Shape, rng: torch.Generator) -> None:
     counts = [[11, 3], [0, 1], [9, 8]]
     check(shape, [row[: shape.heads] for row in counts], 13, 14, rng)

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from test_triton_attend import TOLERANCE, exact_attend
-from triton_cases import GPU_SHAPES, SHAPES, Shape, merged, normal, page_lists, permutation, relative_error
+from triton_cases import (
+    EIGHT_BIT_SHAPES,
+    GPU_SHAPES,
+    SHAPES,
+    Shape,
+    merged,
+    normal,
+    page_lists,
+    permutation,
+    relative_error,
+)
 
 from rheo_kernels import reference
 
@@ -17,9 +27,9 @@ def check(shape: Shape, lengths: list[int], resident: float, rng: torch.Generato
     size, heads, device = shape.page_size, shape.heads, rng.device
     counts = [-(-length // size) for length in lengths]
     total = sum(counts) + 3
-    content = normal((total, heads, 2, shape.block), shape.dtype, rng)
+    content = normal((total, heads, 2, shape.block), shape.kv, rng)
     host = content.clone()
-    frames = torch.full((heads, total, 2, shape.block), torch.nan, dtype=shape.dtype, device=device)
+    frames = torch.full((heads, total, 2, shape.block), torch.nan, dtype=shape.kv, device=device)
     table = torch.full((heads, total), -1, dtype=torch.int32, device=device)
     for head in range(heads):
         pages = permutation(total - 1, rng)[: int(resident * (total - 1))] + 1
@@ -56,7 +66,7 @@ def check(shape: Shape, lengths: list[int], resident: float, rng: torch.Generato
 
 
 @pytest.mark.parametrize("resident", [0.0, 0.6, 1.0])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, *EIGHT_BIT_SHAPES], ids=str)
 def test_attend_dense_equals_dense_attention(shape: Shape, resident: float, rng: torch.Generator) -> None:
     size = shape.page_size
     check(shape, [5 * size - 3, 1, 2 * size], resident, rng)

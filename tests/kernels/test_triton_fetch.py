@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from test_triton_attend import TOLERANCE, exact_attend
-from triton_cases import GPU_SHAPES, SHAPES, Shape, integers, merged, normal, permutation, relative_error
+from triton_cases import (
+    EIGHT_BIT_SHAPES,
+    GPU_SHAPES,
+    SHAPES,
+    Shape,
+    integers,
+    merged,
+    normal,
+    permutation,
+    relative_error,
+)
 
 from rheo_kernels import reference
 
@@ -17,9 +27,9 @@ def check(
     from rheo_kernels import triton as kernels
 
     heads, num_frames, page_size = shape.heads, total, shape.page_size
-    host = normal((total, heads, 2, shape.block), shape.dtype, rng)
+    host = normal((total, heads, 2, shape.block), shape.kv, rng)
     table = torch.full((heads, total), -1, dtype=torch.int32, device=rng.device)
-    frames = torch.full((heads, num_frames, 2, shape.block), torch.nan, dtype=shape.dtype, device=rng.device)
+    frames = torch.full((heads, num_frames, 2, shape.block), torch.nan, dtype=shape.kv, device=rng.device)
     for head in range(heads):
         resident = permutation(total - 1, rng)[: total // 2] + 1
         taken = permutation(num_frames, rng)[: resident.numel()]
@@ -39,9 +49,7 @@ def check(
     scale = shape.dim**-0.5
     exact = exact_attend(q, host.transpose(0, 1), found.misses, found.valid, scale, page_size)
     pinned = host.cpu().pin_memory() if rng.device.type == "cuda" else host
-    staged = torch.full(
-        (batch * heads, room, 2, shape.block), torch.nan, dtype=shape.dtype, device=rng.device
-    )
+    staged = torch.full((batch * heads, room, 2, shape.block), torch.nan, dtype=shape.kv, device=rng.device)
     parts = kernels.attend_fetch(q, pinned, misses, valid, first, last, scale, page_size, staged=staged)
     out, lse = merged(parts, batch)
     filled = exact[1] > -torch.inf
@@ -66,7 +74,7 @@ def check(
 
 
 @pytest.mark.parametrize("room", [13, 2])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, *EIGHT_BIT_SHAPES], ids=str)
 def test_attend_fetch_equals_attention_over_the_misses_and_fills_frames(
     shape: Shape, room: int, rng: torch.Generator
 ) -> None:

@@ -6,7 +6,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from triton_cases import GPU_SHAPES, SHAPES, Shape, normal, permutation, residency, to_device
+from triton_cases import (
+    EIGHT_BIT_SHAPES,
+    GPU_SHAPES,
+    SHAPES,
+    Shape,
+    normal,
+    permutation,
+    residency,
+    to_device,
+)
 
 from rheo_kernels import reference
 from rheo_sglang.selection import SUMMARIES
@@ -20,8 +29,8 @@ def check(shape: Shape, prefixes: list[int], chunk: int, rng: torch.Generator, p
     total = 2 + sum(-(-prefix // size) for prefix in prefixes)
     frames = max(total // 2, 1)
     table, _ = residency(heads, total, frames, rng)
-    host = normal((total, heads, 2, shape.block), shape.dtype, rng).cpu()
-    pool = normal((heads, frames, 2, shape.block), shape.dtype, rng)
+    host = normal((total, heads, 2, shape.block), shape.kv, rng).cpu()
+    pool = normal((heads, frames, 2, shape.block), shape.kv, rng)
     tokens: list[int] = []
     rows: list[int] = []
     first = 0
@@ -42,7 +51,7 @@ def check(shape: Shape, prefixes: list[int], chunk: int, rng: torch.Generator, p
     assert torch.equal(staged[1], expected[1])
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, *EIGHT_BIT_SHAPES], ids=str)
 def test_stage_equals_reference(shape: Shape, rng: torch.Generator) -> None:
     check(shape, [3 * shape.page_size, 1, 2 * shape.page_size + 5, shape.page_size - 1], 7, rng)
 

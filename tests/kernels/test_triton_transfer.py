@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from triton_cases import Shape, normal, permutation, residency, to_device
+from triton_cases import EIGHT_BIT_SHAPES, Shape, normal, permutation, residency, same, to_device
 
 from rheo_kernels import reference
 
@@ -16,14 +16,16 @@ def host_pages(shape: tuple[int, ...], dtype: torch.dtype, rng: torch.Generator)
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("shape", [Shape(dim=80, dtype=torch.bfloat16), Shape(dim=64, page_size=32)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [Shape(dim=80, dtype=torch.bfloat16), Shape(dim=64, page_size=32), EIGHT_BIT_SHAPES[1]], ids=str
+)
 def test_load_equals_reference(shape: Shape, layers: int, rng: torch.Generator) -> None:
     from rheo_kernels import triton as kernels
 
     heads, total, frames, columns = shape.heads, 15, 9, 6
     rows = layers * heads
-    host = host_pages((layers, total, heads, 2, shape.block), shape.dtype, rng)
-    pool = normal((layers, heads, frames, 2, shape.block), shape.dtype, rng)
+    host = host_pages((layers, total, heads, 2, shape.block), shape.kv, rng)
+    pool = normal((layers, heads, frames, 2, shape.block), shape.kv, rng)
     pages = torch.stack([permutation(total, rng)[:columns] for _ in range(rows)]).to(torch.int32)
     targets = torch.stack([permutation(frames, rng)[:columns] for _ in range(rows)]).to(torch.int32)
     counts = to_device([columns, 0, 3, 1][:rows], rng)
@@ -35,7 +37,7 @@ def test_load_equals_reference(shape: Shape, layers: int, rng: torch.Generator) 
         kernels.load(host[0], pool[0], pages, targets, counts)
     else:
         kernels.load(host, pool, pages, targets, counts)
-    assert torch.equal(pool, expected)
+    assert same(pool, expected)
 
 
 @pytest.mark.parametrize("layers", [1, 2])

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from rheo_kernels.types.kv_scales import EIGHT_BITS
+
 GPU = torch.cuda.is_available()
 
 
@@ -19,13 +21,19 @@ class Shape:
     dim: int = 64
     page_size: int = 16
     dtype: torch.dtype = torch.float32
+    stored: torch.dtype | None = None
+
+    @property
+    def kv(self) -> torch.dtype:
+        """KV dtype."""
+        return self.stored or self.dtype
 
     @property
     def block(self) -> int:
         return self.dim * self.page_size
 
     def __str__(self) -> str:
-        name = str(self.dtype).removeprefix("torch.")
+        name = "-".join(str(dtype).removeprefix("torch.") for dtype in (self.dtype, self.stored) if dtype)
         return f"h{self.heads}g{self.group}d{self.dim}p{self.page_size}-{name}"
 
 
@@ -36,6 +44,11 @@ SHAPES = [
     Shape(group=16, dim=128, page_size=32, dtype=torch.bfloat16),
     Shape(heads=1, group=7, dim=128, page_size=64, dtype=torch.float16),
     Shape(heads=1, group=2, dim=256, page_size=16, dtype=torch.bfloat16),
+]
+
+EIGHT_BIT_SHAPES = [
+    Shape(group=4, dim=32, page_size=32, dtype=torch.float32, stored=EIGHT_BITS),
+    Shape(group=3, dim=80, page_size=16, dtype=torch.bfloat16, stored=EIGHT_BITS),
 ]
 
 GPU_SHAPES = [
@@ -85,6 +98,11 @@ def residency(heads: int, total: int, frames: int, rng: torch.Generator) -> tupl
         table[head, pages] = taken.to(torch.int32)
         page_of[head, taken] = pages.to(torch.int32)
     return table, page_of
+
+
+def same(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether two tensors are equal bit by bit."""
+    return torch.equal(left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8))
 
 
 def to_device(values: list[int], rng: torch.Generator) -> torch.Tensor:

@@ -23,7 +23,7 @@ REFUSED_BY_ARGUMENTS = {
     "page size": ({"page_size": 1}, "--page-size=1 is not supported; allowed: 16, 32, 64"),
     "KV dtype": (
         {"arguments": ["--kv-cache-dtype", "fp8_e5m2"]},
-        "--kv-cache-dtype='fp8_e5m2' is not supported; allowed: auto, bf16, bfloat16",
+        "--kv-cache-dtype='fp8_e5m2' is not supported; allowed: auto, bf16, bfloat16, fp8_e4m3",
     ),
 }
 REFUSED_BY_SIZES = {

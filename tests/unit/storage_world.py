@@ -13,6 +13,7 @@ from sglang.srt.mem_cache.base_prefix_cache import InsertParams
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 
 from rheo_sglang.config import RheoConfig
+from rheo_sglang.kv_dtypes import compute_dtype
 from rheo_sglang.pools.allocator import RheoAllocator
 from rheo_sglang.pools.kv_pool import RheoKVPool
 from rheo_sglang.storage.store import FOLDER_VARIABLE, open_backend
@@ -60,7 +61,14 @@ class World:
         self.folder, self.page_size, self.pages = folder, page_size, pages
         shape = (dtype, HEADS, DIM, LAYERS)
         self.pool = RheoKVPool(
-            pages * page_size, page_size, *shape, "cpu", 4, config or RheoConfig(), start_layer=0
+            pages * page_size,
+            page_size,
+            *shape,
+            "cpu",
+            4,
+            config or RheoConfig(),
+            start_layer=0,
+            compute_dtype=compute_dtype(dtype, torch.float32),
         )
         self.table = self.pool.table
         self.allocator = RheoAllocator(self.pool, need_sort=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 
+from rheo_kernels.types.kv_scales import EIGHT_BITS
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.errors import ConfigError
 from rheo_sglang.pools.plan import GIB, MOST_FRAMES, KVShape, PoolPlan, plan_pools
@@ -45,6 +47,16 @@ def test_a_page_holds_k_and_v_of_all_layers_and_heads() -> None:
     assert SHAPE.page_bytes == 32 * SHAPE.token_bytes
     assert SHAPE.table_bytes("bound") == 2 * 2 * (2 * 64 * 2 + 16)
     assert SHAPE.table_bytes("mean") == 2 * 2 * (64 * 2 + 16)
+
+
+def test_eight_bits_halve_a_page_and_leave_summaries_and_staging_as_they_are() -> None:
+    narrow = replace(SHAPE, dtype=EIGHT_BITS, compute_dtype=torch.bfloat16)
+    assert narrow.page_bytes == SHAPE.page_bytes // 2
+    for summary in SUMMARIES.names():
+        assert narrow.table_bytes(summary) == SHAPE.table_bytes(summary)
+    assert narrow.staging_bytes(1000) == SHAPE.staging_bytes(1000)
+    config = RheoConfig(host_pool_gib=4000 * PAGE / GIB, frame_pool_gib=200 * PAGE / GIB)
+    assert plan_pools(config, narrow, 1000 * PAGE, 100_000 * PAGE, None, False) == PoolPlan(8000, 400)
 
 
 def test_sizes_that_were_asked_for_are_given() -> None:

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from rheo_kernels.types import KVScales
+from rheo_kernels.types.kv_scales import EIGHT_BITS
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.storage import tier as tier_module
 from rheo_sglang.storage.fingerprint import fingerprint, namespace
@@ -124,6 +126,7 @@ def keys_of(world: World) -> set[str]:
 OTHERS: dict[str, dict[str, Any]] = {
     "weights": {"weights": 1},
     "dtype": {"dtype": torch.bfloat16},
+    "dtype of 8 bits": {"dtype": EIGHT_BITS},
     "page size": {"page_size": 32},
     "summary": {"config": RheoConfig(summary="bound")},
 }
@@ -153,6 +156,15 @@ def test_the_fingerprint_depends_on_the_models_configuration_and_weights(make: M
     assert (
         len({namespace(one, *extra) for extra in ((None, None), ("a", None), (None, "a"), ("a", "a"))}) == 4
     )
+
+
+def test_the_fingerprint_depends_on_the_scales_of_eight_bits(make: MakeWorld) -> None:
+    pool = make(dtype=EIGHT_BITS).pool
+    digests = set()
+    for scales in (KVScales(), KVScales(0.5, 1.0), KVScales(1.0, 0.5)):
+        pool.scales = [scales] * pool.layer_num
+        digests.add(fingerprint(pool, model(), configuration()))
+    assert len(digests) == 3
 
 
 def test_requests_that_a_key_keeps_apart_have_pages_of_their_own(make: MakeWorld) -> None:

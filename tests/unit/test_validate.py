@@ -18,7 +18,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("decode_attention_backend", "triton", "not set beside --attention-backend rheo"),
     ("page_size", 1, "16, 32, 64"),
     ("page_size", 128, "16, 32, 64"),
-    ("kv_cache_dtype", "fp8_e4m3", "auto, bf16, bfloat16"),
+    ("kv_cache_dtype", "fp8_e5m2", "auto, bf16, bfloat16, fp8_e4m3"),
     ("radix_cache_backend", "lmcache", "not set, or 'rheo'"),
     ("speculative_algorithm", "EAGLE", "not set"),
     ("disaggregation_mode", "decode", "not set"),
@@ -95,7 +95,7 @@ def test_the_flag_alone_selects_everything_rheo_needs() -> None:
 
 
 @pytest.mark.parametrize("page_size", [16, 32, 64])
-@pytest.mark.parametrize("kv_cache_dtype", ["auto", "bf16", "bfloat16"])
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "bf16", "bfloat16", "fp8_e4m3"])
 def test_supported_choices_are_kept(page_size: int, kv_cache_dtype: str) -> None:
     arguments = unresolved_arguments(
         page_size=page_size, kv_cache_dtype=kv_cache_dtype, radix_cache_backend="rheo"

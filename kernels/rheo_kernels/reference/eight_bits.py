@@ -22,11 +22,12 @@ def quantise(values: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Te
     Returns
     -------
     torch.Tensor
-        ``values / scale``, rounded once, to nearest and ties to even; what is beyond the ends of 8 bits is at them.
+        ``values * (1 / scale)`` in float32, rounded to nearest and ties to even; beyond the largest number of
+        8 bits it is that one.
     """
     if dtype != EIGHT_BITS:
         return values.to(dtype)
-    return (values.float() / scale).clamp(-LARGEST, LARGEST).to(dtype)
+    return (values.float() * (1 / scale)).clamp(-LARGEST, LARGEST).to(dtype)
 
 
 def widen(stored: torch.Tensor) -> torch.Tensor:

@@ -47,4 +47,6 @@ def write(
     held_keys, held_values = (
         part[touched.to(host.device)].transpose(0, 1).to(summaries.device) for part in (keys, values)
     )
-    summaries[:, touched] = summary.fold_chunk(widen(held_keys), widen(held_values), counts).to(summaries.dtype)
+    summaries[:, touched] = summary.fold_chunk(widen(held_keys), widen(held_values), counts).to(
+        summaries.dtype
+    )

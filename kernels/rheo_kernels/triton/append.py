@@ -6,6 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
+from rheo_kernels.triton.eight_bits import quantise
+from rheo_kernels.types import UNSCALED, KVScales
+from rheo_kernels.types.kv_scales import EIGHT_BITS
 from rheo_kernels.types.summary import PageSummary, SummaryKernels
 
 
@@ -19,6 +22,7 @@ def append(
     summary: PageSummary,
     summaries: torch.Tensor,
     page_size: int,
+    scales: KVScales = UNSCALED,
 ) -> None:
     """Store one token per request in its resident tail page, and fold its key into the page's summary where that is all
     that it takes; `summarise_tails` does it for other summaries.
@@ -26,7 +30,7 @@ def append(
     Parameters
     ----------
     k, v
-        New keys and values, ``[B, H, D]``, KV dtype, contiguous in ``D``.
+        New keys and values, ``[B, H, D]``, contiguous in ``D``; KV dtype, or any floating one where that is of 8 bits.
     tail_pages
         Logical page that receives the token, ``[B]``, int32; 0 marks a padded row, which is skipped.
     offsets
@@ -41,6 +45,8 @@ def append(
         One layer's summaries, ``[H, N, R, W]``; written.
     page_size
         Tokens per page.
+    scales
+        Of 8 bits.
 
     Notes
     -----
@@ -55,6 +61,7 @@ def append(
         page_table,
         frames,
         summaries,
+        *scales.factors,
         k.stride(0),
         k.stride(1),
         v.stride(0),
@@ -67,6 +74,7 @@ def append(
         DIM=dim,
         BLOCK_D=triton.next_power_of_2(dim),
         PAGE_SIZE=page_size,
+        QUANTISE=frames.dtype == EIGHT_BITS,
         FOLD_TOKEN=_kernels(summary).fold_token,
         num_warps=1,
     )
@@ -98,7 +106,7 @@ def summarise_tails(
 
     Notes
     -----
-    Reads the tokens of a page, ``4 * D * P`` bytes of fp16 at most, and writes one summary, per request and row. One
+    Reads the tokens of a page, ``2 * D * P`` elements at most, and writes one summary, per request and row. One
     layer is bound by latency: 17 us beside other kernels on an H200, which is why layers share a launch.
     """
     kernels = _kernels(summary)
@@ -137,6 +145,8 @@ def _append(
     page_table,
     frames,
     summaries,
+    factor_k,
+    factor_v,
     stride_kb,
     stride_kh,
     stride_vb,
@@ -149,6 +159,7 @@ def _append(
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
+    QUANTISE: tl.constexpr,
     FOLD_TOKEN: tl.constexpr,
 ):
     request = tl.program_id(0)
@@ -162,6 +173,9 @@ def _append(
             inside = d < DIM
             key = tl.load(k + request * stride_kb + head * stride_kh + d, mask=inside)
             value = tl.load(v + request * stride_vb + head * stride_vh + d, mask=inside)
+            if QUANTISE:
+                key = quantise(key, factor_k)
+                value = quantise(value, factor_v)
             block = frames + head * stride_fh + frame * stride_ff
             tl.store(block + d * PAGE_SIZE + offset, key, mask=inside)
             tl.store(block + (PAGE_SIZE + offset) * DIM + d, value, mask=inside)

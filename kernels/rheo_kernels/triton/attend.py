@@ -41,7 +41,7 @@ def attend(
     Parameters
     ----------
     q
-        Queries, ``[B, Hq, D]``, contiguous in ``D``; the dtype of ``blocks``.
+        Queries, ``[B, Hq, D]``, contiguous in ``D``; the dtype of ``blocks``, or any where that is of 8 bits.
     blocks
         Page blocks ``[H, X, 2, D * P]`` (any strides over ``H`` and ``X``): frames, or host pages in mapped
         pinned memory.
@@ -194,5 +194,6 @@ def _attend(
             live = offset < tokens
             key = tl.load(keys + where[None, :], mask=live[None, :] & inside[:, None], other=0.0)
             value = tl.load(values + where[:, None], mask=live[:, None] & inside[None, :], other=0.0)
+            key, value = key.to(query.dtype), value.to(query.dtype)
             top, total, mixed = accumulate(query, key, value, live, scale * LOG2_E, top, total, mixed)
     store_partial(top, total, mixed, pair * splits + split, split_out, split_lse, DIM, BLOCK_D, GROUP)

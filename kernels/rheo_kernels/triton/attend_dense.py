@@ -37,7 +37,7 @@ def attend_dense(
     Parameters
     ----------
     q
-        Queries, ``[B, Hq, D]``, contiguous in ``D``; the dtype of ``frames``.
+        Queries, ``[B, Hq, D]``, contiguous in ``D``; the dtype of ``frames``, or any where that is of 8 bits.
     frames
         One layer's frames, ``[H, F, 2, D * P]``.
     host
@@ -203,6 +203,7 @@ def _attend_dense(
             live = (first + token // PAGE_SIZE < end) & (first * PAGE_SIZE + token < length)
             key = tl.load(keys + source[None, :], mask=live[None, :] & inside[:, None], other=0.0)
             value = tl.load(values + source[:, None], mask=live[:, None] & inside[None, :], other=0.0)
+            key, value = key.to(query.dtype), value.to(query.dtype)
             top, total, mixed = accumulate(query, key, value, live, scale * LOG2_E, top, total, mixed)
     if NOTE:  # noqa: SIM102 - a constant, then a value of the GPU's
         if missed > 0:

@@ -41,7 +41,7 @@ def attend_fetch(
     Parameters
     ----------
     q
-        Queries, ``[B, Hq, D]``, contiguous in ``D``; the dtype of ``host``.
+        Queries, ``[B, Hq, D]``, contiguous in ``D``; the dtype of ``host``, or any where that is of 8 bits.
     host
         One layer's host pages, ``[N, H, 2, D * P]``, pinned.
     misses, valid
@@ -193,6 +193,7 @@ def _attend_fetch(
             place *= 2 * DIM * PAGE_SIZE
             tl.store(kept + key_at + place[None, :], key, mask=fits[None, :] & inside[:, None])
             tl.store(kept + value_at + place[:, None], value, mask=fits[:, None] & inside[None, :])
-        value = tl.where(live[:, None], value, 0.0)
+        key = key.to(query.dtype)
+        value = tl.where(live[:, None], value.to(query.dtype), 0.0)
         top, total, mixed = accumulate(query, key, value, live, scale * LOG2_E, top, total, mixed)
     store_partial(top, total, mixed, pair * splits + split, split_out, split_lse, DIM, BLOCK_D, GROUP)

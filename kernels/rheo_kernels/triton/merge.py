@@ -23,6 +23,7 @@ def merge(
     host_lse: torch.Tensor | None = None,
     tail: Partials | None = None,
     coverage: Coverage | None = None,
+    factor: float = 1.0,
 ) -> torch.Tensor:
     """Combine all splits of up to three sets of partials, and a partial of the host's, if there is one.
 
@@ -39,6 +40,8 @@ def merge(
         pinned memory or on the device.
     coverage
         If given with a ``tail``, counts the share of attention that all other partials have; updated atomically.
+    factor
+        The result is multiplied by it before it is rounded.
 
     Returns
     -------
@@ -65,6 +68,7 @@ def merge(
         lse,
         shares,
         slots,
+        factor,
         splits,
         0 if more is None else more.splits,
         0 if tail is None else tail.splits,
@@ -120,6 +124,7 @@ def _merge(
     lse,
     shares,
     slots,
+    factor,
     splits,
     more_splits,
     tail_splits,
@@ -167,7 +172,7 @@ def _merge(
         mixed = mixed * fade + part * weight
         top = higher
     whole = tl.where(total > 0, total, 1.0)
-    tl.store(out + row * DIM + d, (mixed / whole).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row * DIM + d, (mixed / whole * factor).to(out.dtype.element_ty), mask=inside)
     if LSE:
         tl.store(lse + row, tl.where(total > 0, (top + tl.log2(whole)) * LN_2, float("-inf")))
     if COVERAGE:

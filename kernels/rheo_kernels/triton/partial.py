@@ -47,7 +47,7 @@ def accumulate(query, key, value, live, scale, top, total, mixed):
     Parameters
     ----------
     query, key, value
-        ``[rows, D]``, ``[D, T]`` and ``[T, D]``, KV dtype.
+        ``[rows, D]``, ``[D, T]`` and ``[T, D]``, of one dtype.
     live
         Tokens that count, ``[T]``, bool; V of the others must be 0.
     scale

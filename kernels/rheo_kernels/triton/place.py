@@ -24,7 +24,7 @@ def place(
     Parameters
     ----------
     k, v
-        Keys and values, ``[Y, H, D]``, KV dtype, contiguous in ``D``.
+        Keys and values, ``[Y, H, D]``, contiguous in ``D``; numbers that the KV dtype holds.
     row_of
         Row of ``k`` and ``v`` with the first token of each logical page, ``[N]``, int32; its other tokens follow.
     pages, targets

@@ -45,7 +45,7 @@ def stage(
     rows
         Row of ``k`` and ``v`` that takes each page's first token, ``[X]``, int32.
     k, v
-        Staged keys and values, ``[Y, H, D]``, KV dtype, contiguous; written.
+        Staged keys and values, ``[Y, H, D]``, the dtype to compute in, contiguous; written.
     page_size
         Tokens per page.
     programs

@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from rheo_kernels.triton.eight_bits import widen
 from rheo_kernels.types.summary import PageSummary
 
 WRITERS = 16
@@ -171,11 +172,12 @@ def _write_page(
     values = block + DIM * PAGE_SIZE + offset[:, None] * DIM + d[None, :]
     tl.store(values, value, mask=live[:, None] & inside[None, :])
 
+    key, value = widen(key), widen(value)
     if entered > 0:
         before = offset < entered
         earlier = tl.load(keys, mask=before[None, :] & inside[:, None], other=0.0)
-        key = tl.where(before[None, :], earlier, key)
+        key = tl.where(before[None, :], widen(earlier), key)
         earlier = tl.load(values, mask=before[:, None] & inside[None, :], other=0.0)
-        value = tl.where(before[:, None], earlier, value)
+        value = tl.where(before[:, None], widen(earlier), value)
     held = offset < entered + count
     FOLD_CHUNK(summaries + page * stride_mn, key, value, held, entered + count, DIM, BLOCK_D, PAGE_SIZE)

@@ -15,12 +15,17 @@ LARGEST = 448.0
 class KVScales(NamedTuple):
     """K and V of a layer are what blocks hold times these.
 
-    Kernels compute with the numbers that blocks hold. Attention is linear in V, and its logits are in K: ``k`` goes into
-    the softmax scale, ``v`` into the output, and summaries are of the numbers in blocks, as K and V of a page are.
+    Kernels compute with the numbers that blocks hold. Attention is linear in V, and its logits are in K: ``k`` goes
+    into the softmax scale and ``v`` into the output. Summaries are of the numbers in blocks, too.
     """
 
     k: float = 1.0
     v: float = 1.0
+
+    @property
+    def factors(self) -> tuple[float, float]:
+        """What K and V are multiplied by before they are rounded to 8 bits."""
+        return 1 / self.k, 1 / self.v
 
 
 UNSCALED = KVScales()

@@ -20,8 +20,8 @@ class SummaryKernels(NamedTuple):
     ----------
     fold_chunk
         ``(rows, keys, values, held, count, DIM, BLOCK_D, PAGE_SIZE)``: store the rows of a page that holds ``count``
-        tokens. ``keys`` is ``[BLOCK_D, PAGE_SIZE]`` and ``values`` ``[PAGE_SIZE, BLOCK_D]``, any floating dtype, both undefined
-        where ``held``, ``[PAGE_SIZE]``, is false. Values that are not used are not read.
+        tokens. ``keys`` is ``[BLOCK_D, PAGE_SIZE]`` and ``values`` ``[PAGE_SIZE, BLOCK_D]``, of any floating dtype and
+        undefined where ``held``, ``[PAGE_SIZE]``, is false. Values that are not used are not read.
     score
         ``(rows, queries, listed, heads, DIM, BLOCK_D) -> [BLOCK_G, BLOCK_M]``, float32: unscaled scores of pages for
         each query head of a group. ``rows``, ``[BLOCK_M, 1]``, are to be loaded where ``listed``, ``[BLOCK_M]``;

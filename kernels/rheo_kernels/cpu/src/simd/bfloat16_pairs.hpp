@@ -18,7 +18,7 @@ inline __m512i float8_to_bfloat16(__m512i bytes_in_words) {
     __m512i wide = _mm512_add_epi16(magnitude, _mm512_set1_epi16((127 - 7) << 7));
     wide = _mm512_mask_permutexvar_epi16(wide, subnormal, bytes_in_words, _mm512_load_si512(subnormals));
     wide = _mm512_mask_mov_epi16(wide, nan, _mm512_set1_epi16(0x7fc0));
-    constexpr int kOrSelected = 0xea;  // a | (b & c)
+    constexpr int kOrSelected = 0xf8;  // a | (b & c)
     const __m512i signs = _mm512_set1_epi16(static_cast<short>(0x8000));
     return _mm512_ternarylogic_epi32(wide, bytes_in_words, signs, kOrSelected);
 }
