@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -53,6 +55,34 @@ def without_triton() -> bool:
 def interpret_triton() -> None:
     """Have Triton's interpreter run the allocator's kernels; takes effect in processes started from here on."""
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@contextmanager
+def without_cpu_kernels() -> Iterator[None]:
+    """Have SGLang size pools without the demands of its own CPU attention.
+
+    0.5.23 asks for AMX and ``intel_amx`` where KV on a CPU is of 8 bits, for kernels of its own; before it, nothing was
+    asked. Its configurator asks the platform for nothing else.
+    """
+    from sglang.srt.mem_cache import kv_cache_configurator
+
+    platform = getattr(kv_cache_configurator, "current_platform", None)
+    if platform is None:
+        yield
+        return
+
+    class WithoutCpuKernels:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(platform, name)
+
+        def is_cpu(self) -> bool:
+            return False
+
+    kv_cache_configurator.current_platform = WithoutCpuKernels()
+    try:
+        yield
+    finally:
+        kv_cache_configurator.current_platform = platform
 
 
 def request_row(request: Any) -> int:

@@ -53,6 +53,7 @@ def register() -> None:
         f"{SERVER_ARGS}.{compat.unresolved_arguments_hook()}", adapt_arguments, HookType.BEFORE
     )
     HookRegistry.register(f"{MODEL_CONFIG}.from_server_args", check_model, HookType.AFTER)
+    HookRegistry.register(f"{CONFIGURATOR}.configure", configure_pools, HookType.AROUND)
     HookRegistry.register(f"{CONFIGURATOR}._profile_available_bytes", size_logical_space, HookType.AROUND)
     HookRegistry.register(f"{CONFIGURATOR}.resolve_max_num_reqs", limit_requests, HookType.AROUND)
     HookRegistry.register(f"{CONFIGURATOR}._build_mha_kv_pool", build_pool, HookType.AROUND)
@@ -172,6 +173,17 @@ def check_model(result: Any, server_args: Any, *args: Any, **kwargs: Any) -> Any
         except ConfigError as error:
             refuse(error)
     return result
+
+
+def configure_pools(original: Any, configurator: Any, *args: Any, **kwargs: Any) -> Any:
+    """Size and build pools for rheo's kernels, not for SGLang's."""
+    from rheo_sglang import compat
+    from rheo_sglang.validate import uses_rheo
+
+    if not uses_rheo(configurator.server_args):
+        return original(configurator, *args, **kwargs)
+    with compat.without_cpu_kernels():
+        return original(configurator, *args, **kwargs)
 
 
 def size_logical_space(original: Any, configurator: Any, *args: Any, **kwargs: Any) -> int:

@@ -264,7 +264,7 @@ def test_triton_attends_what_is_left_out_as_the_reference_does(
 
 @pytest.mark.parametrize(
     ("summary", "miss_mode", "dense"),
-    [("subcentroids4", "fetch", 0), ("bound", "split", 0), ("bound", "fetch", 1 << 20)],
+    [("bound", "fetch", 0), ("bound", "split", 0), ("bound", "fetch", 1 << 20)],
 )
 def test_triton_attends_eight_bits_with_a_layers_scales_as_the_reference_does(
     summary: str, miss_mode: str, dense: int, rng: torch.Generator

@@ -1,4 +1,4 @@
-"""append rounds new tokens to 8 bits as the reference does, to the bit. (Other tests of append are those of summaries.)"""
+"""append rounds new tokens to 8 bits as the reference does, to the bit; summaries have the other tests of it."""
 
 from __future__ import annotations
 
