@@ -87,9 +87,11 @@ def test_a_thread_ends_when_its_file_comes(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "rheo-soak-test").touch()
     (tmp_path / "no-such-thread").touch()
     deadline = time.monotonic() + 30
-    while not (tmp_path / f"rheo-soak-test{soak_faults.DONE}").exists() and time.monotonic() < deadline:
+    done = tmp_path / f"rheo-soak-test{soak_faults.DONE}"
+    assert not done.exists(), "it waits for work"
+    while not done.exists() and time.monotonic() < deadline:
+        asked.put(None)
         time.sleep(0.01)
-    asked.put(None)
-    thread.join(30)
+    assert not thread.is_alive()
     assert told == ["SystemExit"]
     assert (tmp_path / "no-such-thread").exists(), "another process may have it"

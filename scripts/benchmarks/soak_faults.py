@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 ENVIRONMENT = "RHEO_SOAK_FAULTS"
-"""Folder of the faults: a file of a thread's name asks for that thread's end, and gets the suffix `DONE` then."""
+"""Folder of the faults: a file of a thread's name asks for that thread's end, and gets the suffix `DONE` when it has
+ended, which is when it next runs Python: a thread that waits for work ends when there is some."""
 ENTRY_POINT = "[sglang.srt.plugins]\nrheo-soak-faults = benchmarks.soak_faults:register\n"
 DONE = ".done"
 LOOK_SECONDS = 0.5
@@ -31,17 +32,24 @@ def register() -> None:
 
 
 def _look(folder: Path) -> None:
+    ending: dict[str, threading.Thread] = {}
     while True:
         time.sleep(LOOK_SECONDS)
         for asked in folder.iterdir():
-            if asked.suffix != DONE and end_thread(asked.name):
-                asked.rename(asked.with_name(asked.name + DONE))
+            if asked.suffix != DONE and asked.name not in ending:
+                thread = end_thread(asked.name)
+                if thread is not None:
+                    ending[asked.name] = thread
+        for name in [name for name, thread in ending.items() if not thread.is_alive()]:
+            del ending[name]
+            (folder / name).rename(folder / (name + DONE))
 
 
-def end_thread(name: str) -> bool:
-    """Have a thread raise SystemExit as soon as it runs Python, if this process has one of that name."""
+def end_thread(name: str) -> threading.Thread | None:
+    """Have a thread raise SystemExit as soon as it runs Python; None if this process has none of that name."""
     for thread in threading.enumerate():
         if thread.name == name and thread.ident is not None:
-            raised = ctypes.py_object(SystemExit)
-            return ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), raised) == 1
-    return False
+            number, raised = ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
+            if ctypes.pythonapi.PyThreadState_SetAsyncExc(number, raised) == 1:
+                return thread
+    return None

@@ -23,6 +23,8 @@ BAD_REQUEST = 400
 POLL_SECONDS = 10.0
 KINDS = {"read": 56, "leave": 12, "abort": 12, "refused": 12, "flush": 4, "kill": 4}
 """What clients do, and how often of a hundred."""
+BEGINNINGS = (0.0, 0.0, 0.0, 0.25, 0.4, 0.5)
+"""Where in a document prompts begin: all of it outgrows the host pool, so that some beginnings are in storage alone."""
 CLIENT = """
 import sys, urllib.request
 kind = {"Content-Type": "application/json"}
@@ -189,6 +191,7 @@ class Load:
         self.number += 1
         rid, draw = f"soak-{self.number}", self.random
         document = draw.choice(self.documents)
+        document = document[int(len(document) * draw.choice(BEGINNINGS)) :]
         cut = draw.choice((len(document), len(document) // 2, draw.randint(1, len(document))))
         tail = draw.choice(self.documents)[: draw.randint(1, self.size.most_tail)]
         new = draw.randint(1, self.size.most_new)
