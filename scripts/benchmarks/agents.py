@@ -25,7 +25,7 @@ import functools
 import json
 import os
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,10 @@ LONGER = {"SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1"}
 """Sessions may be longer than what a checkpoint says of its context: answers are not judged here."""
 
 
+SHORT = {"budget_ratio": 0.2, "budget_min_pages": 8, "dense_threshold": 256}
+"""Settings by which sessions that are short select pages at all."""
+
+
 @dataclass(frozen=True)
 class Size:
     """Sessions, and the memory for KV of a server that holds them.
@@ -71,18 +75,21 @@ class Size:
         Memory for KV on a GPU, GiB.
     at_once
         Most requests that run at a time.
+    config
+        Settings of rheo.
     """
 
     load: AgentLoad
     kv_tokens: int
     kv_gib: float
     at_once: int
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 SIZES = {
     "8b": Size(AgentLoad(turns=13, first=74_000, tool=1_000, answer=220), 0, 16.0, 4),
     "coder": Size(AgentLoad(turns=13, first=32_000, tool=1_000, answer=220), 0, 4.0, 8),
-    "cpu": Size(AgentLoad(turns=13, first=600, tool=40, answer=8), 1_536, 0.0, 2),
+    "cpu": Size(AgentLoad(turns=13, first=600, tool=40, answer=8), 1_536, 0.0, 2, SHORT),
 }
 
 
@@ -104,7 +111,7 @@ def plan(model: Path, size: Size, times: float, config: dict[str, Any], gpu: boo
     ValueError
         If one session does not fit into a dense pool.
     """
-    load = size.load
+    load, settings = size.load, {**size.config, **config}
     tokens = dense_tokens(model, size.kv_gib) if gpu else size.kv_tokens
     context = int(SLACK * load.longest) + MESSAGE_TOKENS * load.turns
     if context > tokens:
@@ -116,14 +123,14 @@ def plan(model: Path, size: Size, times: float, config: dict[str, Any], gpu: boo
         host_gib = -(-host_tokens * kv_bytes_of_a_token(model) // 2**30)
         common += ["--cuda-graph-max-bs", str(size.at_once), "--mem-fraction-static", "0.8"]
         frames = FRAMES_SHARE * size.kv_gib
-        servers = engines(model, size.kv_gib, frames, config, dram_gib=host_gib, host_gib=host_gib)
+        servers = engines(model, size.kv_gib, frames, settings, dram_gib=host_gib, host_gib=host_gib)
     else:
-        settings = json.dumps({"frame_pool_tokens": tokens, **config})
+        frames_and_more = json.dumps({"frame_pool_tokens": tokens, **settings})
         servers = {
             "torch_native": ["--attention-backend", "torch_native", "--max-total-tokens", str(tokens)],
             "rheo": [
                 *("--attention-backend", "rheo", "--max-total-tokens", str(host_tokens)),
-                *("--rheo-config", settings),
+                *("--rheo-config", frames_and_more),
             ],
         }
     return Plan(size, tokens, sessions, {name: [*common, *line] for name, line in servers.items()})
@@ -135,7 +142,7 @@ def measure(
     """Figures of one server; a trace is replayed by SGLang's loader afterwards."""
     clients = AgentClients(server.base_url, encode, size.load.answer, size.at_once)
     seconds = clients.run(sessions, name)
-    found = summarise(clients.seen, seconds)
+    found = {**summarise(clients.seen, seconds), "load_average": round(os.getloadavg()[1], 1)}
     print(
         f"{name}: {json.dumps({key: found[key] for key in ('output_tokens_per_s', 'first', 'later')})}",
         flush=True,

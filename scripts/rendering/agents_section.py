@@ -35,6 +35,7 @@ def agents(result: dict[str, Any], table: Any, provenance: Any) -> str:
             f"{metrics[name]['output_tokens_per_s']:.2f}",
             f"{metrics[name]['turns_per_s']:.3f}",
             f"{metrics[name]['seconds']:.0f}",
+            f"{metrics[name]['load_average']:.1f}",
         ]
         for name in names
     ]
@@ -58,9 +59,10 @@ def agents(result: dict[str, Any], table: Any, provenance: Any) -> str:
         f"later one {metrics['tool_tokens']} more of a tool's output, which is real files, and the answer before it, "
         f"{metrics['answer_tokens']} tokens. All sessions together have {metrics['kv_times']:g} times the tokens that "
         f"the memory for KV holds, {memory} in every engine. Prefix hits are the share of prompts' tokens that came "
-        "from the cache; times are those of clients that stream. P99 of few sessions is their slowest turn.",
+        "from the cache; times are those of clients that stream. P99 of few sessions is their slowest turn. The load is the average number of "
+        "threads that wanted a core: above the number of cores other work took a share of them.",
         table(header, rows),
-        table(["engine", "answered tokens/s", "turns/s", "seconds in all"], rates),
+        table(["engine", "answered tokens/s", "turns/s", "seconds in all", "load of the machine"], rates),
         "Median time to the first token of each turn, in seconds:",
         table(["turn", "tokens of a prompt", *(ENGINES[name] for name in names)], by_turn),
         f"{figures}. rheo selected {recorder['selected_share']:.1%} of the pages, {recorder['hit_rate']:.1%} of them "
