@@ -51,16 +51,16 @@ def agents(result: dict[str, Any], table: Any, provenance: Any) -> str:
     figures = ", ".join(
         f"`{name}` {value:.2f}" for name, value in metrics.items() if "_vs_" in name and value is not None
     )
-    memory = f"{metrics['kv_tokens']} tokens"
     parts = [
         "## Agent sessions" + ("" if gpu else ", without a GPU"),
         f"{metrics['model']}: {metrics['sessions']} sessions of {metrics['turns']} turns that take turns, "
         f"{metrics['at_once']} requests at once. The first prompt has {metrics['first_prompt_tokens']} tokens, each "
         f"later one {metrics['tool_tokens']} more of a tool's output, which is real files, and the answer before it, "
         f"{metrics['answer_tokens']} tokens. All sessions together have {metrics['kv_times']:g} times the tokens that "
-        f"the memory for KV holds, {memory} in every engine. Prefix hits are the share of prompts' tokens that came "
-        "from the cache; times are those of clients that stream. P99 of few sessions is their slowest turn. The load is the average number of "
-        "threads that wanted a core: above the number of cores other work took a share of them.",
+        f"the memory for KV holds, {metrics['kv_tokens']} tokens in every engine. Prefix hits are the share of "
+        "prompts' tokens that came from the cache; times are those of clients that stream. P99 of few sessions is "
+        "their slowest turn. The load is how many threads wanted a core on average: above the number of cores, other "
+        "work took a share of them.",
         table(header, rows),
         table(["engine", "answered tokens/s", "turns/s", "seconds in all", "load of the machine"], rates),
         "Median time to the first token of each turn, in seconds:",
