@@ -89,6 +89,7 @@ class TraceWriter:
         self._event_bytes = self._events_seen = self._parts = 0
         self._since = 0.0
         self._taken_steps = 0
+        """Steps that the thread took off the queue and has neither written nor dropped."""
         self._dead = False
         self._thread = start_thread("rheo-trace", self._run, self._died)
         atexit.register(self.close)
