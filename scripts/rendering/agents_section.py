@@ -68,6 +68,12 @@ def agents(result: dict[str, Any], table: Any, provenance: Any) -> str:
         f"{figures}. rheo selected {recorder['selected_share']:.1%} of the pages, {recorder['hit_rate']:.1%} of them "
         "with a frame.",
     ]
+    held = metrics["kv_tokens"] // metrics["tokens_of_a_session"]
+    if held < metrics["at_once"]:
+        parts.append(
+            f"A dense pool has room for {held} whole session{'s' if held > 1 else ''} at a time, so that steps there "
+            f"decode fewer requests at once than rheo's, which is part of the difference in TPOT."
+        )
     loader = _loader(metrics, names, table)
     if loader:
         parts += [loader]
