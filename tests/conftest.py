@@ -34,14 +34,18 @@ os.environ.setdefault(
 """SGLang's versions compile extensions of one name; in one folder, each would compile it anew."""
 
 GPU = torch.cuda.is_available()
-PROCESSORS = 132
-"""Multiprocessors of the GPU that `simt` stands in for."""
+PROCESSORS, PROGRAMS = 24, 16
+"""Multiprocessors of the GPU that `simt` stands in for, and programs that fill the one of Triton's interpreter: few,
+for each is run after the other."""
 
 if not GPU:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         importlib.import_module("rheo_kernels.triton")
         importlib.import_module("rheo_sglang.selection")
+    for module in ("partial", "tail", "page_mass"):
+        importlib.import_module(f"rheo_kernels.triton.{module}").PROGRAMS = PROGRAMS
+    importlib.import_module("rheo_kernels.triton.fetch").FETCHERS = PROGRAMS
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -146,7 +146,7 @@ def said(server, prompt: Prompt, steps: int) -> list[int]:
     return requests.post(f"{server.base_url}/generate", json=body, timeout=300).json()["output_ids"]
 
 
-@pytest.mark.parametrize("scheduler", ["overlapped", "plain"])
+@pytest.mark.parametrize("scheduler", ["overlapped", pytest.param("plain", marks=pytest.mark.full)])
 def test_prompts_of_several_chunks_and_requests_taken_back_are_forced(serve, tiny_models, scheduler):
     model = tiny_models[0]
     options = [*FORCING, "--chunked-prefill-size", "256"]
@@ -168,12 +168,3 @@ def test_prompts_of_several_chunks_and_requests_taken_back_are_forced(serve, tin
     assert longer == [*text.forced, *own]
     for text, steps in zip(texts, alone, strict=True):
         assert_distributions_are_those_of_the_text(model, text, steps)
-
-
-@pytest.mark.newest
-def test_a_server_that_cannot_force_is_named_in_one_sentence(serve, tiny_models, capsys):
-    server = serve(tiny_models[0])
-    url = ["--url", server.base_url, "--dense-url", server.base_url]
-    case = ["--lengths", "64", "--kinds", "code", "--samples", "1", "--steps", "4"]
-    assert divergence_command.main([*url, *case]) == 1
-    assert "custom-logit-processor" in capsys.readouterr().err

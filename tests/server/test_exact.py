@@ -14,18 +14,25 @@ NEW_TOKENS = 24
 RETRACTING = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"}
 """SGLang's own switch for tests: retract a running request every seven steps."""
 EXACT = {"budget_ratio": 1.0, "frame_pool_tokens": 512}
+LRU = {**EXACT, "miss_mode": "fetch", "policy": "lru"}
+WITH_THE_NEWEST, WITH_FULL = [pytest.mark.newest], [pytest.mark.full]
 # The model of group 8 has one KV head: with two ranks each holds it, and half of its query heads.
-SERVERS: dict[str, dict[str, Any]] = {
-    "tiny-llama-group4": {"page_size": 16},
-    "tiny-llama-group1": {"page_size": 64, "arguments": ["--chunked-prefill-size", "512"]},
-    "tiny-llama-group8": {"arguments": ["--disable-radix-cache"], "environment": RETRACTING, "ranks": 2},
-    "tiny-qwen3-group4": {"page_size": 32, "rheo_config": {**EXACT, "miss_mode": "fetch", "policy": "lru"}},
-    "tiny-qwen3-moe": {},
-    "tiny-qwen2-group16": {},
-    "tiny-llama31-group2": {},
-}
-WITH_THE_NEWEST = ("tiny-qwen2-group16", "tiny-llama31-group2")
-"""These differ in what SGLang computes around attention."""
+SERVERS: list[Any] = [
+    pytest.param(
+        "tiny-llama-group8",
+        {"arguments": ["--disable-radix-cache"], "environment": RETRACTING, "ranks": 2},
+    ),
+    pytest.param("tiny-qwen3-moe", {"page_size": 16}),
+    pytest.param("tiny-llama31-group2", {"rheo_config": LRU}, marks=WITH_THE_NEWEST),
+    pytest.param(
+        "tiny-qwen2-group16",
+        {"page_size": 64, "arguments": ["--chunked-prefill-size", "512"]},
+        marks=WITH_THE_NEWEST,
+    ),
+    pytest.param("tiny-llama-group1", {"page_size": 64}, marks=WITH_FULL),
+    pytest.param("tiny-llama-group4", {"page_size": 16}, marks=WITH_FULL),
+    pytest.param("tiny-qwen3-group4", {"rheo_config": LRU}, marks=WITH_FULL),
+]
 
 
 def prompts(vocabulary: int = 256) -> list[list[int]]:
@@ -57,20 +64,16 @@ def dense_tokens(model: str) -> list[list[int]]:
     return answers
 
 
-@pytest.mark.parametrize(
-    "model",
-    [pytest.param(model, marks=[pytest.mark.newest] * (model in WITH_THE_NEWEST)) for model in SERVERS],
-)
-def test_budget_one_gives_the_tokens_of_dense_attention(serve, model):
-    options = {"rheo_config": EXACT, **SERVERS[model]}
-    server = serve(model, **options)
+@pytest.mark.parametrize(("model", "options"), SERVERS)
+def test_budget_one_gives_the_tokens_of_dense_attention(serve, model, options):
+    server = serve(model, **{"rheo_config": EXACT, **options})
     expected = dense_tokens(model)
     together = server.generate(prompts(), NEW_TOKENS, ignore_eos=True)
     assert [answer["output_ids"] for answer in together] == expected
     again = server.generate(prompts(), NEW_TOKENS, ignore_eos=True)
     assert [answer["output_ids"] for answer in again] == expected
     retractions = sum(answer["meta_info"]["num_retractions"] for answer in together)
-    assert (retractions > 0) == ("environment" in SERVERS[model])
+    assert (retractions > 0) == ("environment" in options)
     cached = sum(answer["meta_info"]["cached_tokens"] for answer in again)
     assert (cached == 0) == ("--disable-radix-cache" in server.command)
     assert server.rheo_state()["recorder"]["overall"]["hit_rate"] < 1.0, "the frame pool was to be too small"

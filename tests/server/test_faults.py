@@ -135,8 +135,8 @@ def test_releasing_the_gpus_memory_is_refused_with_one_sentence(server):
     assert running == [alone]
 
 
-def test_a_server_that_is_told_to_end_under_load_answers_and_leaves_no_process(serve):
-    server = serve(MODEL, **OPTIONS)
+def test_a_server_that_is_told_to_end_under_load_answers_and_leaves_no_process(server):
+    """The last that the module's server serves."""
     prompts = [tokens(200, 50 + i) for i in range(3)]
     with ThreadPoolExecutor(len(prompts)) as pool:
         running = [pool.submit(answer, server, prompt, 64) for prompt in prompts]
@@ -166,6 +166,7 @@ def processes_of(group: int) -> list[str]:
     return found
 
 
+@pytest.mark.newest
 def test_a_scheduler_that_a_thread_aborts_ends_the_server_and_keeps_no_client_waiting(serve):
     """An exception in a thread of CPU attention ends in `std::terminate`, which is SIGABRT."""
     server = serve(MODEL, **OPTIONS)

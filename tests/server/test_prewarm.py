@@ -48,6 +48,7 @@ def hits(outcome: Outcome, request: str) -> float:
     return outcome.hits[place].sum() / outcome.selected[place].sum()
 
 
+@pytest.mark.newest
 def test_follow_ups_hit_what_they_would_miss_without_prewarming(trace):
     found, report = trace
     run = compact(found)

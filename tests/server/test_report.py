@@ -35,6 +35,7 @@ def tokens(length: int, seed: int) -> list[int]:
     return torch.randint(1000, 9000, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
+@pytest.mark.newest
 def test_the_report_of_a_server_that_asks_for_a_key(server, capsys, monkeypatch):
     for name in ("OPENAI_API_KEY", "API_KEY"):
         monkeypatch.delenv(name, raising=False)

@@ -6,6 +6,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from common.checkpoints import MODELS
+from rheo_sglang.evaluation import divergence_command
 from rheo_sglang.evaluation.haystack import Haystack, Sample, documentation_text
 
 PAGE = 16
@@ -48,6 +49,14 @@ def test_facts_are_found_at_a_budget_of_a_fifth(server, smollm2):
     assert overall["mass_covered"] > 0.8, "what the tail partial attends is not counted"
     assert overall["estimated_coverage"] > overall["mass_covered"] - 0.05
     assert overall["hit_rate"] > 0.8
+
+
+@pytest.mark.newest
+def test_an_evaluation_of_a_server_that_cannot_force_is_refused_in_one_sentence(server, capsys):
+    url = ["--url", server.base_url, "--dense-url", server.base_url]
+    case = ["--lengths", "64", "--kinds", "code", "--samples", "1", "--steps", "4"]
+    assert divergence_command.main([*url, *case]) == 1
+    assert "custom-logit-processor" in capsys.readouterr().err
 
 
 def test_a_follow_up_reuses_every_full_page_of_the_conversation(server, smollm2):

@@ -113,7 +113,7 @@ def refusal(server: RheoServer) -> str:
     return sentence.removeprefix("rheo: error: ")
 
 
-def one_with_the_oldest(cases: Iterable[str], some: int = 3) -> list[Any]:
+def one_with_the_oldest(cases: Iterable[str], some: int = 2) -> list[Any]:
     """Cases that SGLang treats alike: one with the oldest, some with the newest, the others with --full."""
     first, *others = cases
     marks = [pytest.mark.newest] * (some - 1) + [pytest.mark.full] * len(others)

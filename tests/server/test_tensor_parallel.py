@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 PROMPT_LENGTHS = (150, 700, 1300)
@@ -15,6 +16,7 @@ def prompts() -> list[list[int]]:
     return [torch.randint(3, 256, (length,), generator=generator).tolist() for length in PROMPT_LENGTHS]
 
 
+@pytest.mark.newest
 def test_two_ranks_say_the_tokens_of_one_and_hit_the_same_pages(serve):
     told = {}
     for ranks in (1, 2):

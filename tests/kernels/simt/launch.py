@@ -20,6 +20,7 @@ OPTIONS = [
     *("-O2", "-std=c++20", "-fPIC", "-shared", "-w"),
     *("-fvisibility=hidden", "-fno-gnu-unique", "-fno-strict-aliasing"),
 ]
+HEADERS = "simt.hpp"
 SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize=shift", "--param=asan-stack=0"]
 """Of accesses to memory that torch allocated; stacks of fibers are none that they know. Where GCC 12 checks a shift and
 the bounds of an array in one expression, it reads the index from nowhere."""
@@ -92,11 +93,19 @@ def _compile(source: str, name: str, defines: tuple[tuple[str, int | str], ...])
     text = _run(COMPILER, "-E", "-P", "-x", "c++", f"-I{SOURCES}", *macros, str(SOURCES / source))
     with tempfile.TemporaryDirectory() as folder:
         translated, library = Path(folder, f"{name}.cpp"), Path(folder, f"{name}.so")
-        translated.write_text(
-            f'#include "ptx.hpp"\n#include "schedule.hpp"\n{translate(text)}\nSIMT_ENTRY({name})\n'
-        )
-        _run(COMPILER, *OPTIONS, f"-I{HERE}", str(translated), "-o", str(library))
+        translated.write_text(f'#include "{HEADERS}"\n{translate(text)}\nSIMT_ENTRY({name})\n')
+        _run(COMPILER, *OPTIONS, f"-I{_precompiled().name}", str(translated), "-o", str(library))
         return Kernel(library)
+
+
+@functools.cache
+def _precompiled() -> tempfile.TemporaryDirectory:
+    """A folder with the emulator's headers, compiled once: they are most of what a kernel has the compiler read."""
+    folder = tempfile.TemporaryDirectory()
+    header = Path(folder.name, HEADERS)
+    header.write_text(f'#include "{HERE / "ptx.hpp"}"\n#include "{HERE / "schedule.hpp"}"\n')
+    _run(COMPILER, *OPTIONS, "-x", "c++-header", str(header), "-o", f"{header}.gch")
+    return folder
 
 
 def _run(*command: str) -> str:
