@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from interpreted import interpret_kernels
 
 from checks.machine import busy_factor
 from environment.create import SGLANG_VERSIONS
@@ -34,18 +35,11 @@ os.environ.setdefault(
 """SGLang's versions compile extensions of one name; in one folder, each would compile it anew."""
 
 GPU = torch.cuda.is_available()
-PROCESSORS, PROGRAMS = 24, 16
-"""Multiprocessors of the GPU that `simt` stands in for, and programs that fill the one of Triton's interpreter: few,
-for each is run after the other."""
+PROCESSORS = 24
+"""Multiprocessors of the GPU that `simt` stands in for: few, for the blocks that fill it are run after each other."""
 
 if not GPU:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        importlib.import_module("rheo_kernels.triton")
-        importlib.import_module("rheo_sglang.selection")
-    for module in ("partial", "tail", "page_mass"):
-        importlib.import_module(f"rheo_kernels.triton.{module}").PROGRAMS = PROGRAMS
-    importlib.import_module("rheo_kernels.triton.fetch").FETCHERS = PROGRAMS
+    interpret_kernels()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
