@@ -27,6 +27,8 @@ class Attention(ABC, Generic[Workspace]):
         Tokens per page.
     scales
         Of every layer; those of V are applied here, and those of K are a part of softmax scales. 1 by default.
+    compute_dtype
+        Of queries and outputs; the KV dtype by default.
 
     Attributes
     ----------
@@ -46,12 +48,14 @@ class Attention(ABC, Generic[Workspace]):
         heads: HeadShape,
         page_size: int,
         scales: Sequence[KVScales] = (),
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         self.host = host
         self.frames = frames
         self.heads = heads
         self.page_size = page_size
         self.scales = scales or [UNSCALED] * len(frames)
+        self.computed_in = compute_dtype or frames.dtype
 
     @abstractmethod
     def workspace(

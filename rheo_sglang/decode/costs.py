@@ -69,7 +69,7 @@ class Trial:
         cpu_begin = torch.zeros((1, heads.kv_heads), dtype=torch.int32, device=device)
         workspace = attention.workspace(1, width)
         queries = (1, heads.kv_heads * heads.group, heads.dim)
-        q = torch.randn(queries, device=device).to(attention.frames.dtype)
+        q = torch.randn(queries, device=device).to(attention.computed_in)
         out = torch.empty_like(q)
         cache = torch.cuda.get_device_properties(device).L2_cache_size
         others = attention.frames.flatten()[-cache:]

@@ -23,9 +23,16 @@ class CudaAttention(Attention[Workspace]):
     ) -> Workspace:
         """See `Attention.workspace`."""
         heads = self.heads
-        pairs = batch * heads.kv_heads
         return Workspace.allocate(
-            pairs, heads.group, heads.dim, self.page_size, width, self.frames.device, tail_width, device
+            batch * heads.kv_heads,
+            heads.group,
+            heads.dim,
+            self.page_size,
+            width,
+            self.frames.device,
+            tail_width,
+            device,
+            self.frames.element_size(),
         )
 
     def fetch(
@@ -75,6 +82,7 @@ class CudaAttention(Attention[Workspace]):
             layer,
             runners_up,
             tail,
+            self.scales[layer].v,
         )
 
     def dense(
@@ -103,4 +111,5 @@ class CudaAttention(Attention[Workspace]):
             out,
             missed_at,
             now,
+            self.scales[layer].v,
         )

@@ -48,7 +48,7 @@ class GpuDecodeEngine(DecodeEngine):
         self.last_layer = len(inputs.frames) - 1
         self.scoring = make_scoring(inputs)
         self.attention = make_attention(
-            inputs.host, inputs.frames, inputs.heads, inputs.page_size, self.scales
+            inputs.host, inputs.frames, inputs.heads, inputs.page_size, self.scales, inputs.computed_in
         )
         self.miss_path = make_miss_path(inputs, self.residency, self.attention)
         self.miss_path.fetched = self.readings.fetched

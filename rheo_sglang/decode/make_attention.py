@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rheo_kernels.cuda.attend import unsupported
+from rheo_kernels.cuda.attend import Shape, unsupported
 from rheo_kernels.types import KVScales
 from rheo_sglang.decode.attention import Attention
 from rheo_sglang.decode.cuda_attention import CudaAttention
@@ -24,12 +24,15 @@ def make_attention(
     heads: HeadShape,
     page_size: int,
     scales: Sequence[KVScales] = (),
+    compute_dtype: torch.dtype | None = None,
 ) -> Attention[Any]:
     """Attention in CUDA C++ where it runs, else in Triton; see `Attention` for the parameters."""
+    inputs = host, frames, heads, page_size, scales, compute_dtype
     if frames.device.type != "cuda":
-        return TritonAttention(host, frames, heads, page_size, scales)
-    reason = unsupported(heads.dim, page_size, heads.group, frames.dtype, frames.device)
+        return TritonAttention(*inputs)
+    shape = Shape(heads.dim, page_size, heads.group, compute_dtype or frames.dtype, frames.dtype)
+    reason = unsupported(shape, frames.device)
     if reason is None:
-        return CudaAttention(host, frames, heads, page_size, scales)
+        return CudaAttention(*inputs)
     logger.info("rheo: decode attention runs in Triton, not in CUDA C++: %s", reason)
-    return TritonAttention(host, frames, heads, page_size, scales)
+    return TritonAttention(*inputs)

@@ -72,7 +72,7 @@ class DecodeMemory:
             self.layers, heads.kv_heads, self.frames, 2, block
         )
         host = frames.transpose(1, 2)
-        attention = make_attention(host, frames, heads, self.page_size)
+        attention = make_attention(host, frames, heads, self.page_size, compute_dtype=self.compute_dtype)
         in_cuda = isinstance(attention, CudaAttention)
         summary = SUMMARIES[config.page_summary(heads.dim, self.page_size, self.compute_dtype or self.dtype)]
         estimates = issubclass(summary, EstimatingSummary)

@@ -31,9 +31,9 @@ struct Arguments {
     float* split_out;              // [B * H, splits, G, D]
     float* split_lse;              // [B * H, splits, G], base 2
     u32* arrived;                  // [B * H], 0 before and after
-    const unsigned short* frames;  // one layer's, [H, F, 2, D * P]
-    const unsigned short* host;    // one layer's, [N, H, 2, D * P]
-    unsigned short* staged;        // [B * H, room, 2, D * P]: where fetched pages are kept; null: nowhere
+    const Stored* frames;          // one layer's, [H, F, 2, D * P]
+    const Stored* host;            // one layer's, [N, H, 2, D * P]
+    Stored* staged;                // [B * H, room, 2, D * P]: where fetched pages are kept; null: nowhere
     const int* hits;               // [B, H, S] frames; DENSE: [B, M] pages
     const int* misses;             // [B, H, S] pages
     const int* valid;              // [B, H, S] tokens
@@ -46,6 +46,7 @@ struct Arguments {
         stride_list;
     float scale;                   // softmax scale times log2(e)
     int lists, splits, heads, width, room;
+    float factor;                  // EIGHT_BITS: what the output is multiplied by, the scale of V
 #if CPU
     const float* cpu_out;          // in memory that the CPU sees: [X, Hq, D]
     const float* cpu_lse;          // [X, Hq], natural logarithm
@@ -60,7 +61,7 @@ static_assert(sizeof(Arguments) == ARGUMENTS_BYTES, "attend.py declares other ar
 
 }  // namespace
 
-#if TAIL_WARPS
+#if TAIL_WARPS || EIGHT_BITS
 #define BOUNDS __launch_bounds__(32 * kWarps, BLOCKS)  // more registers than are otherwise given to so many warps
 #else
 #define BOUNDS __launch_bounds__(32 * kWarps)
@@ -220,7 +221,7 @@ extern "C" __global__ void BOUNDS attend(const __grid_constant__ Arguments a) {
         const int place = first + n * stride;
         const bool keep = FETCH && fetches && a.staged && place < a.room;
         if (keep && lane == 0)
-            start_store(reinterpret_cast<u64>(a.staged + (static_cast<long long>(pair) * a.room + place) * (kBlockBytes / 2)),
+            start_store(reinterpret_cast<u64>(a.staged + (static_cast<long long>(pair) * a.room + place) * (kBlockBytes / kNumberBytes)),
                         shared_address(page), kBlockBytes);
         if (live < PAGE) {
             if (keep && lane == 0) wait_until_read();
@@ -279,7 +280,8 @@ extern "C" __global__ void BOUNDS attend(const __grid_constant__ Arguments a) {
 #endif
     const float share =
         merge_splits(a.split_out + list * GROUP * DIM, a.split_lse + list * GROUP, splits, memory, barriers + kSlots, cpu_out,
-                     cpu_lse, a.out + request * a.stride_ob + head * GROUP * a.stride_oh, a.stride_oh, tail_lses);
+                     cpu_lse, a.out + request * a.stride_ob + head * GROUP * a.stride_oh, a.stride_oh, tail_lses,
+                     EIGHT_BITS ? a.factor : 1.f);
 #if TAIL_WARPS
     if (a.tail.coverage && threadIdx.x == 0) atomicAdd(a.tail.coverage + slot * a.tail.stride_c + head, 1 - share);
 #endif

@@ -12,6 +12,7 @@ from rheo_kernels.cuda.compile import Kernel, UnavailableError, compile_kernel
 from rheo_kernels.cuda.offload import TIMESTAMPS, CpuOffload
 from rheo_kernels.cuda.workspace import LISTS_AT_ONCE, Pipeline, TailPipeline, Workspace, offload_blocks
 from rheo_kernels.types import RunnersUp, Selected, Tail
+from rheo_kernels.types.kv_scales import EIGHT_BITS
 from rheo_kernels.types.offload_words import LINE, TAG_SHIFT, TOKEN_BITS
 from rheo_kernels.types.subcentroids import CENTRE_GROUPS, GROUPS
 
@@ -21,18 +22,46 @@ FETCHERS = 48
 MIN_CAPABILITY = (9, 0)
 
 
-def unsupported(dim: int, page_size: int, group: int, dtype: torch.dtype, device: torch.device) -> str | None:
+class Shape(NamedTuple):
+    """What a variant of the kernel is for."""
+
+    dim: int
+    page_size: int
+    group: int
+    """Query heads of a KV head."""
+    dtype: torch.dtype
+    """Of queries and outputs: bfloat16 or float16."""
+    kv_dtype: torch.dtype
+    """Of pages: the same or `EIGHT_BITS`."""
+
+    @property
+    def block_bytes(self) -> int:
+        """Of a page, K and V."""
+        return 2 * self.kv_dtype.itemsize * self.dim * self.page_size
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """See `Pipeline.of_shape`."""
+        return Pipeline.of_shape(self.dim, self.page_size, self.kv_dtype.itemsize)
+
+
+def unsupported(shape: Shape, device: torch.device) -> str | None:
     """Why the kernel cannot serve a shape here, or None."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
         return "it needs an NVIDIA GPU of compute capability 9.0 or later"
+    dim, page_size, group, dtype, kv_dtype = shape
     if dtype not in (torch.bfloat16, torch.float16):
-        return f"the KV dtype is {dtype}; allowed: bfloat16, float16"
+        return f"attention computes in {dtype}; allowed: bfloat16, float16"
+    if kv_dtype not in (dtype, EIGHT_BITS):
+        return f"the KV dtype is {kv_dtype}; allowed: {dtype}, {EIGHT_BITS}"
     if dim % 16 or page_size % 16 or group > 16:
         return f"head size {dim}, page size {page_size} or group {group} does not fit its tiles"
-    if Pipeline.of(4 * dim * page_size) is None:
-        return f"pages of {4 * dim * page_size} bytes are too large"
+    if Pipeline.of(shape.block_bytes) is None:
+        return f"pages of {shape.block_bytes} bytes are too large"
+    if _softmax_bytes(shape) > _shared_bytes(shape, fetch=True):
+        return f"head size {dim} with groups of {group} leaves no room in pages of {shape.block_bytes} bytes"
     try:
-        _kernel(dim, page_size, group, dtype, Modes(dense=False, fetch=True, cpu=True))
+        _kernel(shape, Modes(dense=False, fetch=True, cpu=True))
     except UnavailableError as error:
         return str(error)
     return None
@@ -52,6 +81,7 @@ class _Arguments(ctypes.Structure):
         ),
         ("scale", ctypes.c_float),
         *((name, ctypes.c_int) for name in ("lists", "splits", "heads", "width", "room")),
+        ("factor", ctypes.c_float),
     ]
 
 
@@ -122,21 +152,16 @@ class Modes(NamedTuple):
 _AnyArguments = TypeVar("_AnyArguments", bound=_Arguments)
 
 
-def _defines(
-    pipeline: Pipeline,
-    dim: int,
-    page_size: int,
-    group: int,
-    dtype: torch.dtype,
-    modes: Modes,
-) -> dict[str, int | str]:
+def _defines(shape: Shape, modes: Modes) -> dict[str, int | str]:
     """The source's macros."""
-    tail = TailPipeline.of(dim, group, pipeline.warps) if modes.tail else TailPipeline(0, 0)
+    pipeline = shape.pipeline
+    tail = TailPipeline.of(shape.dim, shape.group, pipeline.warps) if modes.tail else TailPipeline(0, 0)
     return {
-        "BF16": int(dtype == torch.bfloat16),
-        "DIM": dim,
-        "PAGE": page_size,
-        "GROUP": group,
+        "BF16": int(shape.dtype == torch.bfloat16),
+        "EIGHT_BITS": int(shape.kv_dtype == EIGHT_BITS),
+        "DIM": shape.dim,
+        "PAGE": shape.page_size,
+        "GROUP": shape.group,
         "WARPS": pipeline.warps,
         "STAGES": pipeline.stages,
         "MISS_STAGES": 1,
@@ -157,17 +182,29 @@ def _defines(
 
 
 @functools.cache
-def _kernel(
-    dim: int, page_size: int, group: int, dtype: torch.dtype, modes: Modes
-) -> tuple[Kernel, int, int]:
+def _kernel(shape: Shape, modes: Modes) -> tuple[Kernel, int, int]:
     """Kernel, threads of a block and shared memory of a launch."""
-    pipeline = Pipeline.of_shape(dim, page_size)
-    shared = (pipeline.warps * pipeline.stages + (1 if modes.fetch else 0)) * 4 * dim * page_size
-    defines = _defines(pipeline, dim, page_size, group, dtype, modes)
-    warps = pipeline.warps + int(modes.fetch)
-    if modes.tail:
-        warps += TailPipeline.of(dim, group, pipeline.warps).warps
-    return compile_kernel("attend.cu", "attend", defines, shared), 32 * warps, shared
+    shared, defines = _shared_bytes(shape, modes.fetch), _defines(shape, modes)
+    return compile_kernel("attend.cu", "attend", defines, shared), 32 * _warps(shape, modes), shared
+
+
+def _warps(shape: Shape, modes: Modes) -> int:
+    pages = shape.pipeline.warps
+    tail = TailPipeline.of(shape.dim, shape.group, pages).warps if modes.tail else 0
+    return pages + int(modes.fetch) + tail
+
+
+def _shared_bytes(shape: Shape, fetch: bool) -> int:
+    """Of a block's pages in flight."""
+    pipeline = shape.pipeline
+    return (pipeline.warps * pipeline.stages + int(fetch)) * shape.block_bytes
+
+
+def _softmax_bytes(shape: Shape) -> int:
+    """Of all softmaxes of a block, which take the place of its pages in the end: head tiles of 8, and outputs."""
+    tops_and_totals = 2 * 8 * -(-shape.group // 8)
+    warps = _warps(shape, Modes(dense=False, fetch=True, cpu=False, tail=True))
+    return 4 * warps * (tops_and_totals + shape.group * shape.dim)
 
 
 def attend_selected(
@@ -185,17 +222,18 @@ def attend_selected(
     layer: int = 0,
     runners_up: RunnersUp | None = None,
     tail: Tail | None = None,
+    factor: float = 1.0,
 ) -> None:
     """Attend the selected pages of each KV head: hits from frames and, if ``host`` is given, misses from there.
 
     Parameters
     ----------
     q
-        Queries, ``[B, Hq, D]``, contiguous in ``D``; the dtype of ``frames``.
+        Queries, ``[B, Hq, D]``, contiguous in ``D``; bfloat16 or float16.
     frames
-        One layer's frames, ``[H, F, 2, D * P]``.
+        One layer's frames, ``[H, F, 2, D * P]``; the dtype of ``q``, or of 8 bits.
     host
-        One layer's host pages, ``[N, H, 2, D * P]``, pinned; None to attend hits only.
+        One layer's host pages, ``[N, H, 2, D * P]``, pinned; None to attend hits only. The dtype of ``frames``.
     selected
         The selection.
     scale
@@ -221,22 +259,24 @@ def attend_selected(
     tail
         If given, the pages left out are attended, too, each as if its tokens all had the page's mean V. With ``out``,
         its ``coverage`` counts the share of attention that all other pages have.
+    factor
+        Of pages of 8 bits, ``out`` is multiplied by it before it is rounded.
 
     Notes
     -----
     The kernel in front of this one in the stream must be the one that makes the selection, and must not be q's; this
     one begins while it ends.
 
-    Reads a page, ``4 * D * P`` bytes, once for the whole GQA group, in one bulk copy; a multiprocessor has up to 224
+    Reads a page, ``2 * D * P`` numbers, once for the whole GQA group, in one bulk copy; a multiprocessor has up to 224
     KB of them in flight. Bound by device memory for the hits and by PCIe for the misses, which one warp of every
     block attends meanwhile. Offloading takes posted writes over PCIe, 8 bytes a page in whole lines of 128, that
     nothing waits for. Of a page left out, ``D / 2 + 1`` bytes are read and 4 for each query head, by warps of their
     own that keep up to 64 such pages in flight; bound by their latency, mostly hidden behind the selected pages.
     """
-    pairs, group, dim = _shape(q, frames)
+    pairs, shape = q.shape[0] * frames.shape[0], _shape(q, frames, page_size)
     modes = Modes(False, host is not None, offload is not None, tail is not None)
     arguments = _arguments(
-        modes.arguments, q, frames, frames if host is None else host, scale, workspace, out
+        modes.arguments, q, frames, frames if host is None else host, scale, workspace, out, factor
     )
     arguments.hits, arguments.misses = selected.hits.data_ptr(), selected.misses.data_ptr()
     arguments.valid = selected.valid.data_ptr()
@@ -251,11 +291,11 @@ def attend_selected(
         arguments.step = offload.step.data_ptr()
         arguments.cpu_out, arguments.cpu_lse = offload.out.data_ptr(), offload.lse.data_ptr()
         arguments.cpu_begin, arguments.offload = cpu_begin.data_ptr(), _offload(offload, layer, runners_up)
-        arguments.offload.blocks = offload_blocks(pairs, Pipeline.of_shape(dim, page_size))
+        arguments.offload.blocks = offload_blocks(pairs, shape.pipeline)
     if tail is not None:
         arguments.tail = _tail(tail, workspace.tail_lse)
     blocks = pairs * workspace.parts.splits + (0 if offload is None else arguments.offload.blocks)
-    _launch(dim, page_size, group, q.dtype, modes, blocks, arguments)
+    _launch(shape, modes, blocks, arguments)
 
 
 def attend_dense(
@@ -271,12 +311,13 @@ def attend_dense(
     out: torch.Tensor,
     missed_at: torch.Tensor | None = None,
     step: torch.Tensor | None = None,
+    factor: float = 1.0,
 ) -> None:
     """Attend all pages of each request, from their frames where they have one and from host pages otherwise.
 
     Parameters
     ----------
-    q, frames, host, scale, page_size, workspace, out
+    q, frames, host, scale, page_size, workspace, out, factor
         See `attend_selected`.
     pages
         Page lists, ``[B, M]``, int32.
@@ -287,22 +328,18 @@ def attend_dense(
     missed_at, step
         Scalars, int32: ``missed_at`` becomes ``step`` if any page had no frame.
     """
-    pairs, group, dim = _shape(q, frames)
-    arguments = _arguments(_Arguments, q, frames, host, scale, workspace, out)
+    arguments = _arguments(_Arguments, q, frames, host, scale, workspace, out, factor)
     arguments.hits, arguments.num_hits = pages.data_ptr(), seq_lens.data_ptr()
     arguments.page_table, arguments.stride_th = page_table.data_ptr(), page_table.stride(0)
     arguments.width, arguments.stride_list = pages.shape[1], pages.stride(0)
     if missed_at is not None and step is not None:
         arguments.missed_at, arguments.step = missed_at.data_ptr(), step.data_ptr()
-    _launch(
-        dim, page_size, group, q.dtype, Modes(True, False, False), pairs * workspace.parts.splits, arguments
-    )
+    blocks = q.shape[0] * frames.shape[0] * workspace.parts.splits
+    _launch(_shape(q, frames, page_size), Modes(True, False, False), blocks, arguments)
 
 
-def _shape(q: torch.Tensor, frames: torch.Tensor) -> tuple[int, int, int]:
-    batch, queries, dim = q.shape
-    heads = frames.shape[0]
-    return batch * heads, queries // heads, dim
+def _shape(q: torch.Tensor, frames: torch.Tensor, page_size: int) -> Shape:
+    return Shape(q.shape[2], page_size, q.shape[1] // frames.shape[0], q.dtype, frames.dtype)
 
 
 def _offload(cpu: CpuOffload, layer: int, runners_up: RunnersUp | None) -> _Offload:
@@ -352,6 +389,7 @@ def _arguments(
     scale: float,
     workspace: Workspace,
     out: torch.Tensor | None,
+    factor: float,
 ) -> _AnyArguments:
     arguments = kind(
         q=q.data_ptr(),
@@ -370,21 +408,14 @@ def _arguments(
         lists=q.shape[0] * frames.shape[0],
         splits=workspace.parts.splits,
         heads=frames.shape[0],
+        factor=factor,
     )
     if out is not None:
         arguments.out, arguments.stride_ob, arguments.stride_oh = out.data_ptr(), out.stride(0), out.stride(1)
     return arguments
 
 
-def _launch(
-    dim: int,
-    page_size: int,
-    group: int,
-    dtype: torch.dtype,
-    modes: Modes,
-    blocks: int,
-    arguments: _Arguments,
-) -> None:
+def _launch(shape: Shape, modes: Modes, blocks: int, arguments: _Arguments) -> None:
     """Launch the kernel for a shape and modes."""
-    kernel, threads, shared = _kernel(dim, page_size, group, dtype, modes)
+    kernel, threads, shared = _kernel(shape, modes)
     kernel.launch((blocks, 1, 1), threads, shared, arguments, early=not modes.dense)

@@ -84,11 +84,11 @@ def load_admitted(
     Parameters
     ----------
     host
-        One layer's host pages, ``[N, H, 2, D * P]``, pinned, two bytes an element.
+        One layer's host pages, ``[N, H, 2, D * P]``, pinned; any dtype.
     page_table
         One layer's page table after admission, ``[H, N]``, int32.
     frames
-        One layer's frames, ``[H, F, 2, D * P]``; written.
+        One layer's frames, ``[H, F, 2, D * P]``, the same dtype; written.
     candidates
         One or two kinds, which had no frames before admission.
 
@@ -99,7 +99,7 @@ def load_admitted(
 
     Notes
     -----
-    Reads ``4 * D * P`` bytes per page over PCIe, which bounds it, and writes them once.
+    Reads ``2 * D * P`` elements per page over PCIe, which bounds it, and writes them once.
     """
     if len(candidates) > KINDS:
         raise ValueError(f"There are {len(candidates)} kinds of candidates; allowed: up to {KINDS}.")

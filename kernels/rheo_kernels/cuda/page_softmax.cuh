@@ -5,17 +5,29 @@
 // that K and V are read in wide words and their halves paired by byte permutation, since neither lies in memory the way the
 // tensor cores want it.
 //
-// Macros: BF16 (else fp16), DIM, PAGE (tokens), GROUP (query heads per KV head).
+// Pages of 8 bits are widened between shared memory and the products, exactly: K to the queries' dtype, V to float16, which
+// takes one instruction a pair instead of four; their weights, up to 1, are rounded to float16, too.
+//
+// Macros: BF16 (queries; else fp16), EIGHT_BITS (pages hold e4m3 numbers, else what queries are), DIM, PAGE (tokens), GROUP
+// (query heads per KV head).
 #pragma once
 
+#include "eight_bits.cuh"
 #include "exponentials.cuh"
 #include "words.cuh"
 
 namespace {
 
-constexpr int kBlockBytes = 2 * 2 * DIM * PAGE;  // one page, K and V
-constexpr int kValues = 2 * DIM * PAGE;          // offset of V in it
-constexpr int kHeadTiles = (GROUP + 7) / 8;      // products' columns: 8 query heads each
+#if EIGHT_BITS
+using Stored = unsigned char;  // bits of a number in a page
+#else
+using Stored = unsigned short;
+#endif
+constexpr int kNumberBytes = sizeof(Stored);
+constexpr int kValues = kNumberBytes * DIM * PAGE;  // offset of V in a page
+constexpr int kBlockBytes = 2 * kValues;            // one page, K and V
+constexpr bool kBf16Values = BF16 && !EIGHT_BITS;   // V and its weights in a product; else fp16
+constexpr int kHeadTiles = (GROUP + 7) / 8;         // products' columns: 8 query heads each
 constexpr int kTokens = PAGE / 8;                // tokens of a page per lane row, consecutive
 constexpr int kTokenTiles = PAGE / 16;
 constexpr int kLaneDims = DIM / 8;  // dimensions of the output per lane row
@@ -78,6 +90,21 @@ __device__ __forceinline__ void load(u32 (&words)[WORDS], const unsigned char* f
     }
 }
 
+// Consecutive numbers of a page in shared memory, as pairs of halves.
+template <bool kBf16, int PAIRS>
+__device__ __forceinline__ void load_numbers(u32 (&pairs)[PAIRS], const unsigned char* from) {
+    if constexpr (!EIGHT_BITS) {
+        load(pairs, from);
+    } else if constexpr (PAIRS == 1) {
+        pairs[0] = widen<kBf16>(*reinterpret_cast<const unsigned short*>(from));
+    } else {
+        u32 words[PAIRS / 2];
+        load(words, from);
+#pragma unroll
+        for (int i = 0; i < PAIRS; ++i) pairs[i] = widen<kBf16>(words[i / 2] >> 16 * (i % 2));
+    }
+}
+
 // Fold one page into the softmax. `query` holds lane (row, column)'s part of q as the products' right operand: for every
 // 16 dimensions, those that are `column` modulo 4, of head `row`.
 __device__ __forceinline__ void attend_page(const unsigned char* page, int tokens, float scale,
@@ -90,7 +117,7 @@ __device__ __forceinline__ void attend_page(const unsigned char* page, int token
         u32 keys[4][kTokens / 2];
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-            load(keys[i], page + ((16 * k + 4 * i + column) * PAGE + kTokens * row) * 2);
+            load_numbers<BF16>(keys[i], page + ((16 * k + 4 * i + column) * PAGE + kTokens * row) * kNumberBytes);
 #pragma unroll
         for (int t = 0; t < kTokenTiles; ++t) {
             const u32 a0 = lows(keys[0][t], keys[1][t]), a1 = highs(keys[0][t], keys[1][t]);
@@ -138,12 +165,12 @@ __device__ __forceinline__ void attend_page(const unsigned char* page, int token
                 const float left = power_of_2(scores[t][h][i] - higher[0]), right = power_of_2(scores[t][h][i + 1] - higher[1]);
                 run.total[h][0] += left;
                 run.total[h][1] += right;
-                weights[2 * t + i / 2][h] = transpose(pack(left, right));
+                weights[2 * t + i / 2][h] = transpose(pack<kBf16Values>(left, right));
             }
     }
 
     // weights[r] are now those of tokens 2 column kTokens + r and, kTokens further on, of head `row`.
-    const unsigned char* values = page + kValues + (2 * column * kTokens * DIM + kVector * row) * 2;
+    const unsigned char* values = page + kValues + (2 * column * kTokens * DIM + kVector * row) * kNumberBytes;
 #pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk)
 #pragma unroll
@@ -151,23 +178,25 @@ __device__ __forceinline__ void attend_page(const unsigned char* page, int token
             u32 near[2][kVector / 2], far[2][kVector / 2];
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                load(near[i], values + ((2 * t + i) * DIM + 8 * kVector * chunk) * 2);
-                load(far[i], values + ((2 * t + i + kTokens) * DIM + 8 * kVector * chunk) * 2);
+                const unsigned char* const from = values + ((2 * t + i) * DIM + 8 * kVector * chunk) * kNumberBytes;
+                load_numbers<kBf16Values>(near[i], from);
+                load_numbers<kBf16Values>(far[i], from + kTokens * DIM * kNumberBytes);
             }
 #pragma unroll
             for (int m = 0; m < kVector / 2; ++m)
 #pragma unroll
                 for (int h = 0; h < kHeadTiles; ++h)
-                    multiply(run.mixed[chunk * kVector / 2 + m][h], lows(near[0][m], far[0][m]),
-                             highs(near[0][m], far[0][m]), lows(near[1][m], far[1][m]), highs(near[1][m], far[1][m]),
-                             weights[2 * t][h], weights[2 * t + 1][h]);
+                    multiply<kBf16Values>(run.mixed[chunk * kVector / 2 + m][h], lows(near[0][m], far[0][m]),
+                                          highs(near[0][m], far[0][m]), lows(near[1][m], far[1][m]),
+                                          highs(near[1][m], far[1][m]), weights[2 * t][h], weights[2 * t + 1][h]);
         }
 }
 
 // Zeroes V of tokens that are not the request's: their weight is 0, but what lies there may not be a number.
 __device__ __forceinline__ void blank_values(unsigned char* page, int tokens) {
     u32* const values = reinterpret_cast<u32*>(page + kValues);
-    for (int i = tokens * DIM / 2 + threadIdx.x % 32; i < PAGE * DIM / 2; i += 32) values[i] = 0;
+    constexpr int numbers = 4 / kNumberBytes;  // of a word
+    for (int i = tokens * DIM / numbers + threadIdx.x % 32; i < PAGE * DIM / numbers; i += 32) values[i] = 0;
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     __syncwarp();
 }

@@ -16,6 +16,8 @@ constexpr int kOutBytes = 4 * GROUP * DIM;
 constexpr int kPipelineBytes = kSlots * kBlockBytes;
 constexpr int kLseBytes = TAIL_WARPS ? 8192 : 4096;
 constexpr int kMergedAtOnce = (kPipelineBytes - kLseBytes) / kOutBytes;
+static_assert(4 * kWarps * (16 * kHeadTiles + GROUP * DIM) <= kPipelineBytes && kMergedAtOnce >= 1,
+              "softmaxes take more than the pages in flight");
 constexpr int kQuads = (GROUP * DIM / 4 + 32 * kWarps - 1) / (32 * kWarps);  // of outputs per thread
 
 // Merge what the warps of the block found, and store it as a split's normalised output and base-2 LSE, and that of the pages
@@ -77,10 +79,11 @@ __device__ __forceinline__ void store_split(Softmax& run, unsigned char* scratch
 
 // Merge all splits of a list, and the CPU's part if there is one, into the output. Runs in the block that stored the last
 // of them; its pipeline is free by then. With `tail_lses`, returns in the first warp the share of the pages left out, a mean
-// over heads.
+// over heads. The output is multiplied by `factor`.
 __device__ __forceinline__ float merge_splits(const float* outs, const float* lses, int splits, unsigned char* memory,
                                               u64* barrier, const float* cpu_out, const float* cpu_lse,
-                                              unsigned short* out, long long stride_oh, const float* tail_lses) {
+                                              unsigned short* out, long long stride_oh, const float* tail_lses,
+                                              float factor) {
     float* const lse = reinterpret_cast<float*>(memory);  // [parts][GROUP], the CPU's first
     float* const tail_lse = reinterpret_cast<float*>(memory + kLseBytes / 2);
     float* const parts = reinterpret_cast<float*>(memory + kLseBytes);
@@ -136,7 +139,7 @@ __device__ __forceinline__ float merge_splits(const float* outs, const float* ls
     for (int k = 0; k < kQuads; ++k) {
         const int at = (threadIdx.x + k * 32 * kWarps) * 4;
         if (at >= GROUP * DIM) continue;
-        const float whole = total[k] > 0 ? 1 / total[k] : 0.f;
+        const float whole = total[k] > 0 ? factor / total[k] : 0.f;
         *reinterpret_cast<uint2*>(out + at / DIM * stride_oh + at % DIM) =
             make_uint2(pack(mixed[k][0] * whole, mixed[k][1] * whole), pack(mixed[k][2] * whole, mixed[k][3] * whole));
         if (TAIL_WARPS && tail_lses && at % DIM == 0) lse[at / DIM] = total[k] > 0 ? top[k] + __log2f(total[k]) : 0.f;

@@ -46,9 +46,9 @@ class Pipeline(NamedTuple):
         return cls(1, 1, slots) if slots >= 2 else None
 
     @classmethod
-    def of_shape(cls, dim: int, page_size: int) -> Pipeline:
-        """The pipeline for a shape that `of` has one for."""
-        pipeline = cls.of(4 * dim * page_size)
+    def of_shape(cls, dim: int, page_size: int, kv_bytes: int = 2) -> Pipeline:
+        """The pipeline for a shape that `of` has one for, of numbers of ``kv_bytes``."""
+        pipeline = cls.of(2 * kv_bytes * dim * page_size)
         assert pipeline is not None
         return pipeline
 
@@ -90,16 +90,17 @@ class Workspace(NamedTuple):
         device: torch.device,
         tail_width: int = 0,
         where: torch.device | str | None = None,
+        kv_bytes: int = 2,
     ) -> Workspace:
         """Buffers for ``pairs = B * H`` lists of up to ``width`` pages, left out of up to ``tail_width``.
 
         Lists are split over the blocks that run at once on ``device``, less those that load and those that offload. The
-        buffers are there too, unless ``where`` says otherwise.
+        buffers are there too, unless ``where`` says otherwise. ``kv_bytes`` are those of a number in a page.
         """
-        pipeline = Pipeline.of_shape(dim, page_size)
+        pipeline = Pipeline.of_shape(dim, page_size, kv_bytes)
         processors = torch.cuda.get_device_properties(device).multi_processor_count
         blocks = pipeline.blocks * (processors - load.BLOCKS) - offload_blocks(pairs, pipeline)
-        tail_page = (dim / 2 + TAIL_PAGE_BYTES + 4 * group) / (4 * dim * page_size)
+        tail_page = (dim / 2 + TAIL_PAGE_BYTES + 4 * group) / (2 * kv_bytes * dim * page_size)
         tail_tile = TAIL_PAGES * TailPipeline.of(dim, group, pipeline.warps).warps
         splits = num_splits(pairs, width, blocks, -(-tail_width // tail_tile), tail_tile * tail_page)
         where = device if where is None else where

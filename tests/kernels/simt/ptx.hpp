@@ -145,6 +145,15 @@ inline void cvt_rn_satfinite_f16x2_f32(unsigned& pair, float high, float low) {
     const auto limited = [](float x) { return std::fmin(std::fmax(x, -65504.f), 65504.f); };
     cvt_rn_f16x2_f32(pair, limited(high), limited(low));
 }
+// Bits of e4m3: one of sign, four of exponent, three of mantissa; no infinity.
+inline void cvt_rn_f16x2_e4m3x2(unsigned& pair, unsigned short bits) {
+    pair = simt::each_half([=](int i) {
+        const int byte = bits >> i / 2 & 0xff, exponent = byte >> 3 & 15, mantissa = byte & 7;
+        const double size = exponent ? std::ldexp(8 + mantissa, exponent - 10) : std::ldexp(mantissa, -9);
+        if ((byte & 0x7f) == 0x7f) return std::uint16_t{0x7fff};
+        return simt::rounded_half(byte >> 7 ? -size : size);
+    });
+}
 inline void cvt_f32_f16(float& x, unsigned short bits) { x = simt::from_f16(bits); }
 inline void cvt_rna_tf32_f32(unsigned& y, float x) {
     const unsigned bits = std::bit_cast<unsigned>(x);
