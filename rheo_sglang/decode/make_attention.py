@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from rheo_kernels.cuda.attend import Shape, unsupported
+from rheo_kernels.cuda.attend import unsupported
+from rheo_kernels.cuda.shape import Shape
 from rheo_kernels.types import KVScales
 from rheo_sglang.decode.attention import Attention
 from rheo_sglang.decode.cuda_attention import CudaAttention

@@ -294,6 +294,20 @@ def test_cuda_attends_what_is_left_out_as_the_reference_does(
     check(pair, "importance")
 
 
+def test_cuda_attends_eight_bits_with_a_layers_scales_as_the_reference_does(
+    rng: torch.Generator, cuda_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is left out with them, which runners-up are a part of."""
+    if not GPU:
+        monkeypatch.setattr("rheo_sglang.decode.gpu_engine.make_attention", CudaAttention)
+    config = config_of("importance", summary="subcentroids4", miss_mode="fetch")
+    scales = [KVScales(0.75, 2.5), KVScales(1.0, 0.3)]
+    storage = {"compute_dtype": torch.bfloat16, "scales": scales}
+    pair = Pair(config, 16, rng.device, EIGHT_BITS, PAGES, padding=1, **storage)
+    assert isinstance(pair.gpu.engine.attention, CudaAttention)
+    assert check(pair, "importance") > 0, "no runner-up got a frame"
+
+
 @pytest.mark.parametrize("language", ["triton", "cuda"])
 def test_both_engines_prefer_pages_with_a_frame_alike(
     language: str, rng: torch.Generator, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch

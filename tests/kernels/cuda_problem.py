@@ -6,18 +6,32 @@ import torch
 from test_triton_attend import exact_attend
 from triton_cases import Shape, integers, normal, permutation, pinned
 
+from rheo_kernels.types.kv_scales import EIGHT_BITS
+
+
+def eight_bits(shape: tuple[int, ...], bits: int, rng: torch.Generator) -> torch.Tensor:
+    """e4m3 numbers of which these bits are random and the others 0; none is NaN."""
+    drawn = integers(0, 256, shape, rng).to(torch.uint8) & bits
+    return torch.where(drawn & 0x7F == 0x7F, drawn & 0xFE, drawn).view(EIGHT_BITS)
+
 
 class Problem:
-    """Requests whose selected pages are resident, or in part."""
+    """Requests whose selected pages are resident, or in part; ``bits`` are those of `eight_bits`, else normal."""
 
-    def __init__(self, shape: Shape, counts: list[list[int]], misses: bool, rng: torch.Generator) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        counts: list[list[int]],
+        misses: bool,
+        rng: torch.Generator,
+        bits: int | None = None,
+    ) -> None:
         from rheo_kernels.types import Selected
 
         self.shape, heads, width, total = shape, shape.heads, max(map(max, counts)) + 3, 400
-        self.host = normal((total, heads, 2, shape.block), shape.dtype, rng)
-        self.frames = torch.full(
-            (heads, total, 2, shape.block), torch.nan, dtype=shape.dtype, device=rng.device
-        )
+        blocks = (total, heads, 2, shape.block)
+        self.host = normal(blocks, shape.kv, rng) if bits is None else eight_bits(blocks, bits, rng)
+        self.frames = torch.full((heads, total, 2, shape.block), torch.nan, dtype=shape.kv, device=rng.device)
         batch = len(counts)
         self.pages = torch.full((batch, heads, width), -1, dtype=torch.int32, device=rng.device)
         self.selected = Selected.allocate(batch, heads, width, rng.device)

@@ -18,28 +18,57 @@ from triton_cases import (
     permutation,
     pinned,
     relative_error,
+    same,
 )
+
+from rheo_kernels.types.kv_scales import EIGHT_BITS
 
 pytestmark = pytest.mark.usefixtures("cuda_kernels")
 
 MEMORIES = [(False, False), (True, False), (True, True)]
+EXACT_TO = 2e-3
+"""Pages of 8 bits: what rounding the output to bfloat16 costs, since numbers and their weights lose less."""
+EIGHT_BIT_SHAPES = [
+    Shape(2, 4, 128, 32, torch.bfloat16, EIGHT_BITS),
+    Shape(2, 7, 80, 16, torch.float16, EIGHT_BITS),
+    Shape(1, 16, 64, 64, torch.bfloat16, EIGHT_BITS),
+]
 SHAPES = [dataclasses.replace(shape, heads=2) for shape in (GPU_SHAPES if GPU else GPU_SHAPES[::11])]
 
 
 def test_the_source_compiles_for_hopper() -> None:
     pytest.importorskip("cuda.bindings.nvrtc", reason="needs NVRTC and its bindings")
     from rheo_kernels.cuda import load, send_queries
-    from rheo_kernels.cuda.attend import Modes, Pipeline, _defines
+    from rheo_kernels.cuda import shape as served
+    from rheo_kernels.cuda.attend import Modes, _defines
     from rheo_kernels.cuda.compile import compile_cubin
 
-    pipeline = Pipeline.of(4 * 128 * 32)
-    assert pipeline is not None
     variants = [Modes(False, fetch, cpu, tail) for fetch, cpu in MEMORIES for tail in (False, True)]
     for modes in (Modes(True, False, False), *variants):
-        defines = _defines(pipeline, 128, 32, 4, torch.bfloat16, modes)
-        assert compile_cubin("attend.cu", tuple(defines.items()), "90")
+        for kv_dtype in (torch.bfloat16, EIGHT_BITS):
+            defines = _defines(served.Shape(128, 32, 4, torch.bfloat16, kv_dtype), modes)
+            assert compile_cubin("attend.cu", tuple(defines.items()), "90")
     assert compile_cubin("send_queries.cu", tuple(send_queries.defines(32 * 128, 128).items()), "90")
     assert compile_cubin("load.cu", tuple(load.defines(4 * 128 * 32)[0].items()), "90")
+
+
+def test_shapes_that_do_not_fit_are_refused_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rheo_kernels.cuda.attend import unsupported
+    from rheo_kernels.cuda.shape import Shape as Served
+
+    if not GPU:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    device = torch.device("cuda")
+    bf16, fp16 = torch.bfloat16, torch.float16
+    assert unsupported(Served(128, 32, 4, bf16, EIGHT_BITS), device) is None
+    for shape, reason in (
+        (Served(128, 32, 4, torch.float32, EIGHT_BITS), "computes in torch.float32"),
+        (Served(128, 32, 4, bf16, fp16), "KV dtype is torch.float16"),
+        (Served(72, 32, 4, bf16, bf16), "does not fit its tiles"),
+        (Served(512, 16, 16, bf16, EIGHT_BITS), "leaves no room in pages of 16384 bytes"),
+    ):
+        assert reason in str(unsupported(shape, device))
+    assert "compute capability" in str(unsupported(Served(128, 32, 4, bf16, bf16), torch.device("cpu")))
 
 
 def check_staged(problem: Problem, staged: torch.Tensor, room: int) -> None:
@@ -49,8 +78,8 @@ def check_staged(problem: Problem, staged: torch.Tensor, room: int) -> None:
         for h in range(heads):
             first, last = int(selected.num_hits[b, h]), int(selected.num_selected[b, h])
             kept = selected.misses[b, h, first:last][:room].long()
-            assert torch.equal(staged[b * heads + h, : kept.numel()], problem.host[kept, h])
-            assert staged[b * heads + h, kept.numel() :].isnan().all()
+            assert same(staged[b * heads + h, : kept.numel()], problem.host[kept, h])
+            assert staged[b * heads + h, kept.numel() :].float().isnan().all()
 
 
 @pytest.mark.parametrize("misses", [True, False])
@@ -91,6 +120,41 @@ def test_selected_pages_equal_exact_attention(shape: Shape, misses: bool, rng: t
             check_staged(problem, staged, room)
 
 
+@pytest.mark.parametrize(
+    ("shape", "bits", "scale"),
+    [
+        (EIGHT_BIT_SHAPES[0], 0xFF, 1e-3),
+        (EIGHT_BIT_SHAPES[0], 0x87, 10.0),
+        (EIGHT_BIT_SHAPES[1], 0xFF, 1e-3),
+        (EIGHT_BIT_SHAPES[2], 0x87, 10.0),
+    ],
+    ids=["every_number", "subnormal_ones", "every_number_float16", "subnormal_ones_of_large_pages"],
+)
+def test_numbers_of_eight_bits_are_attended_exactly(
+    shape: Shape, bits: int, scale: float, rng: torch.Generator
+) -> None:
+    """Also the largest, +-448; from frames and from host memory, and with a scale of V."""
+    from rheo_kernels.cuda.attend import Workspace, attend_selected
+
+    counts = [[0] * shape.heads, [1] * shape.heads, [60] * shape.heads]
+    problem = Problem(shape, counts, True, rng, bits)
+    problem.scale = scale
+    selected, room = problem.selected, 11
+    selected.valid[2, 0, 7] = 5
+    selected.valid[2, 0, min(int(selected.num_hits[2, 0]) + 3, 59)] = 9
+    expected, _ = problem.exact()
+    pairs, device = 3 * shape.heads, rng.device
+    sizes = pairs, shape.group, shape.dim, shape.page_size, 63
+    workspace = Workspace.allocate(*sizes, device, kv_bytes=1)
+    out = torch.full_like(problem.q, torch.nan)
+    staged = torch.full((pairs, room, 2, shape.block), torch.nan, dtype=EIGHT_BITS, device=device)
+    operands = problem.q, problem.frames, problem.pinned, selected, scale, shape.page_size, workspace
+    attend_selected(*operands, out, staged, factor=0.3)
+    assert relative_error(out, 0.3 * expected) < EXACT_TO
+    assert out[0].eq(0).all() and workspace.arrived.eq(0).all()
+    check_staged(problem, staged, room)
+
+
 @pytest.mark.parametrize("shape", SHAPES[::5], ids=str)
 def test_splits_of_hits_merge_to_exact_attention(shape: Shape, rng: torch.Generator) -> None:
     from rheo_kernels import triton as kernels
@@ -110,19 +174,19 @@ def test_splits_of_hits_merge_to_exact_attention(shape: Shape, rng: torch.Genera
     assert (lse - expected_lse).abs().max() < max(TOLERANCE[shape.dtype] / 4, 2e-5)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, EIGHT_BIT_SHAPES[0]], ids=str)
 def test_whole_page_lists_equal_exact_attention_wherever_pages_are(
     shape: Shape, rng: torch.Generator
 ) -> None:
     from rheo_kernels.cuda.attend import Workspace, attend_dense
 
     heads, page_size, total = shape.heads, shape.page_size, 200
-    host = normal((total, heads, 2, shape.block), shape.dtype, rng)
+    host = normal((total, heads, 2, shape.block), shape.kv, rng)
     seq_lens = torch.tensor([100 * page_size - 3, 1, 0, 30 * page_size], dtype=torch.int32, device=rng.device)
     num_pages = (-(-seq_lens // page_size)).tolist()
     pages = page_lists(num_pages, 110, total, rng)
     table = torch.full((heads, total), -1, dtype=torch.int32, device=rng.device)
-    frames = torch.full((heads, total, 2, shape.block), torch.nan, dtype=shape.dtype, device=rng.device)
+    frames = torch.full((heads, total, 2, shape.block), torch.nan, dtype=shape.kv, device=rng.device)
     for h in range(heads):
         resident = permutation(total, rng)[: total * 2 // 3]
         taken = permutation(total, rng)[: resident.numel()]
@@ -134,13 +198,15 @@ def test_whole_page_lists_equal_exact_attention_wherever_pages_are(
     q = normal((4, heads * shape.group, shape.dim), shape.dtype, rng)
     scale = shape.dim**-0.5
     expected, _ = exact_attend(q, host.transpose(0, 1), listed, valid, scale, page_size)
-    workspace = Workspace.allocate(4 * heads, shape.group, shape.dim, page_size, 110, rng.device)
+    sizes = 4 * heads, shape.group, shape.dim, page_size, 110
+    workspace = Workspace.allocate(*sizes, rng.device, kv_bytes=shape.kv.itemsize)
     out = torch.full_like(q, torch.nan)
     missed_at = torch.zeros((), dtype=torch.int32, device=rng.device)
     step = torch.full((), 9, dtype=torch.int32, device=rng.device)
     arguments = (pages, seq_lens, table, scale, page_size, workspace, out, missed_at, step)
-    attend_dense(q, frames, pinned(host), *arguments)
-    assert relative_error(out, expected) < TOLERANCE[shape.dtype]
+    factor = 2.5 if shape.stored else 1.0
+    attend_dense(q, frames, pinned(host), *arguments, factor)
+    assert relative_error(out, factor * expected) < TOLERANCE[shape.dtype]
     assert out[2].eq(0).all(), "a padded row has an output"
     assert int(missed_at) == 9
 
@@ -160,10 +226,13 @@ def test_scores_may_be_equal_or_huge(factor: float, rng: torch.Generator) -> Non
     assert relative_error(out, expected) < TOLERANCE[shape.dtype]
 
 
-def test_what_lies_behind_a_request_s_last_token_does_not_matter(rng: torch.Generator) -> None:
+@pytest.mark.parametrize("stored", [None, EIGHT_BITS])
+def test_what_lies_behind_a_request_s_last_token_does_not_matter(
+    stored: torch.dtype | None, rng: torch.Generator
+) -> None:
     from rheo_kernels.cuda.attend import Workspace, attend_selected
 
-    shape = Shape(heads=2, group=4, dim=128, page_size=32, dtype=torch.bfloat16)
+    shape = Shape(heads=2, group=4, dim=128, page_size=32, dtype=torch.bfloat16, stored=stored)
     problem = Problem(shape, [[9, 3]], False, rng)
     frame = problem.selected.hits[0, :, 2].long()
     problem.selected.valid[0, :, 2] = 13
@@ -172,7 +241,7 @@ def test_what_lies_behind_a_request_s_last_token_does_not_matter(rng: torch.Gene
         block = problem.frames[h, frame[h]]
         block[0].view(shape.dim, shape.page_size)[:, 13:] = torch.nan
         block[1].view(shape.page_size, shape.dim)[13:] = torch.nan
-    workspace = Workspace.allocate(2, 4, 128, 32, 12, rng.device)
+    workspace = Workspace.allocate(2, 4, 128, 32, 12, rng.device, kv_bytes=shape.kv.itemsize)
     out = torch.full_like(problem.q, torch.nan)
     attend_selected(problem.q, problem.frames, None, problem.selected, problem.scale, 32, workspace, out)
     assert relative_error(out, expected) < TOLERANCE[shape.dtype]

@@ -6,6 +6,7 @@ import contextlib
 import random
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from sglang.srt.layers.radix_attention import RadixAttention
 from triton_cases import relative_error
 
 from rheo_kernels.cuda.offload import Costs
+from rheo_kernels.types import KVScales
+from rheo_kernels.types.kv_scales import EIGHT_BITS
 from rheo_sglang.backend import engine_inputs
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.decode.costs import ALL_FETCHED
@@ -57,15 +60,22 @@ def run(
     device: torch.device,
     served_by: type[EngineServer] = EngineServer,
     dtype: torch.dtype = torch.float32,
+    stored: torch.dtype | None = None,
 ) -> EngineServer:
-    """Decode with both and compare every step; the last request leaves after half of the steps."""
+    """Decode with both and compare every step; the last request leaves after half of the steps.
+
+    Pages are ``stored`` in 8 bits, if given.
+    """
     noise = torch.Generator().manual_seed(5)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=noise)
 
-    expected = EngineServer(config, frames, torch.device("cpu"), False, dtype)
-    actual = served_by(config, frames, device, True, dtype)
+    storage: dict[str, Any] = {"dtype": stored or dtype, "compute_dtype": dtype}
+    if stored is not None:
+        storage["scales"] = [KVScales(0.75, 2.5), KVScales(1.0, 0.3)]
+    expected = EngineServer(config, frames, torch.device("cpu"), False, **storage)
+    actual = served_by(config, frames, device, True, **storage)
     content = normal(*expected.host.shape)
     summaries = normal(*expected.table.summaries.shape)
     summaries[..., 1, :] = summaries[..., 0, :] + summaries[..., 1, :].abs()
@@ -139,9 +149,23 @@ def test_sparse_steps_equal_the_reference(policy: str, miss_mode: str, rng: torc
     assert 0 < report["overall"]["hit_rate"] < 1
 
 
-@pytest.mark.parametrize(("dense_pages", "miss_mode"), [(0, "split"), (0, "fetch"), (0, "auto"), (6, "auto")])
+@pytest.mark.parametrize(
+    ("dense_pages", "miss_mode", "stored"),
+    [
+        (0, "split", None),
+        (0, "fetch", None),
+        (0, "auto", None),
+        (6, "auto", None),
+        (0, "auto", EIGHT_BITS),
+        (6, "split", EIGHT_BITS),
+    ],
+)
 def test_steps_in_cuda_equal_the_reference(
-    dense_pages: int, miss_mode: str, rng: torch.Generator, attended_in_cuda: None
+    dense_pages: int,
+    miss_mode: str,
+    stored: torch.dtype | None,
+    rng: torch.Generator,
+    attended_in_cuda: None,
 ) -> None:
     config = RheoConfig(
         summary="bound",
@@ -152,7 +176,7 @@ def test_steps_in_cuda_equal_the_reference(
         cpu_threads=2,
     )
     lengths = {1: 11 * PAGE_SIZE - 3, 2: 30, 3: 6 * PAGE_SIZE - 1}
-    server = run(config, 9, lengths, 6, rng.device, dtype=torch.bfloat16)
+    server = run(config, 9, lengths, 6, rng.device, dtype=torch.bfloat16, stored=stored)
     assert isinstance(server.engine.attention, CudaAttention)
     report = server.engine.miss_report()
     if miss_mode != "fetch":

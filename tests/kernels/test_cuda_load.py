@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
-from triton_cases import GPU, GPU_SHAPES, Shape, integers, normal, permutation, pinned
+from triton_cases import GPU, GPU_SHAPES, Shape, integers, normal, permutation, pinned, same
+
+from rheo_kernels.types.kv_scales import EIGHT_BITS
 
 pytestmark = pytest.mark.usefixtures("cuda_kernels")
 
@@ -23,8 +27,14 @@ def expected_frames(
     return expected
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("shape", GPU_SHAPES[:: 3 if GPU else 9], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "batch"),
+    [
+        *itertools.product(GPU_SHAPES[:: 3 if GPU else 9], [1, 3]),
+        (Shape(2, 4, 80, 16, torch.bfloat16, EIGHT_BITS), 3),
+    ],
+    ids=str,
+)
 def test_admitted_misses_and_runners_up_are_loaded_and_nothing_else(
     shape: Shape, batch: int, rng: torch.Generator
 ) -> None:
@@ -32,8 +42,8 @@ def test_admitted_misses_and_runners_up_are_loaded_and_nothing_else(
     from rheo_kernels.types import RunnersUp, Selected
 
     heads, width, room = shape.heads, 150, 9
-    host = normal((PAGES, heads, 2, shape.block), shape.dtype, rng)
-    frames = torch.full((heads, PAGES + 20, 2, shape.block), torch.nan, dtype=shape.dtype, device=rng.device)
+    host = normal((PAGES, heads, 2, shape.block), shape.kv, rng)
+    frames = torch.full((heads, PAGES + 20, 2, shape.block), torch.nan, dtype=shape.kv, device=rng.device)
     table = torch.full((heads, PAGES), -1, dtype=torch.int32, device=rng.device)
     for head in range(heads):
         resident = permutation(PAGES, rng)[: PAGES // 2].long()
@@ -56,10 +66,10 @@ def test_admitted_misses_and_runners_up_are_loaded_and_nothing_else(
     listed = [[ahead.pages[b, h, : ahead.counts[b, h]] for h in range(heads)] for b in range(batch)]
     expected = expected_frames(table, misses, host, frames)
     load_admitted(host_pages, table, frames, Candidates.of_misses(selected, cpu_begin, room))
-    torch.testing.assert_close(frames, expected, rtol=0, atol=0, equal_nan=True)
+    assert same(frames, expected)
 
     frames.fill_(torch.nan)
     expected = expected_frames(table, misses + listed, host, frames)
     both = Candidates.of_misses(selected, cpu_begin, room), Candidates.of_runners_up(ahead)
     load_admitted(host_pages, table, frames, *both)
-    torch.testing.assert_close(frames, expected, rtol=0, atol=0, equal_nan=True)
+    assert same(frames, expected)

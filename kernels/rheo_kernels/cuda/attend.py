@@ -10,6 +10,7 @@ import torch
 
 from rheo_kernels.cuda.compile import Kernel, UnavailableError, compile_kernel
 from rheo_kernels.cuda.offload import TIMESTAMPS, CpuOffload
+from rheo_kernels.cuda.shape import Shape
 from rheo_kernels.cuda.workspace import LISTS_AT_ONCE, Pipeline, TailPipeline, Workspace, offload_blocks
 from rheo_kernels.types import RunnersUp, Selected, Tail
 from rheo_kernels.types.kv_scales import EIGHT_BITS
@@ -20,29 +21,6 @@ LOG2_E = 1.4426950408889634
 FETCHERS = 48
 """Blocks that fetch, a page each at a time, and up to one more for every list: enough to fill PCIe."""
 MIN_CAPABILITY = (9, 0)
-
-
-class Shape(NamedTuple):
-    """What a variant of the kernel is for."""
-
-    dim: int
-    page_size: int
-    group: int
-    """Query heads of a KV head."""
-    dtype: torch.dtype
-    """Of queries and outputs: bfloat16 or float16."""
-    kv_dtype: torch.dtype
-    """Of pages: the same or `EIGHT_BITS`."""
-
-    @property
-    def block_bytes(self) -> int:
-        """Of a page, K and V."""
-        return 2 * self.kv_dtype.itemsize * self.dim * self.page_size
-
-    @property
-    def pipeline(self) -> Pipeline:
-        """See `Pipeline.of_shape`."""
-        return Pipeline.of_shape(self.dim, self.page_size, self.kv_dtype.itemsize)
 
 
 def unsupported(shape: Shape, device: torch.device) -> str | None:

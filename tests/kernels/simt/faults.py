@@ -17,6 +17,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[3]
 SOURCES = REPOSITORY / "kernels" / "rheo_kernels" / "cuda"
 SELECTED = "test_cuda_attend.py", "selected_pages"
+WIDENED = "test_cuda_attend.py", "attended_exactly"
 OFFLOADED = "test_cuda_attend.py", "cpu_s_part"
 SCALED = "test_cuda_attend.py", "cost_scale"
 PARTITIONED = "test_cuda_partition.py", "partition"
@@ -49,6 +50,10 @@ FAULTS = [
     Fault("attend.cu", "if (live < PAGE) {", "if (false) {", ("test_cuda_attend.py", "behind")),
     Fault("attend.cu", ACKNOWLEDGED, ACKNOWLEDGED.replace("threadIdx.x == 0", "false"), OFFLOADED),
     Fault("page_softmax.cuh", "run.total[h][c] *= fade[c];", "", SELECTED),
+    Fault("page_softmax.cuh", "words[i / 2] >> 16 * (i % 2)", "words[i / 2]", WIDENED),
+    Fault("page_softmax.cuh", "numbers = 4 / kNumberBytes", "numbers = 2", ("test_cuda_attend.py", "behind")),
+    Fault("eight_bits.cuh", "from_half(halves), from_half(halves >> 16)", "from_half(halves >> 16), 0.f", WIDENED),
+    Fault("attend.cu", "EIGHT_BITS ? a.factor : 1.f", "1.f", WIDENED),
     Fault("split_merge.cuh", "wait_for(shared_address(barrier), phase);", "", SELECTED),
     Fault("split_merge.cuh", OTHER_MERGED, OTHER_MERGED.replace("__syncthreads();", ""), SELECTED),
     Fault("split_merge.cuh", "    __syncthreads();\n    for (int at = ", "    for (int at = ", SELECTED),
