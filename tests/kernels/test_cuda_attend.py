@@ -60,7 +60,7 @@ def test_shapes_that_do_not_fit_are_refused_with_a_reason(monkeypatch: pytest.Mo
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     device = torch.device("cuda")
     bf16, fp16 = torch.bfloat16, torch.float16
-    assert unsupported(Served(128, 32, 4, bf16, EIGHT_BITS), device) is None
+    assert unsupported(Served(16, 16, 1, bf16, EIGHT_BITS), device) is None
     for shape, reason in (
         (Served(128, 32, 4, torch.float32, EIGHT_BITS), "computes in torch.float32"),
         (Served(128, 32, 4, bf16, fp16), "KV dtype is torch.float16"),
