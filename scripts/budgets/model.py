@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.selection_quality import Layer
 from budgets.steps import LayerSteps, Outcome, PageData, View, page_data
+from selection.layer import Layer
 
 DENSE = "sdpa"
 CHUNK = 2048

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from budgets.steps import SINK, WINDOW, View
+from budgets.steps import View
+from selection.judge import SINK, WINDOW
 
 Chosen = torch.Tensor
 """Pages that are selected, ``[H, T, N]``, bool."""

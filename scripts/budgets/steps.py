@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.selection_quality import Layer, Summary, subcentroids, symmetric
-
-SINK, WINDOW = 1, 2
-MOST_LOG_WEIGHT = 60.0
-"""Estimates beyond this, relative to the step's largest logit, are cut, so that a bad one is not infinite."""
+from selection.judge import MOST_LOG_WEIGHT
+from selection.layer import Layer
+from selection.rounding import symmetric
+from selection.summaries import Summary, subcentroids
 
 
 class PageData(NamedTuple):

@@ -20,41 +20,24 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from benchmarks.selection_quality import _Encoder, make_prompt
 from budgets.judge import Judged, flat, separation
 from budgets.model import Prompt, RecordedModel
 from budgets.rules import RULES, Where, floored
 from budgets.steps import View
-from common.measurement import MODEL, RESULTS, keep_result, result_document, tokenizer
-from rheo_sglang.evaluation.texts import CHARACTERS_PER_TOKEN, KINDS, passage
+from common.measurement import MODEL, RESULTS, keep_result, result_document
+from selection.texts import TEXTS, texts
 
 FLOORS = (0.7, 0.8, 0.9, 0.95)
 BAD = 0.1
 """Nats from which a step counts as bad: about where the first choice begins to change."""
 BISECTIONS, CALIBRATED = 14, 4
 """Bisections of a parameter, on every fourth step."""
-
-
-def texts(model: Path, kinds: list[str], tokens: int, steps: int) -> Iterator[tuple[str, list[int]]]:
-    """Names and token ids of the texts."""
-    encode = tokenizer(model)
-    for kind in kinds:
-        if kind == "quotation":
-            yield kind, make_prompt(_Encoder(encode), "session", tokens, steps, 0)
-        else:
-            yield (
-                kind,
-                encode.encode(passage(kind, CHARACTERS_PER_TOKEN * (tokens + steps), 0)).ids[
-                    : tokens + steps
-                ],
-            )
 
 
 def selected(rule: str, parameter: float, prompts: list[Prompt], mean: float, profiles: list[Any]) -> float:
@@ -159,7 +142,7 @@ def main() -> None:
         "--ends", type=int, nargs="+", default=[4032, 6080, 8128], help="prompt lengths in tokens"
     )
     parser.add_argument("--steps", type=int, default=32, help="decode steps behind each")
-    parser.add_argument("--kinds", nargs="+", choices=[*KINDS, "quotation"], default=[*KINDS, "quotation"])
+    parser.add_argument("--kinds", nargs="+", choices=TEXTS, default=list(TEXTS))
     parser.add_argument("--page-size", type=int, default=32)
     parser.add_argument("--row-tokens", type=int, default=4)
     parser.add_argument("--means", type=float, nargs="+", default=[0.03, 0.06, 0.12], help="fixed shares")

@@ -1,0 +1,1 @@
+"""What page summaries choose and estimate, judged on recorded queries, keys and values; no server."""
