@@ -122,7 +122,12 @@ def test_a_tail_of_exact_weights_and_equal_values_is_exact() -> None:
 def test_figures_are_medians_and_the_worst_head_is_named() -> None:
     cell = Cell(32, "one", 0.04)
     default = [
-        {"mass": torch.full((2, 3), 0.9), "error": torch.ones(2, 3), "error_tail": torch.full((2, 3), 0.5)}
+        {
+            "mass": torch.full((2, 3), 0.9),
+            "error": torch.ones(2, 3),
+            "error_tail": torch.full((2, 3), 0.5),
+            "bias_98": torch.full((2, 3), torch.nan),
+        }
     ] * 2
     one = [{name: value.clone() for name, value in prompt.items()} for prompt in default]
     for prompt, factor in zip(one, (2.0, 8.0), strict=True):
@@ -133,7 +138,7 @@ def test_figures_are_medians_and_the_worst_head_is_named() -> None:
     assert figures["mass"] == 0.9
     assert figures["worst"]["mass"] == [0.1, 1, 2]
     assert figures["error_ratio"] == [4.0, 2.0, 8.0]
-    assert by_layer(found[cell])["mass"] == [0.9, 0.9]
+    assert by_layer(found[cell]) == {"mass": [0.9, 0.9], "error": [2.5, 2.5]}
     assert by_head(found[cell], "mass")[1] == [0.9, 0.9, 0.1]
     without = [prompt | {"error_tail": torch.full((2, 3), torch.nan)} for prompt in default]
     assert "error_tail" not in metrics_of(without, default)

@@ -12,7 +12,7 @@ import shlex
 from typing import Any
 
 from common.measurement import REPOSITORY, RESULTS
-from rendering import budget_rules
+from rendering import budget_rules, selection_quality
 from rendering.marked_page import fill
 
 PAGE = REPOSITORY / "docs" / "quality.md"
@@ -154,6 +154,7 @@ RENDERED = {
     "default": default,
     "selection-path": selection_path,
     "budget-rules": budget_rules.table,
+    "selection-quality": selection_quality.tables,
 }
 
 
@@ -162,6 +163,7 @@ def main() -> None:
     for name, render in RENDERED.items():
         fill(PAGE, name, render())
     budget_rules.plot()
+    selection_quality.plot()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The study of page summaries: tables by bytes, error over bytes as a plot, and coverage by layer and head as heat maps."""
+"""The study of page summaries: tables by bytes, a plot of error over bytes, heat maps of coverage by layer and head."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def layers() -> str:
             by_layer = kinds[kind]["layers"]
             worst = kinds[kind][SHOWN]["worst"]
             mass = by_layer["mass"]
-            errors = by_layer.get("error_tail", by_layer["error"])
+            errors = by_layer["error"]
             least = int(np.argmin(mass))
             wrong = worst.get("error_tail", worst["error"])
             lines.append(
@@ -210,8 +210,6 @@ def plot() -> None:
         mass = np.array(result(name)["metrics"]["mass_by_head"])
         shown = panel.pcolormesh(mass, vmin=0, vmax=1, cmap="viridis", edgecolors="white", linewidth=0.2)
         panel.invert_yaxis()
-        panel.set(
-            title=f"{model}: `{DEFAULT}`, page {DEFAULT_PAGE}, 4 %", xlabel="query head", ylabel="layer"
-        )
+        panel.set(title=f"{model}: {DEFAULT}, page {DEFAULT_PAGE}, 4 %", xlabel="query head", ylabel="layer")
     figure.colorbar(shown, ax=heat[0].tolist(), label="share of the attention that is covered")
     figure.savefig(HEADS, metadata={"Date": None})

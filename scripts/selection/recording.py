@@ -75,7 +75,8 @@ class Recorder:
         from transformers import DynamicCache
 
         last = max(ends) + steps
-        tokens, cache = torch.tensor([ids[:last]]), DynamicCache(config=self.model.config)
+        tokens = torch.tensor([ids[:last]])
+        cache: Any = DynamicCache(config=self.model.config)
         self._queries = [[] for _ in range(self.model.config.num_hidden_layers)]
         for start in range(0, last, CHUNK):
             self.model(input_ids=tokens[:, start : start + CHUNK], past_key_values=cache, logits_to_keep=1)

@@ -90,12 +90,17 @@ def rotated(keys: torch.Tensor, row_tokens: int, centre: str) -> Summary:
     """Rows in 4 bits behind a rotation: around nothing, the page's mean in 8 bits, or the mean of all pages."""
     turn = hadamard(keys.shape[3]).to(keys.device)
     rows = row_means(keys, row_tokens) @ turn
-    middle = {
-        "none": lambda: 0.0,
-        "page": lambda: symmetric(rows.mean(2, keepdim=True), 8),
-        "global": lambda: rows.mean((1, 2), keepdim=True),
-    }[centre]()
+    middle = torch.zeros_like(rows[:, :1, :1])
+    if centre == "page":
+        middle = symmetric(rows.mean(2, keepdim=True), 8)
+    elif centre == "global":
+        middle = rows.mean((1, 2), keepdim=True)
     return Summary((middle + symmetric(rows - middle, 4)) @ turn.T)
+
+
+def _rebuilt(keys: torch.Tensor, rank: int) -> Summary:
+    """Every key of a page, from its mean and directions."""
+    return Summary(low_rank(keys, rank))
 
 
 def _rows(row_tokens: int) -> dict[str, Kind]:
@@ -143,9 +148,7 @@ SUMMARIES: dict[str, Kind] = {
     ),
     **{name: kind for row_tokens in (2, 4, 8) for name, kind in _rows(row_tokens).items()},
     **{
-        f"rank{rank}": Kind(
-            lambda keys, rank=rank: Summary(low_rank(keys, rank)), partial(low_rank_bytes, rank=rank)
-        )
+        f"rank{rank}": Kind(partial(_rebuilt, rank=rank), partial(low_rank_bytes, rank=rank))
         for rank in (1, 2, 4)
     },
 }

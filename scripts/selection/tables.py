@@ -66,12 +66,12 @@ def metrics_of(
 
 
 def by_layer(found: list[dict[str, torch.Tensor]]) -> dict[str, list[float]]:
-    """Medians over prompts and heads of every layer, for every measure that is defined."""
-    whole = {name: torch.stack([one[name] for one in found]) for name in found[0]}
+    """Medians over prompts and heads of every layer: what is covered, the error of what would be served, and bias."""
+    measures = {"mass": [one["mass"] for one in found], "error": [_output(one) for one in found]}
+    if not found[0]["bias_98"].isnan().any():
+        measures["bias_98"] = [one["bias_98"] for one in found]
     return {
-        name: [_rounded(layer.median()) for layer in one.transpose(0, 1)]
-        for name, one in whole.items()
-        if not one.isnan().any()
+        name: [_rounded(layer.median()) for layer in torch.stack(ones, 1)] for name, ones in measures.items()
     }
 
 

@@ -102,7 +102,8 @@ def main() -> None:
         kinds = metrics["pages"][str(page_size)] = {}
         for kind in options.kinds:
             size = page_bytes(kind, shape["head_dim"], page_size)
-            one = kinds[kind] = {"bytes": size}
+            one: dict[str, Any] = {"bytes": size}
+            kinds[kind] = one
             if size is not None:
                 one["share_of_kv"] = round(size / (4 * page_size * shape["head_dim"]), 5)
             for budget in options.budgets:
