@@ -49,13 +49,14 @@ def metrics_of(
         whole = torch.stack([one[name] for one in found])
         if whole.isnan().any():
             continue
-        figures[name] = _rounded(whole.median())
+        figures[name] = _rounded(whole.quantile(0.5))
         if name in WORST_IS_LEAST:
-            heads = whole.median(0).values
+            heads = whole.quantile(0.5, 0)
             at = int((heads if WORST_IS_LEAST[name] else -heads).argmin())
             worst[name] = [_rounded(heads.flatten()[at]), *divmod(at, heads.shape[1])]
     ratios = sorted(
-        float((_output(one) / _output(other)).median()) for one, other in zip(found, default, strict=True)
+        float((_output(one) / _output(other)).quantile(0.5))
+        for one, other in zip(found, default, strict=True)
     )
     middle = math.sqrt(ratios[(len(ratios) - 1) // 2] * ratios[len(ratios) // 2])
     return {
@@ -71,13 +72,14 @@ def by_layer(found: list[dict[str, torch.Tensor]]) -> dict[str, list[float]]:
     if not found[0]["bias_98"].isnan().any():
         measures["bias_98"] = [one["bias_98"] for one in found]
     return {
-        name: [_rounded(layer.median()) for layer in torch.stack(ones, 1)] for name, ones in measures.items()
+        name: [_rounded(layer.quantile(0.5)) for layer in torch.stack(ones, 1)]
+        for name, ones in measures.items()
     }
 
 
 def by_head(found: list[dict[str, torch.Tensor]], name: str) -> list[list[float]]:
     """Medians over prompts of one measure, for every layer and query head."""
-    heads = torch.stack([one[name] for one in found]).median(0).values
+    heads = torch.stack([one[name] for one in found]).quantile(0.5, 0)
     return [[_rounded(one) for one in layer] for layer in heads]
 
 
