@@ -13,7 +13,7 @@ import numpy as np
 
 from common.measurement import REPOSITORY, RESULTS
 
-MODELS = {"selection_quality_smollm2": "SmolLM2-135M", "selection_quality_coder": "Coder-0.5B"}
+MODELS = {"selection_quality_smollm2": "SmolLM2-135M"}
 PLOTS = REPOSITORY / "docs" / "benchmarks"
 FRONT, HEADS = PLOTS / "selection_quality.svg", PLOTS / "selection_heads.svg"
 BUDGETS, SHOWN = ("0.02", "0.04", "0.08"), "0.04"
@@ -101,7 +101,7 @@ def table(page_size: str) -> str:
     header = ["summary", "% of KV"]
     for model in MODELS.values():
         header += [
-            f"{model}: covered at 2 / 4 / 8 %",
+            f"{model}: covered at 2 / 4 / 8 % of the pages",
             "worst head",
             "error without / with tail",
             "over the default's",
@@ -183,7 +183,9 @@ def tables() -> str:
 def plot() -> None:
     """Error over bytes, a panel for each model and page size; and the default's coverage by layer and query head."""
     plt.rcParams["svg.hashsalt"] = "selection_quality"
-    figure, panels = plt.subplots(2, len(MODELS), figsize=(10, 8), layout="constrained", squeeze=False)
+    figure, panels = plt.subplots(
+        2, len(MODELS), figsize=(5.5 * len(MODELS), 8), layout="constrained", squeeze=False
+    )
     for column, (name, model) in enumerate(MODELS.items()):
         for row, page_size in enumerate(("32", "16")):
             panel, kinds = panels[row][column], result(name)["metrics"]["pages"][page_size]
@@ -203,9 +205,11 @@ def plot() -> None:
             panel.xaxis.set_minor_formatter("")
             panel.set(xlabel="summaries, share of the KV's bytes", ylabel="error of outputs at 4 %")
             panel.grid(alpha=0.3)
-    panels[0][0].legend(fontsize="x-small")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncol=2)
     figure.savefig(FRONT, metadata={"Date": None})
-    figure, heat = plt.subplots(1, len(MODELS), figsize=(10, 6), layout="constrained", squeeze=False)
+    figure, heat = plt.subplots(
+        1, len(MODELS), figsize=(5 * len(MODELS), 6), layout="constrained", squeeze=False
+    )
     for panel, (name, model) in zip(heat[0], MODELS.items(), strict=True):
         mass = np.array(result(name)["metrics"]["mass_by_head"])
         shown = panel.pcolormesh(mass, vmin=0, vmax=1, cmap="viridis", edgecolors="white", linewidth=0.2)
