@@ -67,11 +67,11 @@ def assert_given_words_are_continued(server) -> None:
 
 
 def save_few_prompts(server, folder: Path) -> None:
-    """Two texts and two conversations, one command's work."""
+    """Two texts and a conversation, one command's work."""
     decoder = ForcedDecoder(server.base_url)
     texts = [decoder.prompt(kind, 300, STEPS, seed=5) for kind in ("code", "documentation")]
     tokenizer = ConversationServer(server.base_url).tokenizer()
-    recall = make_set("recall", Request(["embedded", "buried"], [600], 1, 0, tokenizer))
+    recall = make_set("recall", Request(["embedded"], [600], 1, 0, tokenizer))
     assert recall.chat
     Prompts(texts, {"recall": recall}).save(folder)
 

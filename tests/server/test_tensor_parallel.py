@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-PROMPT_LENGTHS = (150, 700, 1300)
-NEW_TOKENS = 32
+PROMPT_LENGTHS = (150, 1100)
+NEW_TOKENS = 16
 SPARSE = {"budget_ratio": 0.25, "budget_min_pages": 4, "dense_threshold": 0, "frame_pool_tokens": 512}
 
 
