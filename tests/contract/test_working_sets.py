@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract.test_engines import LENGTHS, Pair, config_of
+from engine_pair import LENGTHS, Pair, config_of
 from engine_server import HEADS, LAYERS, PAGE_SIZE
 
 from rheo_sglang.config import RheoConfig
