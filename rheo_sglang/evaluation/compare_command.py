@@ -24,7 +24,15 @@ from tqdm import tqdm
 
 from rheo_sglang.evaluation.checkpoint_tokenizer import load_tokenizer
 from rheo_sglang.evaluation.divergence import Prompt, cut_prompt
-from rheo_sglang.evaluation.measured import SUITES, Measured, Prompts, divergence_figures, score_figures
+from rheo_sglang.evaluation.late import late_prompts
+from rheo_sglang.evaluation.measured import (
+    SUITES,
+    Measured,
+    Prompts,
+    divergence_figures,
+    late_figures,
+    score_figures,
+)
 from rheo_sglang.evaluation.report import result_document, write_result
 from rheo_sglang.evaluation.server import ConversationServer
 from rheo_sglang.evaluation.suites import TASKS_OF, Request, make_set
@@ -51,10 +59,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dense", type=Path, help="what --save-dense wrote, instead of a dense server")
     parser.add_argument("--save-dense", type=Path, help="folder to keep the dense server's answers in")
     parser.add_argument(
-        "--suites", default="divergence,recall", help="of divergence, recall, ruler (extra 'ruler')"
+        "--suites", default="divergence,recall", help="of divergence, recall, ruler (extra 'ruler'), late"
     )
     parser.add_argument("--lengths", default="8192,30720", help="prompt lengths, tokens")
-    parser.add_argument("--samples", type=int, default=20, help="conversations a task and length")
+    parser.add_argument(
+        "--samples", type=int, default=20, help="conversations a task and length, late answers a length"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the first sample")
     parser.add_argument("--tokenizer", help="checkpoint folder or hub name; default: the server's")
     parser.add_argument("--prompts", type=Path, help="what --save-prompts wrote, instead of making prompts")
@@ -112,6 +122,8 @@ def prompts_of(options: argparse.Namespace) -> Prompts:
         for suite in suites:
             if suite == "divergence":
                 prompts.texts = cut_texts(tokenizer, lengths, TEXTS_OF_A_KIND, STEPS, options.seed)
+            elif suite == "late":
+                prompts.late = late_prompts(tokenizer, lengths, options.samples, options.seed)
             else:
                 tasks = list(COMPARED_TASKS[suite])
                 request = Request(tasks, lengths, options.samples, options.seed, tokenizer)
@@ -145,8 +157,9 @@ def figures_of(prompts: Prompts, dense: Measured, measured: Measured) -> dict[st
     found: dict[str, Any] = {}
     if measured.steps:
         found |= divergence_figures(prompts.texts, dense.steps, measured.steps)
-    found |= score_figures(prompts, measured, dense)
-    return found | {f"dense_{name}": value for name, value in score_figures(prompts, dense).items()}
+    found |= score_figures(prompts, measured, dense) | late_figures(prompts, measured, dense)
+    of_dense = score_figures(prompts, dense) | late_figures(prompts, dense)
+    return found | {f"dense_{name}": value for name, value in of_dense.items()}
 
 
 def table(metrics: Mapping[str, Any]) -> str:

@@ -35,12 +35,15 @@ class Prompt:
         Of the prompt.
     forced
         That follow it.
+    answer
+        How many of the forced ones, the last, are an answer that the prompt holds.
     """
 
     kind: str
     seed: int
     tokens: list[int]
     forced: list[int]
+    answer: int = 0
 
     @property
     def key(self) -> str:
@@ -260,6 +263,12 @@ def compare(dense: Steps, other: Steps) -> Divergence:
         fmean(-two[token] for _, two, token in pairs),
         fmean(-one[token] for one, _, token in pairs),
     )
+
+
+def answered(prompt: Prompt, steps: Steps) -> bool:
+    """Whether every token of a prompt's answer was the most probable one where it is due."""
+    due = zip(steps.distributions[-prompt.answer :], steps.forced[-prompt.answer :], strict=True)
+    return all(max(distribution, key=distribution.__getitem__) == token for distribution, token in due)
 
 
 def interval(values: Sequence[float]) -> float:

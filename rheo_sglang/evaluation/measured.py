@@ -14,6 +14,7 @@ from rheo_sglang.evaluation.divergence import (
     ForcedDecoder,
     Prompt,
     Steps,
+    answered,
     compare,
     decode_all,
     interval,
@@ -22,12 +23,15 @@ from rheo_sglang.evaluation.divergence import (
     save_prompts,
     save_steps,
 )
+from rheo_sglang.evaluation.intervals import paired_difference, score_half_width
 from rheo_sglang.evaluation.prompt_files import digest
 from rheo_sglang.evaluation.score_summary import differences, summarise
 from rheo_sglang.evaluation.server import ConversationServer, ask_all
 
-SUITES = ("divergence", "recall", "ruler")
-STEPS_FILE, SCORES_FILE = "steps.jsonl.gz", "scores.json"
+SUITES = ("divergence", "recall", "ruler", "late")
+FORCED_SUITES = ("divergence", "late")
+"""Those that decode given text."""
+SCORES_FILE = "scores.json"
 
 
 @dataclass
@@ -39,16 +43,25 @@ class Prompts:
     texts
         Of the divergence.
     conversations
-        Of the other suites, by their names.
+        Of the suites of conversations, by their names.
+    late
+        Texts with an answer at their end.
     """
 
     texts: list[Prompt] = field(default_factory=list)
     conversations: dict[str, ConversationSet] = field(default_factory=dict)
+    late: list[Prompt] = field(default_factory=list)
+
+    @property
+    def forced(self) -> dict[str, list[Prompt]]:
+        """Of the suites that decode given text, by their names."""
+        return {"divergence": self.texts, "late": self.late}
 
     @property
     def suites(self) -> list[str]:
         """Names of the suites that have prompts."""
-        return [*(["divergence"] if self.texts else []), *self.conversations]
+        have = {suite for suite, prompts in self.forced.items() if prompts} | set(self.conversations)
+        return [suite for suite in SUITES if suite in have]
 
     @staticmethod
     def file(folder: Path, suite: str) -> Path:
@@ -57,8 +70,9 @@ class Prompts:
 
     def save(self, folder: Path) -> None:
         """Write a file for each suite."""
-        if self.texts:
-            save_prompts(self.file(folder, "divergence"), self.texts)
+        for suite, texts in self.forced.items():
+            if texts:
+                save_prompts(self.file(folder, suite), texts)
         for suite, asked in self.conversations.items():
             asked.save(self.file(folder, suite))
 
@@ -74,13 +88,15 @@ class Prompts:
         there = [suite for suite in suites if cls.file(folder, suite).exists()]
         if not there:
             raise ValueError(f"{folder} has no prompts of {', '.join(suites)}")
-        texts = load_prompts(cls.file(folder, "divergence")) if "divergence" in there else []
+        texts, late = (
+            load_prompts(cls.file(folder, suite)) if suite in there else [] for suite in FORCED_SUITES
+        )
         conversations = {
             suite: ConversationSet.load(cls.file(folder, suite), suite)
             for suite in there
-            if suite != "divergence"
+            if suite not in FORCED_SUITES
         }
-        return cls(texts, conversations)
+        return cls(texts, conversations, late)
 
 
 @dataclass
@@ -89,14 +105,22 @@ class Measured:
 
     Attributes
     ----------
-    steps
-        Distributions, by the prompts' keys.
+    forced
+        Distributions, by suite and the prompts' keys.
     scores
         Of every conversation, by suite and key.
+    confidences
+        The same: probability of a reply's tokens, their geometric mean.
     """
 
-    steps: dict[str, Steps] = field(default_factory=dict)
+    forced: dict[str, dict[str, Steps]] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    confidences: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> dict[str, Steps]:
+        """Distributions over the divergence's texts."""
+        return self.forced.get("divergence", {})
 
     def run(self, suite: str, prompts: Prompts, url: str, concurrency: int, **access: Any) -> None:
         """Run one suite.
@@ -114,20 +138,28 @@ class Measured:
         **access
             ``timeout`` in seconds and ``api_key``.
         """
-        if suite == "divergence":
-            self.steps = decode_all(ForcedDecoder(url, **access), prompts.texts, concurrency, suite)
+        if suite in FORCED_SUITES:
+            decoder = ForcedDecoder(url, **access)
+            self.forced[suite] = decode_all(decoder, prompts.forced[suite], concurrency, suite)
             return
-        server = ConversationServer(url, **access)
+        server = ConversationServer(url, log_probabilities=True, **access)
         scores = ask_all(server, prompts.conversations[suite], concurrency, suite)
         self.scores[suite] = {key: score.recall for key, score in scores.items()}
+        self.confidences[suite] = {
+            key: score.confidence for key, score in scores.items() if score.confidence is not None
+        }
 
     def save(self, folder: Path, prompts: Prompts) -> None:
         """Write what is there; suites that ran before and are not there stay."""
         folder.mkdir(parents=True, exist_ok=True)
-        if self.steps:
-            save_steps(folder / STEPS_FILE, self.steps)
+        for suite, steps in self.forced.items():
+            save_steps(steps_file(folder, suite), steps)
         about = {
-            suite: {"prompts": conversations_digest(prompts, suite), "scores": scores}
+            suite: {
+                "prompts": conversations_digest(prompts, suite),
+                "scores": scores,
+                "confidences": self.confidences.get(suite, {}),
+            }
             for suite, scores in self.scores.items()
         }
         file = folder / SCORES_FILE
@@ -144,8 +176,9 @@ class Measured:
             If it is of other prompts.
         """
         found = cls()
-        if prompts.texts and (folder / STEPS_FILE).exists():
-            found.steps = load_steps(folder / STEPS_FILE, prompts.texts)
+        for suite, texts in prompts.forced.items():
+            if texts and steps_file(folder, suite).exists():
+                found.forced[suite] = load_steps(steps_file(folder, suite), texts)
         if (folder / SCORES_FILE).exists():
             about = json.loads((folder / SCORES_FILE).read_text(encoding="utf-8"))
             for suite in prompts.conversations:
@@ -154,12 +187,19 @@ class Measured:
                 if about[suite]["prompts"] != conversations_digest(prompts, suite):
                     raise ValueError(f"{folder} is of other prompts of {suite}")
                 found.scores[suite] = about[suite]["scores"]
+                if confidences := about[suite].get("confidences"):
+                    found.confidences[suite] = confidences
         return found
 
     @property
     def suites(self) -> list[str]:
         """Names of the suites that have run."""
-        return [*(["divergence"] if self.steps else []), *self.scores]
+        return [*self.forced, *self.scores]
+
+
+def steps_file(folder: Path, suite: str) -> Path:
+    """Where the distributions of a suite are."""
+    return folder / ("steps.jsonl.gz" if suite == "divergence" else f"{suite}_steps.jsonl.gz")
 
 
 def conversations_digest(prompts: Prompts, suite: str) -> str:
@@ -204,4 +244,20 @@ def score_figures(prompts: Prompts, measured: Measured, dense: Measured | None =
             for name, value in found.items()
             if name.split("_")[0] == "mean"
         }
+    return figures
+
+
+def late_figures(prompts: Prompts, measured: Measured, dense: Measured | None = None) -> dict[str, float]:
+    """``late``: share of the answers at the ends of long texts, with ``late_ci``, and the difference from dense."""
+    if "late" not in measured.forced:
+        return {}
+
+    def right(of: Measured) -> list[float]:
+        return [float(answered(prompt, of.forced["late"][prompt.key])) for prompt in prompts.late]
+
+    scores = right(measured)
+    figures = {"late": round(fmean(scores), 5), "late_ci": round(score_half_width(scores), 5)}
+    if dense is not None and "late" in dense.forced:
+        difference, half = paired_difference(scores, right(dense))
+        figures |= {"late_difference": round(difference, 5), "late_difference_ci": round(half, 5)}
     return figures

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import requests
@@ -23,10 +25,13 @@ class Reply:
         The reply, without the first words that were given.
     prompt_tokens
         Tokens of its prompt as the server counts them.
+    log_probabilities
+        Of its tokens; empty where they were not asked for.
     """
 
     text: str
     prompt_tokens: int
+    log_probabilities: tuple[float, ...] = ()
 
 
 class ConversationServer:
@@ -42,6 +47,8 @@ class ConversationServer:
         Seconds to wait for one reply.
     api_key
         Sent as a bearer token.
+    log_probabilities
+        Whether to ask for those of the replies' tokens.
 
     Raises
     ------
@@ -50,10 +57,16 @@ class ConversationServer:
     """
 
     def __init__(
-        self, url: str, model: str | None = None, timeout: float = 1800.0, api_key: str | None = None
+        self,
+        url: str,
+        model: str | None = None,
+        timeout: float = 1800.0,
+        api_key: str | None = None,
+        log_probabilities: bool = False,
     ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self._timeout = timeout
+        self._log_probabilities = log_probabilities
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self.model = model or self._get("/v1/models")["data"][0]["id"]
 
@@ -88,8 +101,12 @@ class ConversationServer:
         if not chat:
             before = "".join(f"{asked}\n{answered}\n" for asked, answered in exchanges)
             body["prompt"] = f"{before}{question.text}\n{question.prefix}"
+            if self._log_probabilities:
+                body["logprobs"] = 1
             reply = self._post("/v1/completions", body)
-            return Reply(reply["choices"][0]["text"], reply["usage"]["prompt_tokens"])
+            (choice,) = reply["choices"]
+            told = (choice.get("logprobs") or {}).get("token_logprobs") or ()
+            return Reply(choice["text"], reply["usage"]["prompt_tokens"], tuple(told))
         messages = []
         for asked, answered in exchanges:
             messages += [
@@ -101,8 +118,16 @@ class ConversationServer:
             messages.append({"role": "assistant", "content": question.prefix})
             body["continue_final_message"] = True
         body |= {"messages": messages, "chat_template_kwargs": {"enable_thinking": False}}
+        if self._log_probabilities:
+            body["logprobs"] = True
         reply = self._post("/v1/chat/completions", body)
-        return Reply(reply["choices"][0]["message"]["content"] or "", reply["usage"]["prompt_tokens"])
+        (choice,) = reply["choices"]
+        told = (choice.get("logprobs") or {}).get("content") or ()
+        return Reply(
+            choice["message"]["content"] or "",
+            reply["usage"]["prompt_tokens"],
+            tuple(token["logprob"] for token in told),
+        )
 
     def _get(self, path: str) -> Any:
         return self._read(requests.get(self.url + path, headers=self._headers, timeout=self._timeout))
@@ -131,11 +156,14 @@ class Score:
         Share of the turns whose reply is the expected answer, word for word; None where none is expected.
     prompt_tokens
         Tokens of the last turn's prompt, the longest.
+    confidence
+        Geometric mean of the probabilities of all replies' tokens; None where they were not asked for.
     """
 
     recall: float
     exact: float | None
     prompt_tokens: int
+    confidence: float | None = None
 
 
 def converse(
@@ -147,6 +175,7 @@ def converse(
     """Ask a conversation's questions turn after turn; the server's own replies stay in it."""
     exchanges: list[tuple[str, str]] = []
     recalls, exacts, prompt_tokens = [], [], 0
+    log_probabilities: list[float] = []
     for question in conversation.questions:
         if not exchanges:
             question = Question(**{**vars(question), "text": conversation.document + question.text})
@@ -155,9 +184,11 @@ def converse(
         recalls.append(score(question.expected, reply.text))
         if question.answer:
             exacts.append(reply.text.strip() == question.answer.strip())
+        log_probabilities += reply.log_probabilities
         exchanges.append((question.text, question.prefix + reply.text))
     exact = sum(exacts) / len(exacts) if exacts else None
-    return Score(sum(recalls) / len(recalls), exact, prompt_tokens)
+    confidence = math.exp(fmean(log_probabilities)) if log_probabilities else None
+    return Score(sum(recalls) / len(recalls), exact, prompt_tokens, confidence)
 
 
 def ask_all(

@@ -14,8 +14,9 @@ the other:
 
 Figures of each concurrency: output tokens per second, TPOT (median, P95, P99), time to first token, hit rate over the
 run's steps, working sets of the fullest layer at the end over frames, and what the controller did.
-``relative_throughput`` is that of ``admission`` over ``off``, ``worst`` its least value. Without a GPU misses cost no
-more than hits: there, hit rates and the controller are what the figures show, and throughput says nothing.
+``relative_throughput`` is that of ``admission`` over ``off``, ``throughput_ratio_with_control`` its least value;
+``relative_p99_tpot`` and ``p99_tpot_ratio_with_control``, its greatest, are of the P99 TPOT. Without a GPU misses cost
+no more than hits: there, hit rates and the controller are what the figures show, and throughput says nothing.
 """
 
 from __future__ import annotations
@@ -141,15 +142,26 @@ def measure(
 
 
 def summary(found: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Throughput with admission over that without, of each concurrency, and the least."""
+    """Throughput and P99 TPOT with admission over those without, of each concurrency, and the worst of both."""
     if not {"admission", "off"} <= set(found):
         return {}
-    ratios = {
-        concurrency: round(figures["output_throughput"] / without["output_throughput"], 3)
-        for concurrency, figures in found["admission"].items()
-        if (without := found["off"].get(concurrency))
+
+    def ratios(figure: str) -> dict[str, float]:
+        return {
+            concurrency: round(figures[figure] / without[figure], 3)
+            for concurrency, figures in found["admission"].items()
+            if (without := found["off"].get(concurrency))
+        }
+
+    throughput, tpot = ratios("output_throughput"), ratios("p99_tpot_ms")
+    if not throughput:
+        return {}
+    return {
+        "relative_throughput": throughput,
+        "throughput_ratio_with_control": min(throughput.values()),
+        "relative_p99_tpot": tpot,
+        "p99_tpot_ratio_with_control": max(tpot.values()),
     }
-    return {"relative_throughput": ratios, "worst": min(ratios.values())} if ratios else {}
 
 
 def main() -> None:

@@ -30,7 +30,14 @@ import torch
 
 from common.measurement import RESULTS, gpu_in_words, keep_result, result_document
 from common.sglang_server import SGLangServer
-from rheo_sglang.evaluation.measured import SUITES, Measured, Prompts, divergence_figures, score_figures
+from rheo_sglang.evaluation.measured import (
+    SUITES,
+    Measured,
+    Prompts,
+    divergence_figures,
+    late_figures,
+    score_figures,
+)
 
 GPU = torch.cuda.is_available()
 DENSE = "dense"
@@ -69,7 +76,10 @@ def parse_arguments() -> argparse.Namespace:
 def load_prompts(options: argparse.Namespace) -> Prompts:
     """The prompts, or the part of them that was asked for."""
     prompts = Prompts.load(options.prompts, options.suites.split(","))
-    prompts.texts = [one for one in prompts.texts if len(one.tokens) <= options.longest]
+    prompts.texts, prompts.late = (
+        [one for one in texts if len(one.tokens) <= options.longest]
+        for texts in (prompts.texts, prompts.late)
+    )
     samples = dict(text.split("=") for text in options.samples)
     for suite, asked in prompts.conversations.items():
         chosen = asked.first(int(samples[suite])) if suite in samples else asked
@@ -137,7 +147,9 @@ def main() -> None:
         raise SystemExit(f"--servers {options.servers}: the first is not {DENSE!r}")
     prompts = load_prompts(options)
     metrics: dict[str, Any] = {
-        "prompts": len(prompts.texts) + sum(len(one.conversations) for one in prompts.conversations.values()),
+        "prompts": len(prompts.texts)
+        + len(prompts.late)
+        + sum(len(one.conversations) for one in prompts.conversations.values()),
         "prompts_divergence": len(prompts.texts),
         "servers": servers,
     }
@@ -147,7 +159,8 @@ def main() -> None:
         found: dict[str, float] = {}
         if name != DENSE and measured.steps and dense.steps:
             found |= divergence_figures(prompts.texts, dense.steps, measured.steps)
-        found |= score_figures(prompts, measured, None if name == DENSE else dense)
+        against = None if name == DENSE else dense
+        found |= score_figures(prompts, measured, against) | late_figures(prompts, measured, against)
         metrics.update(named(found, name) | about)
         document = result_document("selection_coder", metrics, gpu_in_words() if GPU else None)
         keep_result(options.out, document)

@@ -3,9 +3,9 @@
 
     PYTHONPATH=scripts python -m benchmarks.selection_coder_prompts FOLDER
 
-Writes ``divergence``, ``recall`` and ``ruler.jsonl.xz`` for Qwen2.5-Coder-Instruct: its tokenizer, its chat format, and
-texts of the Python and the packages that run this (extras ``eval`` and ``ruler``). ``selection_coder`` sends them; it
-needs none of these packages.
+Writes ``divergence``, ``recall``, ``ruler`` and ``late.jsonl.xz`` for Qwen2.5-Coder-Instruct: its tokenizer, its chat
+format, and texts of the Python and the packages that run this (extras ``eval``, ``ruler``). ``selection_coder`` sends
+them; it needs none of these packages.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from common.checkpoints import MODELS
 from rheo_sglang.evaluation.compare_command import COMPARED_TASKS, STEPS, TEXTS_OF_A_KIND, cut_texts
+from rheo_sglang.evaluation.late import late_prompts
 from rheo_sglang.evaluation.measured import Prompts
 from rheo_sglang.evaluation.suites import Request, make_set
 
@@ -24,6 +25,8 @@ TEXT_LENGTHS = [8192, CONTEXT - 2 * STEPS]
 """The longer leaves room for the forced tokens."""
 LENGTHS = {"recall": [8192, 30720], "ruler": [4096, 8192, 16384, CONTEXT]}
 SAMPLES = {"recall": 20, "ruler": 10}
+LATE_LENGTHS = [8192, 30720]
+LATE_SAMPLES = 40
 
 
 def main() -> None:
@@ -35,7 +38,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", default=str(MODELS / "qwen2.5-coder-0.5b-instruct"), help="checkpoint")
     options = parser.parse_args()
     texts = cut_texts(options.tokenizer, TEXT_LENGTHS, TEXTS_OF_A_KIND, STEPS, SEED)
-    prompts = Prompts(texts)
+    prompts = Prompts(texts, late=late_prompts(options.tokenizer, LATE_LENGTHS, LATE_SAMPLES, SEED))
     for suite, lengths in LENGTHS.items():
         request = Request(
             list(COMPARED_TASKS[suite]), lengths, SAMPLES[suite], SEED, options.tokenizer, chat=True

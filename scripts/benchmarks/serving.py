@@ -8,6 +8,9 @@ server has the same memory of the GPU for KV: fa3 and HiCache a pool of that siz
 frames, page summaries and page table together. The first run of a server, with short answers, has the documents
 prefilled and kernels compiled. Ratios are of output tokens a second. ``p99_gap_over_median_step`` is the P99 gap of a
 stream over the median time per output token.
+
+``--variant NAME SETTINGS ARGUMENTS`` measures rheo once more with further settings (JSON) and arguments of the server,
+for example ``--variant rheo_fp8 '{}' '--kv-cache-dtype fp8_e4m3'``.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -45,7 +49,9 @@ SERVER_ARGUMENTS = (
         str(AT_ONCE),
     ),
     *("--mem-fraction-static", "0.8", "--grammar-backend", "none", "--disable-prefill-cuda-graph"),
+    *("--tokenizer-worker-num", "4"),
 )
+"""One tokenizer's process takes 85 ms for a document, longer than a server takes to begin an answer to a cached one."""
 
 
 def kv_bytes_of_a_token(model: Path) -> int:
@@ -106,21 +112,41 @@ def measure(server: SGLangServer, dataset: Path, answers: list[int]) -> dict[str
 
 
 def ratios(found: dict[str, dict[str, Any]], model: str, gib: float, answers: list[int]) -> dict[str, float]:
-    """The figures that goals name."""
+    """The figures that goals name, of rheo and then of each of its variants."""
     result = {}
-    ours = found.get("rheo", {})
-    for tokens in map(str, answers):
-        if tokens not in ours:
-            continue
-        for engine in ("fa3", "hicache"):
-            if tokens in found.get(engine, {}):
-                theirs = found[engine][tokens]["output_throughput"]
-                key = f"throughput_vs_{engine}_{model}_{gib:g}gib_{tokens}"
-                result[key] = round(ours[tokens]["output_throughput"] / theirs, 3)
-        result[f"p99_gap_over_median_step_{tokens}"] = round(
-            ours[tokens]["p99_itl_ms"] / ours[tokens]["median_tpot_ms"], 2
-        )
+    for name, ours in found.items():
+        variant = name.removeprefix("rheo")
+        others = ("fa3", "hicache", "rheo") if variant else ("fa3", "hicache")
+        for tokens in map(str, answers):
+            if not name.startswith("rheo") or tokens not in ours:
+                continue
+            for engine in others:
+                if tokens in found.get(engine, {}):
+                    theirs = found[engine][tokens]["output_throughput"]
+                    key = f"throughput{variant}_vs_{engine}_{model}_{gib:g}gib_{tokens}"
+                    result[key] = round(ours[tokens]["output_throughput"] / theirs, 3)
+            result[f"p99_gap_over_median_step{variant}_{tokens}"] = round(
+                ours[tokens]["p99_itl_ms"] / ours[tokens]["median_tpot_ms"], 2
+            )
     return result
+
+
+def variants(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str, list[str]]:
+    """Arguments of each variant's server, by its name.
+
+    Raises
+    ------
+    ValueError
+        If a name does not begin with ``rheo_``.
+    """
+    found = {}
+    for name, more, arguments in options.variant:
+        if not name.startswith("rheo_"):
+            raise ValueError(f"--variant {name}: allowed are names that begin with rheo_")
+        config = {**settings, **json.loads(more)}
+        line = engines(options.model, options.gib, options.frames_gib, config)["rheo"]
+        found[name] = [*line, *shlex.split(arguments)]
+    return found
 
 
 def main() -> None:
@@ -133,13 +159,21 @@ def main() -> None:
     parser.add_argument("--answers", type=int, nargs="+", default=[400, 1500], help="tokens of an answer")
     parser.add_argument("--gib", type=float, default=KV_GIB, help="HBM for KV of every server, GiB")
     parser.add_argument("--frames-gib", type=float, default=2.5, help="of it, rheo's frames")
-    parser.add_argument("--engines", nargs="+", choices=("fa3", "hicache", "rheo"))
+    parser.add_argument("--engines", nargs="+", help="servers to measure, in this order; all by default")
+    parser.add_argument(
+        "--variant", nargs=3, action="append", default=[], metavar=("NAME", "SETTINGS", "ARGUMENTS")
+    )
     parser.add_argument("--set", default="{}", help="more settings of rheo, as JSON")
     parser.add_argument("--logs", type=Path, help="folder that keeps the servers' logs")
     parser.add_argument("--out", type=Path, default=RESULTS / "serving_gpu.json")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    commands = engines(options.model, options.gib, options.frames_gib, json.loads(options.set))
+    settings = json.loads(options.set)
+    commands = engines(options.model, options.gib, options.frames_gib, settings)
+    commands |= variants(options, settings)
+    unknown = sorted(set(options.engines or ()) - set(commands))
+    if unknown:
+        parser.error(f"--engines {' '.join(unknown)}: allowed are {', '.join(commands)}")
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         dataset = Path(folder) / "documents.json"

@@ -47,12 +47,14 @@ class EngineCase:
     """One engine: its rheo settings (None: fa3) and the batches to time, in groups that share the cache.
 
     Without ``frame_pool_tokens`` the whole KV is resident. ``synthetic``: page scores have the fitted locality.
+    ``arguments`` are further ones of the engine.
     """
 
     config: dict[str, Any] | None
     groups: list[list[tuple[str, int]]]
     synthetic: bool = False
     profiled: list[tuple[str, int]] = field(default_factory=list)
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 SELECTED = {"": 0.08, "-select4": 0.04}
@@ -61,10 +63,20 @@ SELECTED = {"": 0.08, "-select4": 0.04}
 
 ALL = [[("128k", 1), ("128k", 4)], [("32k", 1), ("32k", 4), ("32k", 8), ("2k", 1), ("2k", 4), ("2k", 8)]]
 MISS_MODES = ("fetch", "split", "auto")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "-fp8": {"kv_cache_dtype": "fp8_e4m3"},
+    "-tp2": {"tp_size": 2},
+}
+"""Of fa3 and of rheo's default: KV of 8 bits, and two GPUs."""
 ENGINES = {
     "fa3": EngineCase(None, ALL),
     "resident": EngineCase({"budget_ratio": SELECTED[""]}, ALL, profiled=[("128k", 1)]),
     "default": EngineCase({}, ALL, profiled=[("128k", 1)]),
+    **{
+        name + suffix: EngineCase(config, ALL, arguments=arguments)
+        for suffix, arguments in VARIANTS.items()
+        for name, config in (("fa3", None), ("default", {}))
+    },
     **{
         f"10pct-bs{batch}{suffix}{scores}": EngineCase(
             {"budget_ratio": ratio, "frame_pool_tokens": batch * CONTEXTS["128k"] // 10},
@@ -222,6 +234,7 @@ def serve(case: EngineCase, switch: Path, kept: Path) -> None:
         max_running_requests=16,
         log_level="info",
         **({} if case.config is None else {"max_total_tokens": host_tokens(case.groups)}),
+        **case.arguments,
     )
     found: dict[str, Any] = {"start_s": time.monotonic() - start}
     print(f"started in {found['start_s']:.0f} s", flush=True)
@@ -300,14 +313,24 @@ def ratios(metrics: dict[str, Any]) -> dict[str, float]:
     """The keys that the goals are read from."""
     keys: dict[str, float] = {}
 
-    def ratio(key: str, engine: str, label: str, dense: str) -> None:
-        if label in metrics.get(engine, {}) and dense in metrics.get("fa3", {}):
-            keys[key] = metrics[engine][label]["tpot_ms"] / metrics["fa3"][dense]["tpot_ms"]
+    def ratio(key: str, engine: str, label: str, dense: str, other: str = "fa3") -> None:
+        if label in metrics.get(engine, {}) and dense in metrics.get(other, {}):
+            keys[key] = metrics[engine][label]["tpot_ms"] / metrics[other][dense]["tpot_ms"]
 
     for context, batch in (pair for group in ALL for pair in group):
         label, suffix = f"{context}_bs{batch}", "" if context == "2k" else "_resident"
         ratio(f"tpot_ratio_{label}{suffix}", "resident", label, label)
         ratio(f"tpot_ratio_{label}{suffix}_default", "default", label, label)
+        for variant in VARIANTS:
+            name = variant.replace("-", "_")
+            ratio(
+                f"tpot_ratio_{label}{suffix}_default{name}",
+                f"default{variant}",
+                label,
+                label,
+                f"fa3{variant}",
+            )
+            ratio(f"tpot{name}_over_default_{label}", f"default{variant}", label, label, "default")
     for batch, suffix in ((batch, suffix) for batch in (1, 4) for suffix in SELECTED):
         label, engine = f"128k_bs{batch}", f"10pct-bs{batch}{suffix}"
         key = f"tpot_ratio_{label}_10pct" + suffix.replace("-", "_")

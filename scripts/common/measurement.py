@@ -60,10 +60,12 @@ def machine_in_words() -> str:
 
 
 def gpu_in_words() -> str:
-    """The GPU and the host around it."""
+    """The GPUs and the host around them."""
     import torch
 
-    return f"one {torch.cuda.get_device_name()}, {machine_in_words().removesuffix(', no GPU')}"
+    count = torch.cuda.device_count()
+    gpus = f"one {torch.cuda.get_device_name()}" if count == 1 else f"{count} {torch.cuda.get_device_name()}"
+    return f"{gpus}, {machine_in_words().removesuffix(', no GPU')}"
 
 
 def result_document(

@@ -13,7 +13,7 @@ from rheo_sglang.page_table import PageTable
 from rheo_sglang.pools.blocks import frame_pool, host_pool
 
 LAYERS, HEADS, DIM, PAGE_SIZE, PAGES, FRAMES = 2, 2, 16, 16, 60, 21
-SELECTED_PAGES, RUNNERS_UP, ALPHA = 4, 3, 0.3
+SELECTED_PAGES, RUNNERS_UP, ALPHA = 4, 3, 0.2937
 """Three requests list 21 candidates: a GPU considers as many as there are frames."""
 
 
