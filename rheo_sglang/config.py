@@ -126,7 +126,7 @@ class RheoConfig:
     """Missed pages are attended by the CPU where they are (``split``), or read over the bus (``fetch``); ``auto`` does
     both at once, divided by what each was measured to take at start and took of late. Without a GPU, no choice."""
     cpu_threads: int | None = None
-    """Threads that attend misses on the CPU beside a GPU; by default all cores but two."""
+    """Threads that attend misses on the CPU beside a GPU; by default half of the cores."""
     host_pool_gib: float | None = None
     """Size of the host pool in GiB, on each rank."""
     host_pool_ratio: float | None = None

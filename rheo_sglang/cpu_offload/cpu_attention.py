@@ -18,14 +18,15 @@ from rheo_sglang.threads import in_words
 logger = logging.getLogger(__name__)
 
 
-SPARE_CORES = 2
-"""Cores that the scheduler and SGLang's other processes keep."""
+CORES_OF_A_THREAD = 2
+"""The other core is for the scheduler and for SGLang's tokenizers, detokenizer and HTTP server: a thread that loses its
+core to one of them has the GPU wait for it."""
 
 
 def default_cpu_threads() -> int:
-    """Threads for the CPU's part: all cores that this rank may use but `SPARE_CORES`."""
+    """Threads for the CPU's part: one for every `CORES_OF_A_THREAD` that this rank may use."""
     ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    return max(default_threads() // ranks - SPARE_CORES, 1)
+    return max(default_threads() // ranks // CORES_OF_A_THREAD, 1)
 
 
 class OffloadBuffers(NamedTuple):

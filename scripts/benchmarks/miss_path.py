@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument(
         "--tpot", type=Path, help="tpot_gpu.json of the same machine: times per token go in as well"
     )
-    parser.add_argument("--threads", type=int, help="threads of the CPU's part; by default all cores but two")
+    parser.add_argument("--threads", type=int, help="threads of the CPU's part; by default half of the cores")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     threads = arguments.threads or default_cpu_threads()

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from rheo_sglang.cpu_offload import cpu_attention
+
 HERE = Path(__file__).resolve().parent
 PROGRAM = """
 import os, resource, signal, sys, torch
@@ -60,3 +64,15 @@ def test_threads_that_cannot_be_started_are_told_and_done_without() -> None:
     )
     for line in (of_a_task, of_a_doorbell):
         assert "; allowed: fewer threads, or higher limits of processes and memory" in line
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "threads"), [(16, 1, 8), (32, 2, 8), (5, 1, 2), (1, 1, 1), (2, 4, 1)]
+)
+def test_half_of_the_cores_are_left_to_the_server(
+    monkeypatch: pytest.MonkeyPatch, cores: int, ranks: int, threads: int
+) -> None:
+    monkeypatch.setattr(cpu_attention, "default_threads", lambda: cores)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: ranks)
+    assert cpu_attention.default_cpu_threads() == threads
