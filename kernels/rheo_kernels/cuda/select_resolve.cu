@@ -26,6 +26,7 @@ constexpr int kFew = 128;                        // keys that are ranked rather 
 constexpr u32 kRunnersUp = 48;                   // runners-up, frames or not: about as many, where scores differ
 constexpr bool kPagesInRegisters = ITEMS <= 8;   // registers hold pages and frames, not keys alone
 constexpr int kTogether = 8;                     // otherwise: items looked up at a time
+constexpr int kFavouredTogether = ITEMS > 16 ? 4 : kTogether;  // the same for a bonus; with 8, 32 items spill
 
 // Keys of scores lie between those of -inf and +inf, keys of pages that need no score beyond them.
 constexpr u32 kNever = 0, kLeast = 0x007fffffu, kGreatest = 0xff800000u, kAlways = 0xffffffffu;
@@ -260,16 +261,17 @@ __device__ __forceinline__ Threshold rank(const u32 (&keys)[ITEMS], const Bracke
 }
 
 // Which of some items have a frame.
+template <int Together>
 __device__ __forceinline__ u32 look_up(const int* list, const int* table, u32 items) {
     u32 resident = 0;
 #pragma unroll 1
-    for (int first = 0; first < ITEMS; first += kTogether) {
-        int found[kTogether];
+    for (int first = 0; first < ITEMS; first += Together) {
+        int found[Together];
 #pragma unroll
-        for (int i = 0; i < kTogether; ++i)
+        for (int i = 0; i < Together; ++i)
             if (items >> (first + i) & 1) found[i] = list[position_of(first + i)];
 #pragma unroll
-        for (int i = 0; i < kTogether; ++i)
+        for (int i = 0; i < Together; ++i)
             if (items >> (first + i) & 1) resident |= (table[found[i]] >= 0 ? 1u : 0u) << (first + i);
     }
     return resident;
@@ -297,7 +299,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
     if (bonus > 0.0f) {
 #pragma unroll
         for (int i = ITEMS - 1; i >= 0; --i) favoured = 2 * favoured + (position_of(i) < count);
-        favoured = look_up(list, table, favoured);
+        favoured = look_up<kFavouredTogether>(list, table, favoured);
     }
     wait_for_last_kernel();
     u32 keys[ITEMS];
@@ -348,7 +350,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
         for (int i = 0; i < ITEMS; ++i)
             if ((selected >> i & 1) && static_cast<int>(frames[i]) >= 0) resident |= 1u << i;
     } else {
-        resident = look_up(list, table, selected);
+        resident = look_up<kTogether>(list, table, selected);
     }
 
     if (a.out_runners_up != nullptr && bracket.reach != kAlways) {
@@ -366,7 +368,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
             for (int i = 0; i < ITEMS; ++i)
                 if ((without >> i & 1) && static_cast<int>(frames[i]) < 0) put(pages[i]);
         } else {
-            for (without &= ~look_up(list, table, without); without != 0; without &= without - 1)
+            for (without &= ~look_up<kTogether>(list, table, without); without != 0; without &= without - 1)
                 put(list[position_of(__ffs(without) - 1)]);
         }
     }
