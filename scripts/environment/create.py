@@ -35,7 +35,7 @@ TORCHVISION = "torchvision==0.28.0"
 BUILD_TOOLS = ("scikit-build-core>=0.11", "nanobind>=2.0", "cmake>=3.18", "ninja")
 RECORD = "rheo-environment.json"
 FREE_GB = 4
-"""An environment takes 2.7 GB of the disk, and pip unpacks what it downloads beside that."""
+"""An environment takes 3.1 GB of the disk, and pip unpacks what it downloads beside that."""
 
 
 class EnvironmentCreationError(Exception):

@@ -25,7 +25,6 @@ from rheo_kernels.types.kv_scales import EIGHT_BITS
 
 pytestmark = pytest.mark.usefixtures("cuda_kernels")
 
-MEMORIES = [(False, False), (True, False), (True, True)]
 EXACT_TO = 2e-3
 """Pages of 8 bits: what rounding the output to bfloat16 costs, since numbers and their weights lose less."""
 EIGHT_BIT_SHAPES = [
@@ -34,22 +33,6 @@ EIGHT_BIT_SHAPES = [
     Shape(1, 16, 64, 64, torch.bfloat16, EIGHT_BITS),
 ]
 SHAPES = [dataclasses.replace(shape, heads=2) for shape in (GPU_SHAPES if GPU else GPU_SHAPES[::11])]
-
-
-def test_the_source_compiles_for_hopper() -> None:
-    pytest.importorskip("cuda.bindings.nvrtc", reason="needs NVRTC and its bindings")
-    from rheo_kernels.cuda import load, send_queries
-    from rheo_kernels.cuda import shape as served
-    from rheo_kernels.cuda.attend import Modes, _defines
-    from rheo_kernels.cuda.compile import compile_cubin
-
-    variants = [Modes(False, fetch, cpu, tail) for fetch, cpu in MEMORIES for tail in (False, True)]
-    for modes in (Modes(True, False, False), *variants):
-        for kv_dtype in (torch.bfloat16, EIGHT_BITS):
-            defines = _defines(served.Shape(128, 32, 4, torch.bfloat16, kv_dtype), modes)
-            assert compile_cubin("attend.cu", tuple(defines.items()), "90")
-    assert compile_cubin("send_queries.cu", tuple(send_queries.defines(32 * 128, 128).items()), "90")
-    assert compile_cubin("load.cu", tuple(load.defines(4 * 128 * 32)[0].items()), "90")
 
 
 def test_shapes_that_do_not_fit_are_refused_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,8 +13,7 @@ from triton_cases import integers, normal, page_lists, residency, to_device
 
 from rheo_kernels import reference
 from rheo_kernels.cuda import compile as compile_module
-from rheo_kernels.cuda.compile import compile_cubin
-from rheo_kernels.cuda.select_resolve import MAX_PAGES, SOURCE, block_shape, defines, select_resolve
+from rheo_kernels.cuda.select_resolve import MAX_PAGES, SOURCE, block_shape, select_resolve
 from rheo_kernels.types import HitCounters, ResidencyBonus, RunnersUp, Selected, Stamps
 
 pytestmark = pytest.mark.usefixtures("cuda_kernels")
@@ -358,29 +356,6 @@ def test_runners_up_are_the_best_pages_left_out(
 def test_there_are_runners_up(rng: torch.Generator) -> None:
     found = [check_runners_up(Case([4000], 160, budget=160, frames=400), 128, rng) for _ in range(20)]
     assert min(found) > 50
-
-
-def variants() -> Iterator[tuple[int, int]]:
-    """Threads and items of every variant."""
-    yield from dict.fromkeys(block_shape(1 << bits) for bits in range(MAX_PAGES.bit_length()))
-
-
-@pytest.mark.parametrize(("threads", "items"), list(variants()))
-def test_compiles_without_a_gpu(threads: int, items: int) -> None:
-    nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
-    try:
-        nvrtc.nvrtcVersion()
-    except RuntimeError as error:
-        pytest.skip(f"NVRTC is missing: {error}")
-    assert compile_cubin(SOURCE, tuple(defines(threads, items).items()), "90").startswith(b"\x7fELF")
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(("threads", "items"), list(variants()))
-def test_keeps_everything_in_registers(threads: int, items: int, device: str) -> None:
-    from rheo_kernels.cuda import compile_kernel
-
-    assert compile_kernel(SOURCE, "select_resolve", defines(threads, items)).spilled == 0
 
 
 @pytest.mark.parametrize("columns", [0, 1, 4, 511, 512, 513, 4096, 4097, MAX_PAGES])

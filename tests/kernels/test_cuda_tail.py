@@ -9,7 +9,7 @@ import pytest
 import torch
 from cuda_problem import Problem
 from test_triton_attend import TOLERANCE
-from triton_cases import GPU, Shape, integers, normal, page_lists, relative_error
+from triton_cases import Shape, integers, normal, page_lists, relative_error
 
 from rheo_kernels import reference
 from rheo_kernels.types import Coverage, Tail
@@ -259,17 +259,3 @@ def test_summaries_that_are_not_packed_are_refused(rng: torch.Generator) -> None
     tail = LeftOut.draw(shape, [20], rng).tail
     with pytest.raises(ValueError, match=r"pages of \d+ bytes one after the other"):
         attend(problem, tail._replace(summaries=tail.summaries[:, ::2]), False)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not GPU, reason="needs a CUDA device")
-@pytest.mark.parametrize("shape", [*SHAPES[:5], EIGHT_BIT_SHAPE], ids=str)
-def test_two_blocks_of_a_variant_fit_a_multiprocessor(shape: Shape) -> None:
-    from rheo_kernels.cuda import shape as served
-    from rheo_kernels.cuda.attend import Modes, _kernel
-
-    modes = Modes(dense=False, fetch=True, cpu=True, tail=True)
-    variant = served.Shape(shape.dim, shape.page_size, shape.group, shape.dtype, shape.kv)
-    kernel, threads, _ = _kernel(variant, modes)
-    assert 2 * threads * kernel.registers <= 65536
-    assert kernel.spilled <= 32
