@@ -12,7 +12,7 @@ import torch
 from rheo_sglang import compat
 from rheo_sglang.config import DEFAULT_PAGE_SIZE, PAGE_SIZES, RheoConfig
 from rheo_sglang.errors import ConfigError, reject
-from rheo_sglang.kv_dtypes import FIRST_WITH_EIGHT_BITS, KV_DTYPE_NAMES, KV_DTYPES
+from rheo_sglang.kv_dtypes import FIRST_WITH_EIGHT_BITS, KV_DTYPE_NAMES, KV_DTYPES, warn_of_biases
 from rheo_sglang.sglang_settings import CPU_ENGINE, REFUSED
 
 STORAGE_BACKENDS = ("file", "dynamic")
@@ -311,7 +311,7 @@ def _sinks(attention: torch.nn.Module) -> bool:
 
 
 def check_loaded_model(configurator: Any) -> None:
-    """Check what SGLang knows of a model only once it is built.
+    """Check what SGLang knows of a model only once it is built, and warn of what it may lose.
 
     Parameters
     ----------
@@ -336,6 +336,7 @@ def check_loaded_model(configurator: Any) -> None:
             f"--attention-backend rheo; allowed: {allowed}"
         )
     check_kv_dtype(configurator.kv_cache_dtype, configurator.device)
+    warn_of_biases(configurator.model, _architecture(model), configurator.kv_cache_dtype)
 
 
 def check_kv_dtype(dtype: torch.dtype, device: str) -> None:

@@ -72,7 +72,7 @@ def test_the_section_of_the_results_has_every_run(machine: str) -> None:
         "metrics": {
             "admission": runs,
             "off": {"8": run},
-            "worst": 0.987,
+            "throughput_ratio_with_control": 0.987,
             "model": "a-model",
             "size": {"document_tokens": 1200, "answer_tokens": 96, "config": {"frame_pool_gib": 4}},
         },
@@ -88,11 +88,17 @@ def test_the_section_of_the_results_has_every_run(machine: str) -> None:
     assert ("0.987" in text) == ("no GPU" not in machine)
 
 
-def test_the_ratio_is_of_concurrencies_that_both_servers_have() -> None:
-    def figures(throughput: float) -> dict:
-        return {"output_throughput": throughput}
+def test_ratios_are_of_concurrencies_that_both_servers_have_and_name_the_worst() -> None:
+    def figures(throughput: float, p99: float) -> dict:
+        return {"output_throughput": throughput, "p99_tpot_ms": p99}
 
-    found = {"admission": {"8": figures(90.0), "16": figures(120.0)}, "off": {"8": figures(100.0)}}
-    assert summary(found) == {"relative_throughput": {"8": 0.9}, "worst": 0.9}
-    assert summary({"admission": found["admission"]}) == {}
+    with_control = {"8": figures(90.0, 12.0), "16": figures(120.0, 5.0), "32": figures(1.0, 1.0)}
+    found = {"admission": with_control, "off": {"8": figures(100.0, 10.0), "16": figures(100.0, 10.0)}}
+    assert summary(found) == {
+        "relative_throughput": {"8": 0.9, "16": 1.2},
+        "throughput_ratio_with_control": 0.9,
+        "relative_p99_tpot": {"8": 1.2, "16": 0.5},
+        "p99_tpot_ratio_with_control": 1.2,
+    }
+    assert summary({"admission": with_control}) == {}
     assert summary({**found, "off": {}}) == {}

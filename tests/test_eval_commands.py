@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from rheo_sglang.evaluation import recall_command, ruler_command
 from rheo_sglang.evaluation.conversations import Conversation, ConversationSet, Question, substrings
 from rheo_sglang.evaluation.intervals import paired_difference, score_half_width
 from rheo_sglang.evaluation.measured import Measured, Prompts, score_figures
+from rheo_sglang.evaluation.server import ConversationServer
+
+SURE, UNSURE = math.log(0.81), math.log(0.25)
 
 
 class FindsCodes(BaseHTTPRequestHandler):
@@ -38,7 +42,14 @@ class FindsCodes(BaseHTTPRequestHandler):
         known = not self.forgets or int(code) % self.forgets
         begun = messages[-1]["role"] == "assistant" if messages else True
         text = f" {code if known else 0}." if begun else f"It is {code if known else 0}."
-        choice = {"message": {"content": text}} if messages else {"text": text}
+        choice: dict[str, Any] = {"message": {"content": text}} if messages else {"text": text}
+        if body.get("logprobs"):
+            told = [SURE if known else UNSURE, 0.0]
+            choice["logprobs"] = (
+                {"content": [{"token": "?", "logprob": one} for one in told]}
+                if messages
+                else {"token_logprobs": told}
+            )
         self.answer({"choices": [choice], "usage": {"prompt_tokens": len(said.split())}})
 
     def answer(self, reply: dict[str, Any]) -> None:
@@ -194,7 +205,10 @@ def test_what_a_server_said_survives_its_folder_and_other_prompts_are_refused(tm
     prompts.save(tmp_path)
     assert Prompts.load(tmp_path) == prompts
     dense = Measured(scores={"ruler": {one.key: 1.0 for one in conversations}})
-    other = Measured(scores={"ruler": {one.key: float(one.seed % 2) for one in conversations}})
+    other = Measured(
+        scores={"ruler": {one.key: float(one.seed % 2) for one in conversations}},
+        confidences={"ruler": {one.key: 0.25 * one.seed for one in conversations}},
+    )
     other.save(tmp_path / "other", prompts)
     assert Measured.load(tmp_path / "other", prompts) == other
     Measured().save(tmp_path / "other", prompts)
@@ -204,6 +218,38 @@ def test_what_a_server_said_survives_its_folder_and_other_prompts_are_refused(tm
     fewer = Prompts(conversations={"ruler": prompts.conversations["ruler"].first(2)})
     with pytest.raises(ValueError, match="other prompts of ruler"):
         Measured.load(tmp_path / "other", fewer)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_replies_carry_the_probability_of_their_tokens_where_it_was_asked_for(
+    forgetful: str, chat: bool
+) -> None:
+    question = Question("The access code for elm is 17. Which?", "The access code for elm is", 8, ("17",))
+    plain = ConversationServer(forgetful).reply([], question, (), chat)
+    told = ConversationServer(forgetful, log_probabilities=True).reply([], question, (), chat)
+    assert plain.log_probabilities == () and told.log_probabilities == (SURE, 0.0)
+    assert (plain.text, plain.prompt_tokens) == (told.text, told.prompt_tokens)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_confidence_is_the_geometric_mean_over_all_tokens_of_a_conversation(
+    forgetful: str, chat: bool
+) -> None:
+    known, unknown = (
+        Question(
+            f"The access code for {name} is {code}. Which?", f"The access code for {name} is", 8, (code,)
+        )
+        for name, code in (("elm", "17"), ("fox", "18"))
+    )
+    conversations = [
+        Conversation("niah", 4096, seed, "", questions)
+        for seed, questions in enumerate([(known,), (unknown,), (known, unknown)])
+    ]
+    prompts = Prompts(conversations={"ruler": ConversationSet("ruler", chat, conversations)})
+    measured = Measured()
+    measured.run("ruler", prompts, forgetful, concurrency=2)
+    assert list(measured.scores["ruler"].values()) == [1.0, 0.0, 0.5]
+    assert list(measured.confidences["ruler"].values()) == pytest.approx([0.9, 0.5, math.sqrt(0.45)])
 
 
 def test_substrings_ignore_case() -> None:

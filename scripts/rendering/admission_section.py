@@ -42,7 +42,8 @@ def admission(result: dict[str, Any], table: Any, provenance: Any) -> str:
         "controller",
     ]
     ends = [
-        "Throughput with admission over that without, at its least: " + f"{metrics['worst']:.3f}."
+        "Throughput with admission over that without, at its least: "
+        + f"{metrics['throughput_ratio_with_control']:.3f}."
         if gpu
         else "Without a GPU a miss costs as little as a hit, so that waiting gains nothing and costs throughput: it is "
         "off there by default. What the figures show is the hit rate that it keeps, and that the controller acts and "

@@ -1,4 +1,4 @@
-"""Scales of 8 bits are those that SGLang's layers have, and numbers are rounded to the nearest that 8 bits hold."""
+"""KV of 8 bits: scales are those of SGLang's layers, numbers go to the nearest, keys with biases are warned of."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from sglang.srt.layers.linear import QKVParallelLinear
 from sglang.srt.layers.quantization.kv_cache import BaseKVCacheMethod
 from sglang.srt.layers.radix_attention import RadixAttention
 
@@ -13,7 +14,7 @@ from rheo_kernels.reference import quantise, widen
 from rheo_kernels.types import KVScales
 from rheo_kernels.types.kv_scales import EIGHT_BITS, LARGEST
 from rheo_sglang.errors import ConfigError
-from rheo_sglang.kv_dtypes import compute_dtype, layer_scales
+from rheo_sglang.kv_dtypes import compute_dtype, layer_scales, warn_of_biases
 from rheo_sglang.validate import check_kv_dtype
 
 
@@ -66,3 +67,53 @@ def test_a_gpu_that_does_not_convert_eight_bits_stops_the_start(
         ConfigError, match="--kv-cache-dtype='float8_e4m3fn' is not supported; allowed: auto, bf16"
     ):
         check_kv_dtype(EIGHT_BITS, "cuda")
+
+
+class Attention(torch.nn.Module):
+    """An attention module of four heads of 16 over two of K and V, as far as biases show."""
+
+    def __init__(self, **projections: torch.nn.Module) -> None:
+        super().__init__()
+        for name, projection in projections.items():
+            setattr(self, name, projection)
+        self.attn = RadixAttention(4, 16, 0.25, 2, 0)
+
+
+def together(first: int, last: int) -> torch.nn.Module:
+    """A projection to queries, keys and values whose biases are 1 in a range and 0 elsewhere."""
+    found = QKVParallelLinear.__new__(QKVParallelLinear)
+    torch.nn.Module.__init__(found)
+    found.num_heads, found.num_kv_heads, found.head_size = 4, 2, 16
+    bias = torch.zeros(128)
+    bias[first:last] = 1.0
+    found.bias = torch.nn.Parameter(bias)
+    return found
+
+
+BIASES = {
+    "keys": (lambda: Attention(qkv_proj=together(70, 71)), True),
+    "queries": (lambda: Attention(qkv_proj=together(0, 64)), False),
+    "values": (lambda: Attention(qkv_proj=together(96, 128)), False),
+    "zeros": (lambda: Attention(qkv_proj=together(0, 0)), False),
+    "keys apart": (lambda: Attention(k_proj=torch.nn.Linear(8, 32)), True),
+    "none": (lambda: Attention(k_proj=torch.nn.Linear(8, 32, bias=False)), False),
+    "outputs": (lambda: Attention(o_proj=torch.nn.Linear(64, 8)), False),
+}
+
+
+@pytest.mark.parametrize("biases", BIASES)
+def test_eight_bits_are_warned_of_in_one_sentence_where_keys_have_biases(
+    biases: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    make, warned = BIASES[biases]
+    layers = torch.nn.ModuleList([Attention(), make()])
+    warn_of_biases(layers, "SomeForCausalLM", torch.bfloat16)
+    assert not caplog.records
+    warn_of_biases(layers, "SomeForCausalLM", EIGHT_BITS)
+    assert [("keys of SomeForCausalLM" in record.message) for record in caplog.records] == [True] * warned
+
+
+def test_biases_of_an_encoder_are_not_those_of_keys_in_the_cache(caplog: pytest.LogCaptureFixture) -> None:
+    encoder = torch.nn.ModuleDict({"qkv_proj": together(0, 128)})
+    warn_of_biases(torch.nn.ModuleDict({"encoder": encoder, "layer": Attention()}), "Some", EIGHT_BITS)
+    assert not caplog.records
