@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Accuracy and KL against the mean budget, and answers that are wrong with confidence: how budget rules are judged.
 
-    PYTHONPATH=scripts python -m benchmarks.budget_accuracy --prompts FOLDER --servers servers.json --work FOLDER
+    PYTHONPATH=scripts python -m benchmarks.budget_accuracy --prompts FOLDER --servers servers.json --work FOLDER \\
+        --measured selection_coder.json
 
 It reads what ``benchmarks.selection_coder`` kept in its working folder. For every server NAME:
 
@@ -10,8 +11,12 @@ It reads what ``benchmarks.selection_coder`` kept in its working folder. For eve
 - ``NAME_accuracy``: mean over the prompts of recall and RULER; ``NAME_accuracy_difference`` from dense, with ``_ci``;
 - ``adversarial_NAME``: over prompts whose facts are in pages of low importance (recall's ``buried``, and the late
   answers), with ``_difference`` and ``_ci``;
+- ``tasks_NAME``: mean score of every task and length, in points of 100;
 - ``silent_failures_NAME``: prompts that dense attention answers right and NAME wrong, with at least the confidence
-  that dense attention has in half of its right answers; ``failures_NAME`` with any confidence;
+  that dense attention has in half of its right answers; ``failures_NAME`` with any confidence; ``failure_auc_NAME``:
+  in what share of pairs such a failure has less confidence than one of NAME's right answers; ``flagged_NAME``: share
+  of NAME's right answers with no more confidence than the surest failure, so what a level that catches all of them
+  would flag as well;
 - ``confidence_NAME``: mean confidence of right and of wrong answers, and the AUC by which it tells them apart.
 
 The confidence of a reply is the geometric mean of its tokens' probabilities.
@@ -26,10 +31,10 @@ from statistics import fmean, median
 from typing import Any
 
 from benchmarks.selection_coder import ABOUT_FILE, DENSE
-from common.measurement import RESULTS, gpu_in_words, keep_result, result_document
+from common.measurement import RESULTS, keep_result, measured_where, result_document
 from rheo_sglang.evaluation.divergence import answered, compare, interval
 from rheo_sglang.evaluation.intervals import paired_difference
-from rheo_sglang.evaluation.measured import Measured, Prompts
+from rheo_sglang.evaluation.measured import Measured, Prompts, length_name
 
 BURIED = "buried/"
 RIGHT = 1.0
@@ -89,13 +94,33 @@ def calibration(measured: Measured) -> dict[str, Any]:
     }
 
 
-def failures(measured: Measured, dense: Measured) -> tuple[int, int]:
-    """Answers that dense attention has right and this server wrong, and how many of them with confidence."""
+def failures(name: str, measured: Measured, dense: Measured) -> dict[str, Any]:
+    """Answers that dense attention has right and this server wrong, and how far confidence shows them."""
     theirs, sure = scores_of(dense), confidences_of(dense)
     ours, confidences = scores_of(measured), confidences_of(measured)
     level = median(sure[key] for key, score in theirs.items() if score == RIGHT and key in sure)
     failed = [key for key, score in ours.items() if score < RIGHT and theirs.get(key) == RIGHT]
-    return len(failed), sum(confidences.get(key, 0.0) >= level for key in failed)
+    right = [confidences[key] for key, score in ours.items() if score == RIGHT and key in confidences]
+    surest = max((confidences.get(key, 0.0) for key in failed), default=0.0)
+    return {
+        f"failures_{name}": len(failed),
+        f"silent_failures_{name}": sum(confidences.get(key, 0.0) >= level for key in failed),
+        f"failure_auc_{name}": separation(right, [confidences[key] for key in failed if key in confidences]),
+        f"flagged_{name}": round(fmean(one <= surest for one in right), 3) if right else None,
+    }
+
+
+def tasks(prompts: Prompts, measured: Measured) -> dict[str, float]:
+    """Mean score of every task and length, the late answers' too, in points of 100."""
+    found: dict[str, list[float]] = {}
+    for suite, scores in measured.scores.items():
+        for one in prompts.conversations[suite].conversations:
+            found.setdefault(f"{one.task} {length_name(one.length)}", []).append(scores[one.key])
+    steps = measured.forced.get("late", {})
+    for prompt in prompts.late if steps else ():
+        right = float(answered(prompt, steps[prompt.key]))
+        found.setdefault(f"late {length_name(len(prompt.tokens))}", []).append(right)
+    return {name: round(100 * fmean(scores), 1) for name, scores in found.items()}
 
 
 def figures(name: str, prompts: Prompts, measured: Measured, dense: Measured) -> dict[str, Any]:
@@ -106,12 +131,13 @@ def figures(name: str, prompts: Prompts, measured: Measured, dense: Measured) ->
             adversarial_scores(prompts, measured), adversarial_scores(prompts, dense), f"adversarial_{name}"
         ),
         f"confidence_{name}": calibration(measured),
+        f"tasks_{name}": tasks(prompts, measured),
     }
     if measured.steps and dense.steps:
         kl = [compare(dense.steps[one.key], measured.steps[one.key]).kl for one in prompts.texts]
         found |= {f"{name}_kl": round(fmean(kl), 5), f"{name}_kl_ci": round(interval(kl), 5)}
     if confidences_of(dense) and name != DENSE:
-        found[f"failures_{name}"], found[f"silent_failures_{name}"] = failures(measured, dense)
+        found |= failures(name, measured, dense)
     return found
 
 
@@ -126,21 +152,28 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, required=True, help="its working folder")
     parser.add_argument("--model", default="qwen2.5-coder-1.5b-instruct", help="whose answers they are")
-    parser.add_argument("--machine", help="the GPU in words; default: this machine's")
+    parser.add_argument(
+        "--measured", type=Path, required=True, help="result of selection_coder: date, machine and versions"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "budget_accuracy.json")
     options = parser.parse_args()
     servers: dict[str, str] = json.loads(options.servers.read_text())
     prompts = Prompts.load(options.prompts)
     dense = Measured.load(options.work / DENSE, prompts)
-    metrics: dict[str, Any] = {"model": options.model, "servers": servers}
+    metrics: dict[str, Any] = {
+        "model": options.model,
+        "servers": servers,
+        "prompts": len(scores_of(dense)),
+        "prompts_late": len(prompts.late),
+        "right_dense": sum(score == RIGHT for score in scores_of(dense).values()),
+    }
     for name in servers:
         measured = Measured.load(options.work / name, prompts)
         metrics |= figures(name, prompts, measured, dense)
         about = json.loads((options.work / name / ABOUT_FILE).read_text())
         if f"selected_share_{name}" in about:
             metrics[f"{name}_mean_budget"] = about[f"selected_share_{name}"]
-    document = result_document("budget_accuracy", metrics, options.machine or gpu_in_words())
-    keep_result(options.out, document)
+    keep_result(options.out, measured_where(result_document("budget_accuracy", metrics), options.measured))
     print(json.dumps({key: value for key, value in metrics.items() if key != "servers"}, indent=1))
 
 

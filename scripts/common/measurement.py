@@ -107,6 +107,12 @@ def result_document(
     }
 
 
+def measured_where(document: dict[str, Any], measured: Path) -> dict[str, Any]:
+    """A result that is computed from what another one's servers said: date, machine and versions are that one's."""
+    about = json.loads(measured.read_text())
+    return {**document, **{key: about[key] for key in ("date", "machine", "versions")}}
+
+
 def keep_result(path: Path, document: dict[str, Any]) -> None:
     """Write a result into a file, whose folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)

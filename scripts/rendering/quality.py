@@ -11,13 +11,12 @@ import json
 import shlex
 from typing import Any
 
-from common.measurement import REPOSITORY, RESULTS
-from rendering import budget_rules, selection_quality
+from common.measurement import REPOSITORY
+from rendering import answers_kept, budget_rules, selection_quality
 from rendering.marked_page import fill
+from rendering.quality_tables import figure, load, rows_of
 
 PAGE = REPOSITORY / "docs" / "quality.md"
-TOKENS_SELECTED = 2048
-"""Least of the default: 64 pages of 32 tokens."""
 PATH_PARTS = {
     "estimate": "estimate",
     "log_shares": "shares",
@@ -29,25 +28,6 @@ PATH_PARTS = {
     "allow": "the budget of a floor of 0.9, where one is set",
     "working_sets": "counting working sets, all layers, once in 16 steps",
 }
-
-
-def load(name: str) -> dict[str, Any]:
-    """A result file."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
-
-
-def rows_of(lines: list[list[str]]) -> str:
-    """A Markdown table of a header and rows."""
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def figure(metrics: dict[str, Any], key: str, scale: float = 1.0, digits: int = 3) -> str:
-    """A figure with half of its 95 % interval; a dash where it was not measured."""
-    if key not in metrics:
-        return "-"
-    value, around = metrics[key] * scale, metrics[f"{key}_ci"] * scale
-    return f"{value:.{digits}f} ± {around:.{digits}f}"
 
 
 def settings_of(arguments: str) -> dict[str, Any]:
@@ -109,26 +89,6 @@ def answers() -> str:
     return f"{rows_of(lines)}\n\n{about}"
 
 
-def default() -> str:
-    """Divergence of the settings that a server has without any."""
-    result = load("selection_default")
-    metrics = result["metrics"]
-    lines = [
-        ["", "selected", "KL", "same first choice"],
-        *(
-            [
-                f"{length.upper()} tokens",
-                f"{max(TOKENS_SELECTED / tokens, 0.04):.0%}",
-                figure(metrics, f"kl_default_{length}", digits=4),
-                figure(metrics, f"top1_default_{length}"),
-            ]
-            for length, tokens in (("8k", 8192), ("32k", 32768))
-        ),
-    ]
-    about = f"{metrics['prompts_divergence']} prompts; {result['machine']}; {result['date']}."
-    return f"{rows_of(lines)}\n\n{about}"
-
-
 def selection_path() -> str:
     """What selecting by estimates takes on a GPU, by page and row length."""
     result = load("estimate_kernels_gpu")
@@ -151,7 +111,9 @@ def selection_path() -> str:
 
 RENDERED = {
     "answers": answers,
-    "default": default,
+    "default": answers_kept.default,
+    "lost": answers_kept.lost,
+    "eight-bits": answers_kept.eight_bits,
     "selection-path": selection_path,
     "budget-rules": budget_rules.table,
     "selection-quality": selection_quality.tables,

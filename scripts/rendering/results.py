@@ -22,7 +22,7 @@ from rendering.agents_section import agents
 from rendering.cpu_sections import cpu_attention, cpu_server
 from rendering.exactness_sections import exactness, exactness_gpu, fuzzed_prefill, trees_compared
 from rendering.prefill_sections import prefill
-from rendering.serving_section import serving
+from rendering.serving_section import serving, serving_variants
 from rendering.soak_section import soak
 from rendering.speed_sections import miss_path, tpot, tpot_default, tpot_select4
 from rendering.storage_section import storage
@@ -167,6 +167,7 @@ def page(plots: Path = PLOTS) -> str:
         ("tpot_select4_gpu", tpot_select4),
         ("tpot_default_gpu", tpot_default),
         ("serving_gpu", serving),
+        ("serving_variants_gpu", serving_variants),
         ("agents_gpu", agents),
         ("agents_cpu", agents),
         ("split_gpu", miss_path, plots),

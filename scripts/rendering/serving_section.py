@@ -1,4 +1,4 @@
-"""Section of docs/results.md on the throughput that clients see."""
+"""Sections of docs/results.md on the throughput that clients see: of engines, and of rheo with other settings."""
 
 from __future__ import annotations
 
@@ -12,12 +12,24 @@ ENGINES = {
 }
 
 
-def serving(result: dict[str, Any], table: Any, provenance: Any) -> str:
-    """Section on ``bench_serving`` with the same HBM for KV."""
-    metrics = result["metrics"]
-    rows = [
+HEADER = [
+    "engine",
+    "tokens an answer",
+    "tokens/s",
+    "requests/s",
+    "TPOT ms",
+    "P99 gap ms",
+    "first token s",
+    "scheduler's tokens/s",
+]
+VARIANTS = {"rheo": "rheo", "rheo_fp8": "rheo, KV in 8 bits"}
+
+
+def rows_of(metrics: dict[str, Any], engines: dict[str, str]) -> list[list[Any]]:
+    """One row for each engine and length of answers."""
+    return [
         [
-            ENGINES[engine],
+            label,
             int(tokens),
             f"{run['output_throughput']:.0f}",
             f"{run['request_throughput']:.2f}",
@@ -26,25 +38,32 @@ def serving(result: dict[str, Any], table: Any, provenance: Any) -> str:
             f"{run['median_ttft_ms'] / 1e3:.1f}",
             f"{statistics.median(metrics[engine]['told']['scheduler_tokens_per_s']):.0f}",
         ]
-        for engine in ENGINES
+        for engine, label in engines.items()
         for tokens, run in metrics.get(engine, {}).items()
         if tokens.isdigit()
     ]
-    header = [
-        "engine",
-        "tokens an answer",
-        "tokens/s",
-        "requests/s",
-        "TPOT ms",
-        "P99 gap ms",
-        "first token s",
-        "scheduler's tokens/s",
-    ]
-    ratios = ", ".join(
+
+
+def ratios_of(metrics: dict[str, Any]) -> str:
+    """The result's ratios by their keys."""
+    return ", ".join(
         f"`{name}` {value:.2f}" for name, value in metrics.items() if isinstance(value, int | float)
     )
-    recorder = metrics["rheo"]["told"]["recorder"]
-    pools = next(line for line in metrics["rheo"]["told"]["memory"] if "host pool" in line)
+
+
+def selected(told: dict[str, Any]) -> str:
+    """What a server selected, what had a frame, and its pools."""
+    recorder = told["recorder"]
+    pools = next(line for line in told["memory"] if "host pool" in line)
+    return (
+        f"selected {recorder['selected_share']:.1%} of the pages, {recorder['hit_rate']:.1%} of them with a frame "
+        f"({pools.removeprefix('rheo: ')})"
+    )
+
+
+def serving(result: dict[str, Any], table: Any, provenance: Any) -> str:
+    """Section on ``bench_serving`` with the same HBM for KV."""
+    metrics = result["metrics"]
     return "\n\n".join(
         [
             "## Throughput that clients see",
@@ -53,10 +72,33 @@ def serving(result: dict[str, Any], table: Any, provenance: Any) -> str:
             "the gap; the scheduler's rate is the median of what its log says while it decodes. Prompts travel as "
             "text and reach the scheduler one by one, 85 ms apart in its log with nothing queued: the tokenizer's "
             "process is what rheo's first tokens wait for, since every request is admitted as it comes.",
-            table(header, rows),
-            f"{ratios}. rheo selected {recorder['selected_share']:.1%} of the pages, {recorder['hit_rate']:.1%} of "
-            f"them with a frame ({pools.removeprefix('rheo: ')}). How far such answers are from dense attention's: "
-            "[quality.md](quality.md#the-default).",
+            table(HEADER, rows_of(metrics, ENGINES)),
+            f"{ratios_of(metrics)}. rheo {selected(metrics['rheo']['told'])}. How far such answers are from dense "
+            "attention's: [quality.md](quality.md#the-default).",
+            provenance(result),
+        ]
+    )
+
+
+def serving_variants(result: dict[str, Any], table: Any, provenance: Any) -> str:
+    """Section on ``bench_serving`` of rheo alone, with KV of the model's dtype and of 8 bits."""
+    metrics = result["metrics"]
+    told = [
+        f"{label}: {selected(metrics[engine]['told'])}"
+        for engine, label in VARIANTS.items()
+        if engine in metrics
+    ]
+    return "\n\n".join(
+        [
+            "## KV in 8 bits in the same pools",
+            f"{metrics['model']}, the same requests as above, with `residency_bonus` 0.5, `cpu_threads` 8 and four "
+            "processes of the tokenizer. fa3 was not reached in this run, and the machine is another one than above: "
+            "compare the rows with each other. Frames and host pool have the same bytes in both; the host pool then "
+            "holds twice the tokens in 8 bits, so summaries and page table take twice the HBM, of which the second row "
+            "has that much more. Rows are of speed alone: this very model is useless in 8 bits "
+            "([quality.md](quality.md#kv-in-8-bits)).",
+            table(HEADER, rows_of(metrics, VARIANTS)),
+            f"{ratios_of(metrics)}. {'; '.join(told)}.",
             provenance(result),
         ]
     )
