@@ -1,6 +1,10 @@
 // fibers: the threads of a launch, each a fiber that runs until it waits for others or polls memory.
 #pragma once
 
+#if defined(_FORTIFY_SOURCE) && _FORTIFY_SOURCE > 0
+#error "With _FORTIFY_SOURCE, as some compilers define it, glibc aborts where longjmp leaves one stack for another."
+#endif
+
 #include <setjmp.h>
 #include <ucontext.h>
 

@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 COMPILER = os.environ.get("CXX", "g++")
 OPTIONS = [
     *("-O2", "-std=c++20", "-fPIC", "-shared", "-w"),
-    *("-fvisibility=hidden", "-fno-gnu-unique", "-fno-strict-aliasing"),
+    *("-fvisibility=hidden", "-fno-gnu-unique", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE"),
 ]
 HEADERS = "simt.hpp"
 SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize=shift", "--param=asan-stack=0"]
