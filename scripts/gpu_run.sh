@@ -15,7 +15,8 @@
 #   soak      random load for a while: nothing fails, nothing is left over
 #
 # Arguments go in TESTS, CONTRACT_ARGUMENTS, BENCH_ARGUMENTS, EXACT_ARGUMENTS, FUZZ_ARGUMENTS, TPOT_ARGUMENTS, TTFT_ARGUMENTS,
-# LONG_ARGUMENTS, HOUSE_ARGUMENTS, ESTIMATES_ARGUMENTS, QUALITY_ARGUMENTS, ADMISSION_ARGUMENTS, SERVING_ARGUMENTS, AGENTS_ARGUMENTS and SOAK_ARGUMENTS (the last four: --model FOLDER at least). BEFORE is a folder, for example of `git archive e77c25d`, unpacked.
+# LONG_ARGUMENTS, HOUSE_ARGUMENTS, ESTIMATES_ARGUMENTS, QUALITY_ARGUMENTS, ADMISSION_ARGUMENTS, SERVING_ARGUMENTS, AGENTS_ARGUMENTS and SOAK_ARGUMENTS (the last four: --model FOLDER at least). PYTEST_SECONDS (default: 1800) ends
+# the steps tests and contract, which then say what failed by then. BEFORE is a folder, for example of `git archive e77c25d`, unpacked.
 #
 # Results are written to $OUT (default: .gpu/out). A bundle of SGLang for machines without a network is unpacked onto
 # PYTHONPATH if there is one: .gpu/site.tar.xz, and .gpu/fa3.zst for FlashAttention-3, whole or in parts made by `split`.
@@ -59,18 +60,24 @@ install() {
     export PYTHONPATH=$unpacked/package:$unpacked/site:$root/scripts
 }
 
+# pytest, ended in good order after $PYTEST_SECONDS, so that it says what failed by then: run_pytest LOG ARGUMENT ...
+run_pytest() {
+    local log=$1
+    shift
+    timeout --signal=INT --kill-after=60 "${PYTEST_SECONDS:-1800}" \
+        python3 -m pytest -p no:cacheprovider -p no:benchmark -q -n 10 --tb=short "$@" 2>&1 | tee "$out/$log"
+}
+
 status=0
 for step in "$@"; do
     case $step in
     tests)
         # shellcheck disable=SC2086
-        install && python3 -m pytest -p no:cacheprovider -p no:benchmark -q -n 10 --tb=short ${TESTS:-tests/kernels} \
-            2>&1 | tee "$out/tests.log" | tail -40 || status=1
+        install && run_pytest tests.log ${TESTS:-tests/kernels} || status=1
         ;;
     contract)
         # shellcheck disable=SC2086
-        install && python3 -m pytest -p no:cacheprovider -p no:benchmark -q -n 10 --tb=short tests/contract \
-            ${CONTRACT_ARGUMENTS:-} 2>&1 | tee "$out/contract.log" | tail -40 || status=1
+        install && run_pytest contract.log tests/contract ${CONTRACT_ARGUMENTS:-} || status=1
         ;;
     house)
         if [ ! -f "${BEFORE:-}/pyproject.toml" ]; then

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
+import failures_at_once
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -40,6 +41,10 @@ PROCESSORS = 24
 
 if not GPU:
     interpret_kernels()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    failures_at_once.pytest_configure(config)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
