@@ -13,6 +13,7 @@ import pytest
 
 from common.measurement import RESULTS
 from rendering import (
+    importance_by_mass,
     kernel_table,
     layer_ahead,
     locality,
@@ -125,6 +126,10 @@ RENDERED: dict[str, tuple[Path, Callable[[], str]]] = {
     replay.NAME: (replay.PAGE, lambda: replay.tables(kept(replay.NAME))),
     post_hoc.NAME: (post_hoc.PAGE, lambda: post_hoc.tables(kept(post_hoc.NAME))),
     prewarm.NAME: (prewarm.PAGE, lambda: prewarm.tables(kept(prewarm.NAME))),
+    importance_by_mass.NAME: (
+        importance_by_mass.PAGE,
+        lambda: importance_by_mass.tables(kept(importance_by_mass.NAME)),
+    ),
     residency_bonus.NAME: (residency_bonus.PAGE, lambda: residency_bonus.tables(kept(residency_bonus.NAME))),
     "runners_up": (locality.PAGE, lambda: locality.runners_up(kept("runners_up"))),
     "layer_ahead": (
