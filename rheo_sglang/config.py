@@ -99,6 +99,10 @@ class RheoConfig:
     grouping: Literal["mean", "max"] = "mean"
     """How the query heads of a GQA group agree on one score: their mean, or, with summary ``bound`` or ``mean``, their
     maximum."""
+    calibrate: bool = False
+    """Whether a prompt's last tokens, whose attention is known, tell by how much each of its pages is estimated wrong;
+    what a step selects, and what it holds, goes by estimates that are corrected by so much. Needs a summary that
+    estimates attention."""
     residency_bonus: float = 0.0
     """By how much a page that has a frame is preferred in a selection, in nats: it takes the place of one without a
     frame that is estimated to draw up to so much more attention. What that leaves out is attended by its estimate.

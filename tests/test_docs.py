@@ -13,6 +13,7 @@ import pytest
 
 from common.measurement import RESULTS
 from rendering import (
+    estimate_corrections,
     importance_by_mass,
     kernel_table,
     layer_ahead,
@@ -129,6 +130,10 @@ RENDERED: dict[str, tuple[Path, Callable[[], str]]] = {
     importance_by_mass.NAME: (
         importance_by_mass.PAGE,
         lambda: importance_by_mass.tables(kept(importance_by_mass.NAME)),
+    ),
+    estimate_corrections.NAME: (
+        estimate_corrections.PAGE,
+        lambda: estimate_corrections.tables(kept(estimate_corrections.NAME)),
     ),
     residency_bonus.NAME: (residency_bonus.PAGE, lambda: residency_bonus.tables(kept(residency_bonus.NAME))),
     "runners_up": (locality.PAGE, lambda: locality.runners_up(kept("runners_up"))),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,6 +21,8 @@ from rheo_sglang.readings import Readings
 from rheo_sglang.recorder import Recorder
 from rheo_sglang.traces import Tracer
 from rheo_sglang.working_sets import WorkingSets
+
+logger = logging.getLogger(__name__)
 
 MissRoute = Literal["fetch", "cpu", "shared"]
 """Where misses are attended: read over the bus, by the CPU in host memory, or a part here and a part there."""
@@ -87,6 +91,18 @@ class EngineInputs:
         """What attention computes in."""
         return self.compute_dtype or self.frames.dtype
 
+    @cached_property
+    def corrections(self) -> torch.Tensor | None:
+        """Of estimates, ``[L, R, H, M]``, int8, see `rheo_kernels.types.Corrections`; None if there are to be none."""
+        if not self.config.calibrate:
+            return None
+        shape = len(self.frames), len(self.req_to_token), self.heads.kv_heads
+        codes = torch.zeros(
+            (*shape, -(-self.context_len // self.page_size)), dtype=torch.int8, device=self.frames.device
+        )
+        logger.info("rheo: corrections of estimates take %.2f GiB", codes.numel() / (1 << 30))
+        return codes
+
 
 class DecodeEngine(ABC):
     """Runs decode steps layer by layer, and prefill passes through `prefill`.
@@ -146,6 +162,7 @@ class DecodeEngine(ABC):
             self.tracer,
             self.scales,
             inputs.computed_in,
+            inputs.corrections,
         )
         rows = inputs.req_to_token.shape[0]
         self.working_sets = WorkingSets(inputs.table, inputs.config.working_set_steps, rows)
@@ -217,7 +234,7 @@ class DecodeEngine(ABC):
         batch = self.prefill.describe(self.req_to_token, rows, prefixes, lengths, goes_on)
         self.table.list_pages(batch.pages, batch.num_pages)
         self.latest = rows, batch.num_pages
-        self.prefill.begin(batch, self.budget.caps_of(rows, batch.num_pages))
+        self.prefill.begin(batch, self.budget.caps_of(rows, batch.num_pages), rows)
         self.note_prefill()
         return batch
 

@@ -79,6 +79,7 @@ class ReferenceDecodeEngine(DecodeEngine):
             config.residency_bonus,
         )
         self.num_runners_up = runners_up
+        self.corrections = inputs.corrections
         self.step: ReferenceStep | None = None
 
     @property
@@ -148,7 +149,14 @@ class ReferenceDecodeEngine(DecodeEngine):
         growth = self.recorder.growth(layer, step.rows) if step.rows.numel() and self.recorder else None
         page_table = table.frame_of[layer]
         selection = self.selector(
-            q, table.summaries[layer], batch, step.variant.width, scale, growth, page_table
+            q,
+            table.summaries[layer],
+            batch,
+            step.variant.width,
+            scale,
+            growth,
+            page_table,
+            None if self.corrections is None else self.corrections[layer],
         )
         if estimates:
             self._append(layer, k[:live], v[:live], batch)

@@ -11,7 +11,7 @@ import torch
 
 from rheo_kernels import triton
 from rheo_kernels.cuda import estimate as cuda
-from rheo_kernels.types import Coverage, Estimates, Tail
+from rheo_kernels.types import Corrections, Coverage, Estimates, Tail
 from rheo_kernels.types.summary import EstimatingSummary, ScoringSummary
 from rheo_sglang.decode.buffers import SparseBuffers
 from rheo_sglang.decode.engine import EngineInputs
@@ -85,6 +85,8 @@ class EstimateScoring(Scoring):
     coverage
         The recorder's sums of the share of attention that selected pages have, ``[R, L, H]``, float32; None to count
         none.
+    corrections
+        Of all layers' estimates, ``[L, R, H, M]``, int8, or None.
     """
 
     estimates = True
@@ -98,8 +100,10 @@ class EstimateScoring(Scoring):
         page_size: int,
         attends_tail: bool,
         coverage: torch.Tensor | None,
+        corrections: torch.Tensor | None,
     ) -> None:
         super().__init__(table)
+        self.corrections = corrections
         self.layout = summary.layout(head_dim, page_size)
         self.kernels = kernels
         self.attends_tail = attends_tail
@@ -110,7 +114,8 @@ class EstimateScoring(Scoring):
         batch, estimates = step.batch, self._estimates(step)
         summaries = self.table.summaries[layer, :, :, 0]
         self.kernels.estimate(q, summaries, batch.pages, batch.past, scale, self.layout, estimates)
-        self.kernels.log_shares(estimates, batch.seq_lens, self.layout.page_size, step.scores)
+        corrections = None if self.corrections is None else Corrections(self.corrections[layer], batch.rows)
+        self.kernels.log_shares(estimates, batch.seq_lens, self.layout.page_size, step.scores, corrections)
 
     def tail(self, layer: int, step: SparseBuffers[Any]) -> Tail | None:
         """See `Scoring.tail`."""
@@ -143,4 +148,4 @@ def make_scoring(inputs: EngineInputs) -> Scoring:
         if frames.is_cuda:
             logger.info("rheo: pages are estimated in Triton, not in CUDA C++: %s", reason)
     coverage = None if inputs.recorder is None else inputs.recorder.counts.coverage
-    return EstimateScoring(table, summary, kernels, dim, page_size, config.tail, coverage)
+    return EstimateScoring(table, summary, kernels, dim, page_size, config.tail, coverage, inputs.corrections)

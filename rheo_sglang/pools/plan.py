@@ -211,6 +211,8 @@ def plan_pools(
         )
     if config.requests_may_grow and not isinstance(summary, EstimatingSummary):
         _reject_floor(config, name)
+    if config.calibrate and not isinstance(summary, EstimatingSummary):
+        _reject_without_estimates("calibrate", config.calibrate, "false", name)
     if config.residency_bonus and not isinstance(summary, EstimatingSummary):
         _reject_without_estimates("residency_bonus", config.residency_bonus, "0", name)
     table_bytes = shape.table_bytes(name, config.policy)

@@ -16,6 +16,7 @@ from rheo_kernels.types import UNSCALED, KVScales
 from rheo_sglang.page_lists import page_lists
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.prefill.batch import PrefillBatch, build_prefill_batch
+from rheo_sglang.prefill.calibrate import Calibration
 from rheo_sglang.prefill.dense import dense_attention
 from rheo_sglang.prefill.seed import SeedAdmission, Seeding
 from rheo_sglang.prefill.staging import Staging
@@ -49,6 +50,8 @@ class Prefill:
         Of every layer; 1 by default.
     compute_dtype
         What attention computes in; the KV dtype by default.
+    corrections
+        Of estimates, ``[L, R, H, M]``, int8, which prompts leave behind; None if they leave none.
 
     Notes
     -----
@@ -66,6 +69,7 @@ class Prefill:
         tracer: Tracer | None = None,
         scales: Sequence[KVScales] = (),
         compute_dtype: torch.dtype | None = None,
+        corrections: torch.Tensor | None = None,
     ) -> None:
         self.table = table
         self.host = host
@@ -77,6 +81,9 @@ class Prefill:
         self.staging = Staging(self.kernels, table, host, frames, page_size, dtype)
         self.attend = dense_attention(frames.device, dtype, self.staging.head_dim)
         self.seeding = Seeding(self.kernels, table, residency, page_size, tracer)
+        self.calibration = None
+        if corrections is not None:
+            self.calibration = Calibration(table, corrections, page_size, self.staging.head_dim)
         self.room: int | None = None
         self.columns: int | None = None
 
@@ -98,13 +105,13 @@ class Prefill:
         self.room = min(1 << (columns - 1).bit_length(), MOST_OFFERED)
         device, heads, dim = self.table.frame_of.device, self.staging.heads, self.staging.head_dim
         pages = torch.zeros((2, columns), dtype=torch.int32, device=device)
+        slots = torch.zeros(2, dtype=torch.int64, device=device)
         for prefix in (0, self.page_size):
             batch = build_prefill_batch(pages, [prefix] * 2, [1, 1], self.page_size, room=self.room)
-            self.begin(batch, batch.num_pages)
+            self.begin(batch, batch.num_pages, slots)
             shape = (2, heads, dim)
             q = torch.zeros((2, heads * group, dim), dtype=self.dtype, device=device)
             k, v = (torch.zeros(shape, dtype=self.dtype, device=device) for _ in range(2))
-            slots = torch.zeros(2, dtype=torch.int64, device=device)
             for layer in range(len(self.host)):
                 self(layer, q, k, v, slots, batch, 1.0)
         self.table.policy.release(torch.zeros(1, dtype=torch.int64, device=device))
@@ -136,7 +143,7 @@ class Prefill:
         pages = page_lists(req_to_token, rows, tokens, self.page_size)
         return build_prefill_batch(pages, prefixes, lengths, self.page_size, last_goes_on, self.room)
 
-    def begin(self, batch: PrefillBatch, caps: torch.Tensor) -> None:
+    def begin(self, batch: PrefillBatch, caps: torch.Tensor, rows: torch.Tensor) -> None:
         """Begin a pass: its first layer's prefixes are being staged from now on.
 
         Parameters
@@ -145,9 +152,13 @@ class Prefill:
             The pass. Everything that its prefix pages and their frames wait for is on the current stream.
         caps
             Pages that a decode step of each request may select, ``[B]``, int32.
+        rows
+            Requests' rows in the token table, ``[B]``.
         """
         self.staging.begin(batch)
         self.seeding.begin(batch, caps)
+        if self.calibration is not None:
+            self.calibration.begin(rows, batch)
 
     def __call__(
         self,
@@ -193,6 +204,8 @@ class Prefill:
         mass = self.seeding.page_mass(queries, keys, batch, scale)
         self.seeding(layer, mass, keys, values, batch)
         self.stream.join()
+        if self.calibration is not None and mass is not None:
+            self.calibration(layer, queries, mass, scale)
         return out.to(q.dtype) if scales.v == 1.0 else (out * scales.v).to(q.dtype)
 
 

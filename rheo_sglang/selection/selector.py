@@ -9,7 +9,7 @@ import torch
 
 from rheo_kernels import reference
 from rheo_kernels.reference import allow, favour, log_shares, score, select
-from rheo_kernels.types import DecodeBatch, Growth, ResidencyBonus
+from rheo_kernels.types import Corrections, DecodeBatch, Growth, ResidencyBonus
 from rheo_kernels.types.subcentroids import SubcentroidLayout
 from rheo_kernels.types.summary import EstimatingSummary, PageSummary, ScoringSummary
 from rheo_sglang.budget import BudgetTable
@@ -88,6 +88,7 @@ class Selector:
         scale: float,
         growth: Growth | None = None,
         page_table: torch.Tensor | None = None,
+        corrections: torch.Tensor | None = None,
     ) -> Selection:
         """Select one layer's pages, up to ``width`` of each request and KV head.
 
@@ -107,8 +108,10 @@ class Selector:
             Counters of budgets that grew.
         page_table
             The layer's page table, ``[H, N]``, int32; with a bonus.
+        corrections
+            The layer's, of all rows of the token table, ``[R, H, M]``, int8.
         """
-        scores, lse = self._score(q, summaries, batch, scale)
+        scores, lse = self._score(q, summaries, batch, scale, corrections)
         budget = batch.budget[:, None].expand(-1, summaries.shape[0])
         if self.budget is not None and self.budget.reads_scores:
             rule = self.budget.rule.allow if self.budget.rule.reads_scores else None
@@ -123,13 +126,19 @@ class Selector:
         return Selection(scores, selected, lse)
 
     def _score(
-        self, q: torch.Tensor, summaries: torch.Tensor, batch: DecodeBatch, scale: float
+        self,
+        q: torch.Tensor,
+        summaries: torch.Tensor,
+        batch: DecodeBatch,
+        scale: float,
+        corrections: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scores, and the estimates that they are made of, if any: of the tokens before this step's."""
         if isinstance(self.summary, EstimatingSummary):
             layout = self.summary.layout(q.shape[2], self.page_size)
             lse = self.estimate(q, summaries[:, :, 0], batch.pages, batch.past, scale, layout)
-            return log_shares(lse, batch.num_pages, summaries.shape[0]), lse
+            added = None if corrections is None else Corrections(corrections, batch.rows)
+            return log_shares(lse, batch.num_pages, summaries.shape[0], added), lse
         assert isinstance(self.summary, ScoringSummary)
         pages, counts = batch.pages, batch.num_pages
         return score(q, self.summary, summaries, pages, counts, scale, self.grouping), None

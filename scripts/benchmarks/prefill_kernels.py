@@ -157,7 +157,7 @@ def pass_metrics(name: str, context: int) -> dict[str, float]:
         done = chunk * CHUNK
         chunk_lists = lists[:, : (done + CHUNK) // PAGE]
         batch = build_prefill_batch(chunk_lists, [done], [CHUNK], PAGE)
-        prefill.begin(batch, batch.num_pages)
+        prefill.begin(batch, batch.num_pages, torch.zeros(1, dtype=torch.int64, device="cuda"))
         for layer in range(LAYERS):
             prefill(layer, q, k, v, slots[done : done + CHUNK], batch, SCALE)
 

@@ -105,6 +105,33 @@ def test_both_engines_prefer_pages_with_a_frame_alike(
     check(pair, "importance")
 
 
+@pytest.mark.parametrize("language", ["triton", "cuda"])
+def test_both_engines_select_by_corrected_estimates_alike(
+    language: str, rng: torch.Generator, request: pytest.FixtureRequest
+) -> None:
+    if language == "cuda":
+        request.getfixturevalue("cuda_kernels")
+    config = config_of("importance", summary="subcentroids4", miss_mode="fetch", calibrate=True)
+    pair = Pair(config, 10, rng.device, torch.bfloat16 if language == "cuda" else torch.float32, runners_up=0)
+    codes = torch.zeros(0)
+    for server in pair.servers:
+        calibration = server.engine.prefill.calibration
+        assert calibration is not None
+        codes = codes if codes.numel() else torch.randint(-48, 49, calibration.codes.shape).to(torch.int8)
+        calibration.codes.copy_(codes)
+    pair.align()
+    pair.step(0)
+    pair.check_selections()
+    corrected = [found.indices for found in pair.selections[pair.reference]]
+    calibration = pair.reference.engine.prefill.calibration
+    assert calibration is not None
+    calibration.codes.zero_()
+    plain = Pair(config, 10, rng.device, torch.float32, runners_up=0)
+    plain.step(0, (plain.reference,))
+    selected = [found.indices for found in plain.selections[plain.reference]]
+    assert not all(torch.equal(one, other) for one, other in zip(corrected, selected, strict=True))
+
+
 def favouring(bonus: float) -> tuple[RheoConfig, BudgetSettings]:
     """Settings with a bonus, and those of a request with a floor."""
     common = {"summary": "subcentroids4", "miss_mode": "fetch", "request_limit_ratio": 0.6}

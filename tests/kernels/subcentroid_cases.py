@@ -9,6 +9,7 @@ import torch
 from triton_cases import normal, page_lists, to_device
 
 from rheo_kernels.reference.subcentroids import summarise_subcentroids
+from rheo_kernels.types import Corrections
 from rheo_kernels.types.subcentroids import SubcentroidLayout, subcentroid_layout
 
 
@@ -99,3 +100,11 @@ def make_case(geometry: Geometry, kind: str, rng: torch.Generator, lengths: list
     summaries = summarise_subcentroids(keys, values, counts.expand(geometry.heads, -1), layout)
     summaries[:, 0] = 0
     return Case(q, keys, values, summaries, pages, to_device(lengths, rng), geometry.dim**-0.5, layout)
+
+
+def some_corrections(requests: int, heads: int, pages: int, rng: torch.Generator) -> Corrections:
+    """Of more requests than there are, in another order, with room for more pages."""
+    shape = requests + 3, heads, pages + 5
+    codes = torch.randint(-48, 49, shape, generator=rng, device=rng.device).to(torch.int8)
+    rows = torch.randperm(len(codes), generator=rng, device=rng.device)[:requests]
+    return Corrections(codes, rows.to(torch.int32))

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from subcentroid_cases import KEYS, Geometry, make_case
+from subcentroid_cases import KEYS, Geometry, make_case, some_corrections
 
 from rheo_kernels import reference
 from rheo_kernels.cuda import compile as compile_module
 from rheo_kernels.cuda import estimate as module
 from rheo_kernels.cuda.estimate import estimate, log_shares
-from rheo_kernels.types import Estimates
+from rheo_kernels.types import CORRECTION_STEP, Estimates
 from rheo_kernels.types.estimates import LEAST_SCORE, PAGES_PER_BLOCK
 
 pytestmark = pytest.mark.usefixtures("cuda_kernels")
@@ -94,6 +94,20 @@ def test_equals_the_triton_kernels(rng: torch.Generator) -> None:
     scores = log_shares(theirs, case.seq_lens, 32, out)
     expected = kernels.log_shares(theirs, case.seq_lens, 32, torch.empty_like(out))
     torch.testing.assert_close(scores, expected, atol=1e-3, rtol=0)
+
+
+def test_corrections_are_added_to_scores(rng: torch.Generator) -> None:
+    geometry = Geometry(4, 64, 32, 4, torch.bfloat16)
+    case = make_case(geometry, "offset", rng, lengths(geometry))
+    found = estimate(case.q, case.summaries, case.pages, case.seq_lens, case.scale, case.layout)
+    corrections = some_corrections(len(case.seq_lens), geometry.heads, case.pages.shape[1], rng)
+    out = torch.empty((len(case.seq_lens), geometry.heads, case.pages.shape[1]), device=rng.device)
+    plain = log_shares(found, case.seq_lens, 32, out).clone()
+    added = log_shares(found, case.seq_lens, 32, out, corrections) - plain
+    listed = plain > -torch.inf
+    expected = corrections.codes[corrections.rows.long(), :, : out.shape[2]] * CORRECTION_STEP
+    assert torch.equal(out > -torch.inf, listed)
+    assert (added - expected)[listed].abs().max() < 1e-4
 
 
 def test_extreme_queries_give_finite_estimates(rng: torch.Generator) -> None:

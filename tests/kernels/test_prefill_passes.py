@@ -86,7 +86,7 @@ class Prompts:
             lists[prompt, :count] = self.pages[prompt][:count].to(torch.int32)
         row, slot = torch.cat(rows), torch.cat(slots)
         batch = build_prefill_batch(lists, self.done, lengths, size, room=self.prefill.room)
-        self.prefill.begin(batch, batch.num_pages)
+        self.prefill.begin(batch, batch.num_pages, torch.arange(len(lengths), device=lists.device))
         inputs = [[part[layer][row] for part in (self.q, self.k, self.v)] for layer in range(LAYERS)]
         outs = [
             self.prefill(layer, *parts, slot, batch, self.shape.dim**-0.5)

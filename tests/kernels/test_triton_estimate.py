@@ -6,9 +6,10 @@ import importlib
 
 import pytest
 import torch
-from subcentroid_cases import CASES, Geometry, make_case
+from subcentroid_cases import CASES, Geometry, make_case, some_corrections
 
 from rheo_kernels import reference
+from rheo_kernels.types import CORRECTION_STEP
 from rheo_kernels.types.estimates import LEAST_SCORE
 
 
@@ -44,6 +45,24 @@ def test_estimate_equals_reference(geometry: Geometry, kind: str, rng: torch.Gen
     assert (out - scores)[within].abs().max() < 1e-3
     sums = out.exp().sum(-1)
     assert torch.allclose(sums, (case.seq_lens > 0).float()[:, None].expand_as(sums), atol=1e-4)
+
+
+def test_corrections_are_added_to_scores_as_the_reference_adds_them(rng: torch.Generator) -> None:
+    from rheo_kernels.triton.estimate import estimate, log_shares
+
+    geometry = Geometry(4, 64, 16, 4, torch.float32)
+    case = make_case(geometry, "normal", rng)
+    found = estimate(case.q, case.summaries, case.pages, case.seq_lens, case.scale, case.layout)
+    corrections = some_corrections(len(case.seq_lens), geometry.heads, case.pages.shape[1], rng)
+    num_pages = (case.seq_lens + 15) // 16
+    plain = reference.log_shares(found.lse, num_pages, geometry.heads)
+    expected = reference.log_shares(found.lse, num_pages, geometry.heads, corrections)
+    codes = corrections.codes[corrections.rows.long(), :, : plain.shape[2]]
+    assert torch.allclose(expected.exp(), (plain + codes * CORRECTION_STEP).exp())
+    out = log_shares(found, case.seq_lens, 16, torch.empty_like(expected), corrections)
+    assert torch.equal(out == -torch.inf, expected == -torch.inf)
+    within = plain > 0.9 * LEAST_SCORE
+    assert (out - expected)[within].abs().max() < 1e-3
 
 
 def test_a_list_of_many_blocks_is_normalised_as_a_whole(

@@ -7,7 +7,13 @@ import torch
 
 PROMPT_LENGTHS = (150, 1100)
 NEW_TOKENS = 16
-SPARSE = {"budget_ratio": 0.25, "budget_min_pages": 4, "dense_threshold": 0, "frame_pool_tokens": 512}
+SPARSE = {
+    "calibrate": True,
+    "budget_ratio": 0.25,
+    "budget_min_pages": 4,
+    "dense_threshold": 0,
+    "frame_pool_tokens": 512,
+}
 
 
 def prompts() -> list[list[int]]:

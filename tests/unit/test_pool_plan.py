@@ -269,6 +269,14 @@ def test_a_gpu_gets_no_more_frames_than_its_kernels_can_count() -> None:
 
 
 @pytest.mark.parametrize("summary", ["bound", "mean"])
+def test_corrections_need_estimates(summary: str) -> None:
+    message = refusal(RheoConfig(calibrate=True, summary=summary))
+    assert "calibrate=True" in message
+    assert "false, or a summary that estimates attention" in message
+    assert plan(RheoConfig(calibrate=True)).frame_pages > 0
+
+
+@pytest.mark.parametrize("summary", ["bound", "mean"])
 def test_a_bonus_needs_scores_that_are_shares(summary: str) -> None:
     message = refusal(RheoConfig(residency_bonus=0.5, summary=summary))
     assert "residency_bonus=0.5" in message

@@ -83,7 +83,7 @@ class Server:
             lists[row, : listed.numel()] = listed
         starts = [part.start for _, part in parts]
         batch = build_prefill_batch(lists, starts, lengths, PAGE_SIZE, goes_on)
-        self.prefill.begin(batch, batch.num_pages)
+        self.prefill.begin(batch, batch.num_pages, torch.arange(len(lengths), device=lists.device))
         for layer in range(LAYERS):
             q, k, v = (
                 torch.cat([getattr(one, name)[layer, part] for one, part in parts])

@@ -8,6 +8,7 @@ import functools
 import torch
 
 from rheo_kernels.cuda.compile import Kernel, UnavailableError, compile_kernel
+from rheo_kernels.types.corrections import CORRECTION_STEP, Corrections
 from rheo_kernels.types.estimates import LEAST_SCORE, PAGES_PER_BLOCK, Estimates
 from rheo_kernels.types.subcentroids import SubcentroidLayout
 
@@ -41,8 +42,8 @@ class _ShareArguments(ctypes.Structure):
     """The parameter of `log_shares`."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("lse", "block_lse", "seq_lens", "out")),
-        *((f"stride_{name}", ctypes.c_longlong) for name in ("ob", "oh")),
+        *((name, ctypes.c_void_p) for name in ("lse", "block_lse", "seq_lens", "codes", "rows", "out")),
+        *((f"stride_{name}", ctypes.c_longlong) for name in ("cr", "ch", "ob", "oh")),
         *((name, ctypes.c_int) for name in ("heads", "width", "blocks", "page_size", "words_per_length")),
     )
 
@@ -180,7 +181,11 @@ def launch_blocks(pairs: int, width: int, at_once: int) -> int:
 
 
 def log_shares(
-    estimates: Estimates, seq_lens: torch.Tensor, page_size: int, out: torch.Tensor
+    estimates: Estimates,
+    seq_lens: torch.Tensor,
+    page_size: int,
+    out: torch.Tensor,
+    corrections: Corrections | None = None,
 ) -> torch.Tensor:
     """Every page's share of the estimated attention, averaged over the query heads of a group.
 
@@ -194,12 +199,14 @@ def log_shares(
         Tokens per page.
     out
         Result buffer, ``[B, H, M]``, float32, contiguous in ``M``.
+    corrections
+        Added to the result.
 
     Returns
     -------
     torch.Tensor
-        ``out``: natural logarithms of shares that add up to 1 for every request and KV head, at least `LEAST_SCORE`;
-        ``-inf`` past the last page.
+        ``out``: natural logarithms of shares that add up to 1 for every request and KV head, at least `LEAST_SCORE`,
+        and corrections; ``-inf`` past the last page.
 
     Raises
     ------
@@ -210,7 +217,8 @@ def log_shares(
 
     Notes
     -----
-    Reads 4 bytes for each page and query head, and every block of threads all blocks' LSE; bound by latency. The
+    Reads 4 bytes for each page and query head, a byte more for a correction, and every block of threads all blocks'
+    LSE; bound by latency. The
     launch overlaps the end of the kernel in front of it, which must be the one that wrote the estimates, and lets the
     one behind it begin.
     """
@@ -219,11 +227,21 @@ def log_shares(
     group = queries // heads
     if not 1 <= group <= MOST_GROUP:
         raise ValueError(f"{group} query heads per KV head; allowed: 1 to {MOST_GROUP}")
+    codes: int | None = None
+    rows: int | None = None
+    strides: tuple[int, ...] = (0, 0)
+    if corrections is not None:
+        codes = _address("corrections.codes", corrections.codes, torch.int8)
+        rows = _address("corrections.rows", corrections.rows, torch.int32)
+        strides = corrections.codes.stride()[:2]
     arguments = _ShareArguments(
         _address("estimates.lse", estimates.lse, torch.float32, whole=True),
         _address("estimates.block_lse", estimates.block_lse, torch.float32, whole=True),
         _address("seq_lens", seq_lens, torch.int32, torch.int64),
+        codes,
+        rows,
         _address("out", out, torch.float32),
+        *strides,
         out.stride(0),
         out.stride(1),
         heads,
@@ -260,6 +278,7 @@ def share_defines(group: int) -> dict[str, int | str]:
     """Macros of `log_shares` for a group."""
     return {
         "LEAST_SCORE": f"({LEAST_SCORE}f)",
+        "CORRECTION_STEP": f"({CORRECTION_STEP}f)",
         "GROUP": group,
         "WARPS": SHARE_THREADS // 32,
         "ITEMS": PAGES_PER_THREAD,

@@ -1,10 +1,11 @@
 // log_shares: the logarithm of every page's share of the estimated attention, averaged over a KV head's query heads.
 //
 // Every block adds up the LSE of all blocks of pages of one request and KV head by itself, its warps a part of a query head
-// each, while its own pages' estimates are on their way, and then writes the shares of its pages. Reads 4 bytes for each page
-// and query head, and for each block of pages again in every block; bound by latency: two dependent reads and a barrier.
+// each, while its own pages' estimates are on their way, and then writes the shares of its pages, with corrections where there
+// are any. Reads 4 bytes for each page and query head, 1 for a correction, and 4 for each block of pages again in every block;
+// bound by latency: two dependent reads and a barrier.
 //
-// Macros: LEAST_SCORE (of a page that draws nothing), GROUP (query heads per KV head), WARPS (of a block), ITEMS (pages of a thread), PDL (see launch_order.cuh).
+// Macros: LEAST_SCORE (of a page that draws nothing), CORRECTION_STEP (nats of a code), GROUP (query heads per KV head), WARPS (of a block), ITEMS (pages of a thread), PDL (see launch_order.cuh).
 
 #include "exponentials.cuh"
 #include "launch_order.cuh"
@@ -20,8 +21,10 @@ struct Arguments {
     const float* lse;        // [B, Hq, M]
     const float* block_lse;  // [B, Hq, blocks]
     const int* seq_lens;     // [B], 32 or 64 bits, below 2^31
+    const signed char* codes;  // [R, H, M] corrections; null: none
+    const int* rows;         // [B], of requests in them
     float* out;              // [B, H, M]
-    long long stride_ob, stride_oh;
+    long long stride_cr, stride_ch, stride_ob, stride_oh;
     int heads, width, blocks, page_size;
     int words_per_length;    // 2 where seq_lens are 64 bits wide
 };
@@ -105,11 +108,19 @@ extern "C" __global__ void __launch_bounds__(kThreads) log_shares(const __grid_c
 #pragma unroll
         for (int i = 0; i < ITEMS; ++i) shares[i] += power_of_2(x[g][i] * kLog2E - all);
     }
-    float* const out = a.out + request * a.stride_ob + pair % a.heads * a.stride_oh;
+    const long long head = pair % a.heads;
+    float* const out = a.out + request * a.stride_ob + head * a.stride_oh;
+    const signed char* codes = a.codes;
+    if (codes != nullptr) codes += a.rows[request] * a.stride_cr + head * a.stride_ch;
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i) {
         const int position = first + i * kThreads;
-        if (position < a.width)
-            out[position] = position < listed ? fmaxf(logarithm(shares[i] / GROUP) * kLn2, LEAST_SCORE) : minus_infinity();
+        if (position >= a.width) continue;
+        float score = minus_infinity();
+        if (position < listed) {
+            score = fmaxf(logarithm(shares[i] / GROUP) * kLn2, LEAST_SCORE);
+            if (codes != nullptr) score += codes[position] * CORRECTION_STEP;
+        }
+        out[position] = score;
     }
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from rheo_kernels.reference.subcentroids import decode_subcentroids, row_counts
+from rheo_kernels.types.corrections import CORRECTION_STEP, Corrections
 from rheo_kernels.types.estimates import LEAST_SCORE
 from rheo_kernels.types.subcentroids import SubcentroidLayout
 
@@ -60,7 +61,9 @@ def estimate(
     return (logits.logsumexp(-1) - noise).view(batch, queries, width).float()
 
 
-def log_shares(lse: torch.Tensor, num_pages: torch.Tensor, heads: int) -> torch.Tensor:
+def log_shares(
+    lse: torch.Tensor, num_pages: torch.Tensor, heads: int, corrections: Corrections | None = None
+) -> torch.Tensor:
     """The logarithm of the share of attention that each page draws, averaged over the query heads of a group.
 
     Parameters
@@ -71,14 +74,20 @@ def log_shares(lse: torch.Tensor, num_pages: torch.Tensor, heads: int) -> torch.
         Pages of each request, ``[B]``, integer; without an estimate, a page draws nothing.
     heads
         KV heads.
+    corrections
+        Added to the result.
 
     Returns
     -------
     torch.Tensor
         ``[B, H, M]``, float32: natural logarithms of shares that add up to 1 for every request and KV head, at least
-        `LEAST_SCORE`; ``-inf`` past the last page.
+        `LEAST_SCORE`, and corrections; ``-inf`` past the last page.
     """
     whole = lse.logsumexp(-1, keepdim=True)
     share = (lse - whole.masked_fill(whole == -torch.inf, 0.0)).exp().unflatten(1, (heads, -1)).mean(2)
     past = torch.arange(lse.shape[2], device=lse.device) >= num_pages[:, None, None]
-    return share.log().clamp(min=LEAST_SCORE).masked_fill(past, -torch.inf)
+    scores = share.log().clamp(min=LEAST_SCORE)
+    if corrections is not None:
+        codes = corrections.codes[corrections.rows.long(), :, : lse.shape[2]]
+        scores[:, :, : codes.shape[2]] += codes * CORRECTION_STEP
+    return scores.masked_fill(past, -torch.inf)

@@ -8,6 +8,7 @@ import triton.language as tl
 
 from rheo_kernels.triton.dot import dot
 from rheo_kernels.triton.subcentroids import code_bits, decode_scale, packed_byte
+from rheo_kernels.types.corrections import CORRECTION_STEP, Corrections
 from rheo_kernels.types.estimates import LEAST_SCORE, PAGES_PER_BLOCK, Estimates
 from rheo_kernels.types.subcentroids import CENTRE_GROUPS, GROUPS, LEVELS, SubcentroidLayout
 
@@ -99,7 +100,11 @@ def estimate(
 
 
 def log_shares(
-    estimates: Estimates, seq_lens: torch.Tensor, page_size: int, out: torch.Tensor
+    estimates: Estimates,
+    seq_lens: torch.Tensor,
+    page_size: int,
+    out: torch.Tensor,
+    corrections: Corrections | None = None,
 ) -> torch.Tensor:
     """The logarithm of every page's share of the estimated attention, averaged over the query heads of a group.
 
@@ -113,27 +118,35 @@ def log_shares(
         Tokens per page.
     out
         Result buffer, ``[B, H, M]``, float32, contiguous in ``M``.
+    corrections
+        Added to the result.
 
     Returns
     -------
     torch.Tensor
-        ``out``: natural logarithms of shares that add up to 1 for every request and KV head, at least `LEAST_SCORE`;
-        ``-inf`` past the last page.
+        ``out``: natural logarithms of shares that add up to 1 for every request and KV head, at least `LEAST_SCORE`,
+        and corrections; ``-inf`` past the last page.
 
     Notes
     -----
-    Reads 4 bytes for each page and query head, and every program all blocks' LSE; bound by latency.
+    Reads 4 bytes for each page and query head, a byte more for a correction, and every program all blocks' LSE; bound
+    by latency.
     """
     batch, heads, width = out.shape
     queries, blocks = estimates.block_lse.shape[1:]
     group = queries // heads
+    codes, rows = (None, None) if corrections is None else corrections
     _log_shares[(triton.cdiv(width, PAGES_PER_SHARE), heads, batch)](
         estimates.lse,
         estimates.block_lse,
         seq_lens,
+        codes,
+        rows,
         out,
         width,
         blocks,
+        0 if codes is None else codes.stride(0),
+        0 if codes is None else codes.stride(1),
         out.stride(0),
         out.stride(1),
         GROUP=group,
@@ -141,6 +154,7 @@ def log_shares(
         BLOCK_B=min(triton.next_power_of_2(blocks), PAGES_PER_SHARE),
         STRIDE_M=PAGES_PER_SHARE,
         PAGE_SIZE=page_size,
+        STEP=CORRECTION_STEP,
         num_warps=SHARE_WARPS,
     )
     return out
@@ -274,9 +288,13 @@ def _log_shares(
     lse,
     block_lse,
     seq_lens,
+    codes,
+    rows,
     out,
     width,
     blocks,
+    stride_cr,
+    stride_ch,
     stride_ob,
     stride_oh,
     GROUP: tl.constexpr,
@@ -284,6 +302,7 @@ def _log_shares(
     BLOCK_B: tl.constexpr,
     STRIDE_M: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
+    STEP: tl.constexpr,
 ):
     head = tl.program_id(1).to(tl.int64)
     request = tl.program_id(2).to(tl.int64)
@@ -306,5 +325,9 @@ def _log_shares(
         shift = tl.where(top == float("-inf"), 0.0, top)
         x = tl.load(lse + row * width + position, mask=listed, other=float("-inf")) * LOG2_E
         share += tl.exp2(x - shift) / tl.where(total > 0, total, 1.0)
-    score = tl.where(listed, tl.maximum(tl.log(share / GROUP), LEAST), float("-inf"))
+    score = tl.maximum(tl.log(share / GROUP), LEAST)
+    if codes is not None:
+        own = codes + tl.load(rows + request).to(tl.int64) * stride_cr + head * stride_ch
+        score += tl.load(own + position, mask=listed, other=0).to(tl.float32) * STEP
+    score = tl.where(listed, score, float("-inf"))
     tl.store(out + request * stride_ob + head * stride_oh + position, score, mask=exists)

@@ -3,6 +3,7 @@
 from rheo_kernels.types.admission import Admitted
 from rheo_kernels.types.batch import DecodeBatch
 from rheo_kernels.types.budgets import Budgets
+from rheo_kernels.types.corrections import CORRECTION_STEP, Corrections
 from rheo_kernels.types.estimates import Estimates
 from rheo_kernels.types.growth import Growth
 from rheo_kernels.types.idle_decay import IdleDecay
@@ -12,9 +13,11 @@ from rheo_kernels.types.selection import HitCounters, ResidencyBonus, RunnersUp,
 from rheo_kernels.types.tail import Coverage, Tail
 
 __all__ = [
+    "CORRECTION_STEP",
     "UNSCALED",
     "Admitted",
     "Budgets",
+    "Corrections",
     "Coverage",
     "DecodeBatch",
     "Estimates",
