@@ -18,6 +18,8 @@
 # LONG_ARGUMENTS, HOUSE_ARGUMENTS, ESTIMATES_ARGUMENTS, QUALITY_ARGUMENTS, ADMISSION_ARGUMENTS, SERVING_ARGUMENTS, AGENTS_ARGUMENTS and SOAK_ARGUMENTS (the last four: --model FOLDER at least). PYTEST_SECONDS (default: 1800) ends
 # the steps tests and contract, which then say what failed by then. BEFORE is a folder, for example of `git archive e77c25d`, unpacked.
 #
+# Steps of several GPUs side by side: scripts/gpu_lanes.py.
+#
 # Results are written to $OUT (default: .gpu/out). A bundle of SGLang for machines without a network is unpacked onto
 # PYTHONPATH if there is one: .gpu/site.tar.xz, and .gpu/fa3.zst for FlashAttention-3, whole or in parts made by `split`.
 set -uo pipefail
