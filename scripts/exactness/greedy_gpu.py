@@ -61,14 +61,20 @@ def generate(model: Path, config: dict[str, Any] | None) -> list[dict[str, Any]]
         grammar_backend="none",
         skip_tokenizer_init=True,
     )
-    sampling = {"temperature": 0.0, "max_new_tokens": NEW_TOKENS, "ignore_eos": True}
+    kept = ask(engine, text_prompts(model, LENGTHS))
+    engine.shutdown()
+    return kept
+
+
+def ask(engine: Any, prompts: list[list[int]]) -> list[dict[str, Any]]:
+    """Greedy answers of an ``sglang.Engine``, all at once; see `generate`."""
     answers = engine.generate(
-        input_ids=text_prompts(model, LENGTHS),
-        sampling_params=sampling,
+        input_ids=prompts,
+        sampling_params={"temperature": 0.0, "max_new_tokens": NEW_TOKENS, "ignore_eos": True},
         return_logprob=True,
         top_logprobs_num=TOP,
     )
-    kept = [
+    return [
         {
             "tokens": answer["output_ids"],
             "top": [
@@ -78,8 +84,6 @@ def generate(model: Path, config: dict[str, Any] | None) -> list[dict[str, Any]]
         }
         for answer in answers
     ]
-    engine.shutdown()
-    return kept
 
 
 def differences(expected: list[dict[str, Any]], actual: list[dict[str, Any]]) -> list[dict[str, Any]]:

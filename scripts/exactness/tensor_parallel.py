@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from common.measurement import gpu_in_words, keep_result, result_document, text_prompts
-from exactness.greedy_gpu import NEW_TOKENS, ROUNDING, SELECT_ALL, TIE, TOP, differences, is_tie
+from exactness.greedy_gpu import NEW_TOKENS, ROUNDING, SELECT_ALL, TIE, ask, differences, is_tie
 
 LENGTHS = [700, 2000, 4000, 6000, 8000, 11000, 14000, 16000]
 RANKS = (1, 2)
@@ -51,22 +51,7 @@ def generate(model: Path, ranks: int) -> list[dict[str, Any]]:
         grammar_backend="none",
         skip_tokenizer_init=True,
     )
-    answers = engine.generate(
-        input_ids=text_prompts(model, LENGTHS),
-        sampling_params={"temperature": 0.0, "max_new_tokens": NEW_TOKENS, "ignore_eos": True},
-        return_logprob=True,
-        top_logprobs_num=TOP,
-    )
-    kept = [
-        {
-            "tokens": answer["output_ids"],
-            "top": [
-                [[float(entry[0]), int(entry[1])] for entry in position]
-                for position in answer["meta_info"]["output_top_logprobs"]
-            ],
-        }
-        for answer in answers
-    ]
+    kept = ask(engine, text_prompts(model, LENGTHS))
     engine.shutdown()
     return kept
 
