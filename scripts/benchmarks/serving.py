@@ -37,7 +37,7 @@ GENERATED = re.compile(r"gen throughput \(token/s\): ([\d.]+)")
 KV_GIB = 4.0
 DRAM_GIB = 40
 """Of HiCache."""
-HOST_GIB = 24
+HOST_GIB = 21.5
 """Of rheo: documents and answers, and little more, since the metadata of host pages is in HBM."""
 SERVER_ARGUMENTS = (
     *(
@@ -49,7 +49,7 @@ SERVER_ARGUMENTS = (
         str(AT_ONCE),
     ),
     *("--mem-fraction-static", "0.8", "--grammar-backend", "none", "--disable-prefill-cuda-graph"),
-    *("--tokenizer-worker-num", "4"),
+    *("--tokenizer-worker-num", "8"),
 )
 """One tokenizer's process takes 85 ms for a document, longer than a server takes to begin an answer to a cached one."""
 
@@ -72,7 +72,7 @@ def engines(
     frames_gib: float,
     config: dict[str, Any],
     dram_gib: int = DRAM_GIB,
-    host_gib: int = HOST_GIB,
+    host_gib: float = HOST_GIB,
 ) -> dict[str, list[str]]:
     """Arguments of each server; ``dram_gib`` is HiCache's DRAM, ``host_gib`` rheo's."""
     dense = ["--attention-backend", "fa3", "--max-total-tokens", str(dense_tokens(model, gib))]
@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--name", default="coder", help="what keys call the model")
     parser.add_argument("--answers", type=int, nargs="+", default=[400, 1500], help="tokens of an answer")
     parser.add_argument("--gib", type=float, default=KV_GIB, help="HBM for KV of every server, GiB")
-    parser.add_argument("--frames-gib", type=float, default=2.5, help="of it, rheo's frames")
+    parser.add_argument("--frames-gib", type=float, default=2.9, help="of it, rheo's frames")
     parser.add_argument("--engines", nargs="+", help="servers to measure, in this order; all by default")
     parser.add_argument(
         "--variant", nargs=3, action="append", default=[], metavar=("NAME", "SETTINGS", "ARGUMENTS")

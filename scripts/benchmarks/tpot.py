@@ -72,6 +72,7 @@ ENGINES = {
     "fa3": EngineCase(None, ALL),
     "resident": EngineCase({"budget_ratio": SELECTED[""]}, ALL, profiled=[("128k", 1)]),
     "default": EngineCase({}, ALL, profiled=[("128k", 1)]),
+    "unwatched": EngineCase({"policy": "lru", "recorder": "off"}, ALL),
     **{
         name + suffix: EngineCase(config, ALL, arguments=arguments)
         for suffix, arguments in VARIANTS.items()
@@ -321,6 +322,7 @@ def ratios(metrics: dict[str, Any]) -> dict[str, float]:
         label, suffix = f"{context}_bs{batch}", "" if context == "2k" else "_resident"
         ratio(f"tpot_ratio_{label}{suffix}", "resident", label, label)
         ratio(f"tpot_ratio_{label}{suffix}_default", "default", label, label)
+        ratio(f"tpot_default_over_unwatched_{label}", "default", label, label, "unwatched")
         for variant in VARIANTS:
             name = variant.replace("-", "_")
             ratio(
