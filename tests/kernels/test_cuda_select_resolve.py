@@ -295,6 +295,18 @@ def test_a_bonus_ranks_pages_with_a_frame_higher_and_leaves_their_scores(
     assert kind != "normal" or int(hits.sum()) > int(before_hits.sum())
 
 
+def test_nan_and_requests_with_a_floor_keep_their_scores_bit_by_bit(device: str) -> None:
+    scores = torch.tensor([torch.nan, -torch.nan, -0.0, 1.0], device=device).repeat(2, 1, 1)
+    pages = torch.arange(4, dtype=torch.int32, device=device).repeat(2, 1)
+    counts = torch.tensor([4, 4], dtype=torch.int32, device=device)
+    floors = torch.tensor([0.0, 0.5], device=device)
+    found = reference.favour(scores, pages, counts, pages[:1], ResidencyBonus(0.75, floors))
+    bits, before = (tensor.view(torch.int32)[:, 0] for tensor in (found, scores))
+    assert torch.equal(bits[1], before[1])
+    assert torch.equal(bits[0, :2], before[0, :2])
+    assert found[0, 0, 2:].tolist() == [0.75, 1.75]
+
+
 def test_runners_up_are_behind_what_a_bonus_selects(rng: torch.Generator) -> None:
     case = Case([4000], 160, heads=1, budget=160, frames=400)
     inputs = Inputs.draw(case, rng)

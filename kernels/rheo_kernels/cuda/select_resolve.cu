@@ -319,7 +319,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) select_resolve(const Ar
         const bool sink = position < sinks, tail = position >= window && position < window_end;
         const bool scored = position >= a.sink_pages && position < window;
         u32 score = keys[i];
-        if (favoured >> i & 1) score = __float_as_uint(__uint_as_float(score) + bonus);
+        const float number = __uint_as_float(score);
+        if ((favoured >> i & 1) && number == number) score = __float_as_uint(number + bonus);  // NaN stays as it is
         keys[i] = sink || tail ? kAlways : scored ? key_of(score) : kNever;
     }
 

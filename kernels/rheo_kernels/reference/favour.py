@@ -31,7 +31,8 @@ def favour(
     page_table
         One layer's page table, ``[H, N]``, int32, negative = no frame.
     bonus
-        How much, and the floors of the requests: those with one keep their scores.
+        How much, and the floors of the requests: those with one keep their scores. So do pages whose score is NaN, bit
+        by bit, as rankings tell NaN apart by it.
 
     Returns
     -------
@@ -42,5 +43,5 @@ def favour(
     exists = torch.arange(columns, device=scores.device) < num_pages[:, None]
     listed = pages.long().masked_fill(~exists, 0)[:, None].expand(-1, heads, -1)
     resident = (page_table.expand(batch, -1, -1).gather(2, listed) >= 0) & exists[:, None]
-    nats = torch.where(bonus.floors > 0, 0.0, bonus.nats).to(scores.dtype)
-    return torch.where(resident, scores + nats[:, None, None], scores)
+    given = resident & (bonus.floors <= 0)[:, None, None] & ~scores.isnan()
+    return torch.where(given, scores + bonus.nats, scores)

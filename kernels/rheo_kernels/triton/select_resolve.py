@@ -69,7 +69,7 @@ def select_resolve(
     Notes
     -----
     Reads ``4 M`` bytes a row, with a bonus ``12 M``, and 8 a selected page, writes ``20 S`` a row, 4 bytes an excluded
-    estimate and 4 a stamp; bound by latency. The bonus was not run on a GPU.
+    estimate and 4 a stamp; bound by latency.
     """
     batch, heads, columns = scores.shape
     width = out.pages.shape[2]
@@ -186,8 +186,8 @@ def _select_resolve(
         listed = position < count
         own = tl.load(pages + request * stride_pb + position, mask=listed, other=0)
         held = tl.load(page_table + head * stride_th + own, mask=listed, other=-1)
-        given = tl.where(tl.load(floors + request) > 0, 0.0, nats)
-        row = tl.where(held >= 0, row + given, row)
+        held = tl.where(tl.load(floors + request) > 0, -1, held)
+        row = tl.where((held >= 0) & (row == row), row + nats, row)
     chosen, num_selected = choose(row, position, count, allowed, width, sink_pages, window_pages)
 
     num_selected = tl.minimum(num_selected, width)
