@@ -196,11 +196,12 @@ def size_logical_space(original: Any, configurator: Any, *args: Any, **kwargs: A
         return device_bytes
     check_loaded_model(configurator)
     config = RheoConfig.from_environment()
-    if not config.plan_decode_buffers or not captures_decode(config, configurator.device):
+    if not config.plan_decode_buffers and not config.calibrate:
         return make_plan(configurator, device_bytes)
     from rheo_sglang.decode.memory import decode_memory
 
-    return make_plan(configurator, device_bytes, decode_memory(configurator, config))
+    captures = captures_decode(config, configurator.device)
+    return make_plan(configurator, device_bytes, decode_memory(configurator, config, captures))
 
 
 def limit_requests(original: Any, configurator: Any, *args: Any, **kwargs: Any) -> int:

@@ -17,6 +17,7 @@ from rheo_sglang.decode.heads import HeadShape
 from rheo_sglang.decode.variant import Variant
 from rheo_sglang.page_table import PageTable
 from rheo_sglang.prefill import Prefill, PrefillBatch, SeedAdmission
+from rheo_sglang.prefill.calibrate import make_corrections
 from rheo_sglang.readings import Readings
 from rheo_sglang.recorder import Recorder
 from rheo_sglang.traces import Tracer
@@ -96,10 +97,8 @@ class EngineInputs:
         """Of estimates, ``[L, R, H, M]``, int8, see `rheo_kernels.types.Corrections`; None if there are to be none."""
         if not self.config.calibrate:
             return None
-        shape = len(self.frames), len(self.req_to_token), self.heads.kv_heads
-        codes = torch.zeros(
-            (*shape, -(-self.context_len // self.page_size)), dtype=torch.int8, device=self.frames.device
-        )
+        shape = len(self.frames), len(self.req_to_token) - 1, self.heads.kv_heads
+        codes = make_corrections(*shape, -(-self.context_len // self.page_size), self.frames.device)
         logger.info("rheo: corrections of estimates take %.2f GiB", codes.numel() / (1 << 30))
         return codes
 

@@ -17,15 +17,18 @@ from rheo_sglang.decode.make_attention import make_attention
 from rheo_sglang.decode.variant import make_variants
 from rheo_sglang.kv_dtypes import compute_dtype
 from rheo_sglang.pools.plan import DecodeBytes
+from rheo_sglang.prefill.calibrate import make_corrections
 from rheo_sglang.selection import SUMMARIES, EstimatingSummary
+from rheo_sglang.traces.memory import trace_bytes
 
 
 @dataclass(frozen=True)
 class DecodeMemory:
-    """Counts the bytes of an engine's buffers by making them on torch's ``meta`` device, where they take none.
+    """Counts the bytes of what an engine makes for requests, by making it on torch's ``meta`` device.
 
-    An engine makes buffers for the steps that SGLang captures, and, when a batch is larger, once more for as many
-    requests as may run. Not every page is taken to have a frame: misses are shared with the CPU and runners-up are
+    An engine makes buffers for the steps that SGLang captures, and, when a batch is larger, once more for every row of
+    the token table, which has one more than requests may run; a tracer does so with it. Corrections of estimates have
+    as many rows. Not every page is taken to have a frame: misses are shared with the CPU and runners-up are
     listed, where settings and kernels allow it.
 
     Attributes
@@ -38,6 +41,8 @@ class DecodeMemory:
         Of the KV.
     compute_dtype
         What attention computes in; the KV dtype by default.
+    plans_buffers
+        Whether buffers of decode steps and of a trace are counted, and not only corrections.
     max_pages
         Pages of the longest request.
     device
@@ -58,12 +63,34 @@ class DecodeMemory:
     captured: int
     frames: int = MOST_CANDIDATES
     compute_dtype: torch.dtype | None = None
+    plans_buffers: bool = True
 
     def of(self, requests: int) -> DecodeBytes:
-        """Bytes of all buffers of steps of up to so many requests."""
-        sizes = {min(self.captured, requests) or requests, requests}
-        parts = [self._of_buffers(size) for size in sizes]
+        """Bytes of all that there is of steps of up to so many requests."""
+        parts = [DecodeBytes(self._of_corrections(requests), 0)]
+        if self.plans_buffers:
+            batches = self._batches(requests)
+            parts += [self._of_buffers(batch) for batch in batches]
+            parts.append(self._of_trace(batches))
         return DecodeBytes(sum(part.device for part in parts), sum(part.pinned for part in parts))
+
+    def _batches(self, requests: int) -> list[int]:
+        """What buffers are made for, one after the other."""
+        captured = min(self.captured, requests)
+        return [captured] * (captured > 0) + [requests + 1] * (captured < requests)
+
+    def _of_corrections(self, requests: int) -> int:
+        if not self.config.calibrate:
+            return 0
+        shape = self.layers, requests, self.heads.kv_heads, self.max_pages
+        return make_corrections(*shape, "meta").nbytes
+
+    def _of_trace(self, batches: list[int]) -> DecodeBytes:
+        if self.config.trace is None:
+            return DecodeBytes(0, 0)
+        variants = make_variants(self.config.budget_table(self.page_size, self.max_pages))
+        columns, width = (max(sizes) for sizes in zip(*variants, strict=True))
+        return DecodeBytes(*trace_bytes(batches, self.layers, self.heads.kv_heads, columns, width))
 
     def _of_buffers(self, batch: int) -> DecodeBytes:
         config, heads = self.config, self.heads
@@ -120,8 +147,8 @@ def _tensors(values: Any) -> Iterator[torch.Tensor]:
         yield from _tensors(vars(values))
 
 
-def decode_memory(configurator: Any, config: RheoConfig) -> DecodeMemory:
-    """What decode steps of a server that is starting will take; where they are captured, only they have buffers.
+def decode_memory(configurator: Any, config: RheoConfig, captures: bool) -> DecodeMemory | None:
+    """What requests of a server that is starting will take; None if nothing of it is planned.
 
     Parameters
     ----------
@@ -129,11 +156,18 @@ def decode_memory(configurator: Any, config: RheoConfig) -> DecodeMemory:
         SGLang's ``KVCacheConfigurator``, whose model is loaded.
     config
         Settings.
+    captures
+        Whether decode steps can be captured; others have no buffers to plan.
     """
-    from sglang.srt.runtime_context import get_exec
+    plans_buffers = config.plan_decode_buffers and captures
+    if not plans_buffers and not config.calibrate:
+        return None
+    captured = 0
+    if captures:
+        from sglang.srt.runtime_context import get_exec
 
-    graphs = get_exec().graph.cuda_graph_config.decode
-    captured = 0 if graphs.backend == "disabled" or not graphs.bs else max(graphs.bs)
+        graphs = get_exec().graph.cuda_graph_config.decode
+        captured = 0 if graphs.backend == "disabled" or not graphs.bs else max(graphs.bs)
     return DecodeMemory(
         config,
         loaded_heads(configurator.model),
@@ -144,4 +178,5 @@ def decode_memory(configurator: Any, config: RheoConfig) -> DecodeMemory:
         torch.device(configurator.device),
         captured,
         compute_dtype=compute_dtype(configurator.kv_cache_dtype, configurator.model_config.dtype),
+        plans_buffers=plans_buffers,
     )

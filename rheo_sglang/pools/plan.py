@@ -99,6 +99,7 @@ class DecodeBytes(NamedTuple):
     """What buffers of decode steps take."""
 
     device: int
+    """Where frames are."""
     pinned: int
     """In DRAM."""
 
@@ -109,6 +110,7 @@ def plan_requests(
     captured: int,
     most: int,
     device_bytes: int,
+    in_dram: bool = False,
 ) -> int:
     """Requests that there is memory for in decode steps.
 
@@ -123,7 +125,9 @@ def plan_requests(
     most
         No more can run.
     device_bytes
-        Device memory for these buffers, frames and the page table.
+        Memory for these buffers, frames and the page table.
+    in_dram
+        Whether that is DRAM (``--device cpu``), not device memory.
 
     Returns
     -------
@@ -142,8 +146,9 @@ def plan_requests(
         allowed = "a smaller --context-length, budget or limit" + (f", or {flag} up to {fit}" if fit else "")
         raise ConfigError(
             f"rheo: buffers of decode steps of {requests} requests ({flag}) take "
-            f"{bytes_of(requests).device / GIB:.2f} GiB, which the {device_bytes / GIB:.2f} GiB of device memory that "
-            f"--mem-fraction-static leaves have no room for beside frames; allowed: {allowed}"
+            f"{bytes_of(requests).device / GIB:.2f} GiB, which the {device_bytes / GIB:.2f} GiB of "
+            f"{'available DRAM' if in_dram else 'device memory that --mem-fraction-static leaves'} have no room for "
+            f"beside frames; allowed: {allowed}"
         )
     if asked is not None:
         return requests

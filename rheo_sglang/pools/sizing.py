@@ -52,7 +52,7 @@ def kv_shape(configurator: Any) -> KVShape:
 
 
 class StepBuffers(Protocol):
-    """Knows what buffers of decode steps take."""
+    """Knows what is kept for the requests of decode steps, and what it takes."""
 
     @property
     def captured(self) -> int:
@@ -60,7 +60,7 @@ class StepBuffers(Protocol):
         ...
 
     def of(self, requests: int) -> DecodeBytes:
-        """Bytes of those of steps of up to so many requests."""
+        """Bytes of all that there is of steps of up to so many requests."""
         ...
 
 
@@ -90,6 +90,7 @@ def make_plan(configurator: Any, device_bytes: int, buffers: StepBuffers | None 
         device_bytes = max(device_bytes - staging, 0)
     config = RheoConfig.from_environment()
     config.warn_of_budget()
+    in_dram = configurator.device == "cpu"
     device_bytes, dram_bytes = agree(device_bytes), agree(rank_dram(server_args.nnodes))
     requests, decode = None, DecodeBytes(0, 0)
     if buffers is not None:
@@ -97,24 +98,25 @@ def make_plan(configurator: Any, device_bytes: int, buffers: StepBuffers | None 
         if asked is not None and server_args.enable_dp_attention:
             asked = max(asked // server_args.dp_size, 1)
         most = frames_asked(config, shape) or MOST_REQUESTS
+        room = dram_bytes if in_dram else device_bytes
         requests = agree(
-            plan_requests(buffers.of, asked, buffers.captured, min(most, MOST_FRAMES), device_bytes)
+            plan_requests(buffers.of, asked, buffers.captured, min(most, MOST_FRAMES), room, in_dram)
         )
         decode = buffers.of(requests)
         logger.info(
-            "rheo: %.2f GiB of device memory and %.2f GiB of pinned memory are kept for decode steps of up to %d "
-            "requests",
+            "rheo: %.2f GiB of %s and %.2f GiB of pinned memory are kept for decode steps of up to %d requests",
             decode.device / GIB,
+            "DRAM" if in_dram else "device memory",
             decode.pinned / GIB,
             requests,
         )
     plan = plan_pools(
         config,
         shape,
-        agree(device_bytes - decode.device),
-        dram_bytes=agree(max(dram_bytes - decode.pinned, 0)),
+        agree(device_bytes if in_dram else device_bytes - decode.device),
+        dram_bytes=agree(max(dram_bytes - decode.pinned - in_dram * decode.device, 0)),
         max_total_tokens=server_args.max_total_tokens,
-        frames_in_dram=configurator.device == "cpu",
+        frames_in_dram=in_dram,
     )
     _plan = replace(plan, requests=requests)
     return _plan.host_pages * shape.page_bytes

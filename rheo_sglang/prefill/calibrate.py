@@ -22,6 +22,30 @@ AT_ONCE = 4
 """Requests whose pages are estimated together: their estimates are short-lived, but for every query."""
 
 
+def make_corrections(
+    layers: int, requests: int, kv_heads: int, max_pages: int, device: torch.device | str
+) -> torch.Tensor:
+    """Of all layers and rows of the token table, see `rheo_kernels.types.Corrections`: none yet.
+
+    Parameters
+    ----------
+    layers, kv_heads
+        ``L`` and ``H`` of this rank.
+    requests
+        That may run, ``R - 1``: the token table has a row more, which pads batches.
+    max_pages
+        Of the longest request.
+    device
+        Where pages are scored.
+
+    Returns
+    -------
+    torch.Tensor
+        ``[L, R, H, M]``, int8.
+    """
+    return torch.zeros((layers, requests + 1, kv_heads, max_pages), dtype=torch.int8, device=device)
+
+
 class _Ending(NamedTuple):
     """Requests whose prompts end in a pass, ``n`` of them, every one as `SEED_QUERIES` rows; ``N`` rows in all."""
 

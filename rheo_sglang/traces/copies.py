@@ -54,9 +54,16 @@ class Ring:
         """Have slots of at least ``slot_bytes``, at most ``most_bytes`` in all. Nobody is copying yet."""
         if self.device.type != "cuda" or slot_bytes <= self._slot_bytes:
             return
-        count = min(most_bytes // slot_bytes, self.MOST_SLOTS)
         self._slot_bytes = slot_bytes
-        self._free = [torch.empty(slot_bytes, dtype=torch.uint8, pin_memory=True) for _ in range(count)]
+        self._free = [
+            torch.empty(slot_bytes, dtype=torch.uint8, pin_memory=True)
+            for _ in range(self.slots(slot_bytes, most_bytes))
+        ]
+
+    @classmethod
+    def slots(cls, slot_bytes: int, most_bytes: int) -> int:
+        """How many slots of a size are had."""
+        return min(most_bytes // slot_bytes, cls.MOST_SLOTS)
 
     def copy(self, tensors: Sequence[torch.Tensor]) -> Later | None:
         """Copy a step's tensors, contiguous ones; None if all slots are in use."""

@@ -32,6 +32,17 @@ class StepArrays(NamedTuple):
         return sum(array.nbytes for array in self)
 
 
+def array_sizes(lists: int, columns: int, width: int) -> tuple[int, int, int]:
+    """Elements of 4 bytes that `StepArrays` of so many lists have."""
+    return lists * columns, lists * width, 2 * lists
+
+
+def step_bytes(lists: int, columns: int, width: int) -> int:
+    """Bytes of a step of so many lists, one for each layer, request and KV head; 0 of one that is not traced."""
+    size = 4 * sum(array_sizes(lists, columns, width))
+    return size if size <= MOST_BYTES else 0
+
+
 class StepBuffers:
     """Memory for steps of several shapes, the same for each shape every time: graphs name it.
 
@@ -57,8 +68,7 @@ class StepBuffers:
 
     def reserve(self, batch: int, columns: int, width: int) -> None:
         """Allocate for up to ``batch`` requests of ``columns`` pages of which ``width`` are selected."""
-        lists = self.layers * batch * self.kv_heads
-        sizes = (lists * columns, lists * width, 2 * lists)
+        sizes = array_sizes(self.layers * batch * self.kv_heads, columns, width)
         if 4 * sum(sizes) > MOST_BYTES:
             logger.warning(
                 "rheo: steps of %d requests of %d pages take %.1f GiB each and are not traced",

@@ -10,7 +10,7 @@ import torch
 
 from rheo_kernels.types import DecodeBatch, Selected
 from rheo_sglang.prefill.batch import PrefillBatch
-from rheo_sglang.traces.copies import Later, Ring, copy
+from rheo_sglang.traces.copies import ALIGNMENT, Later, Ring, copy
 from rheo_sglang.traces.events import Integers, Noted, Prompts, Step
 from rheo_sglang.traces.step_buffers import StepArrays, StepBuffers
 from rheo_sglang.traces.writer import TraceWriter
@@ -32,6 +32,11 @@ class Begun:
     tokens: Integers
     pages: torch.Tensor
     arrays: StepArrays | None
+
+
+def slot_bytes(step: int, batch: int, columns: int) -> int:
+    """Pinned bytes that the copy of a step of ``step`` bytes takes: with its page lists, each part aligned."""
+    return step + 4 * batch * columns + 4 * ALIGNMENT
 
 
 class Tracer:
@@ -67,8 +72,7 @@ class Tracer:
         self.buffers.reserve(batch, columns, width)
         arrays = self.buffers.views(batch, columns, width)
         if arrays is not None:
-            pages = 4 * batch * columns
-            self.ring.reserve(arrays.nbytes + pages + 4 * 64, self.writer.waiting_bytes)
+            self.ring.reserve(slot_bytes(arrays.nbytes, batch, columns), self.writer.waiting_bytes)
 
     def settle(self, notes: Sequence[Note]) -> None:
         """Hand over the step that ran last and what the scheduler noted since, before anything is overwritten."""

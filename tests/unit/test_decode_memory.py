@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import hypothesis.strategies as st
 import pytest
 import torch
-from engine_server import CONTEXT, HEAD_SHAPE, LAYERS, PAGE_SIZE, ROWS, EngineServer
+from engine_server import CONTEXT, HEAD_SHAPE, HEADS, LAYERS, PAGE_SIZE, ROWS, EngineServer
 from hypothesis import given
 
 from rheo_sglang.config import RheoConfig
@@ -19,6 +21,9 @@ from rheo_sglang.decode.workspace_room import WorkspaceRoom
 from rheo_sglang.errors import ConfigError
 from rheo_sglang.pools import sizing
 from rheo_sglang.pools.plan import DECODE_SHARE, GIB, DecodeBytes, KVShape, PoolPlan, plan_requests
+from rheo_sglang.traces import Tracer
+from rheo_sglang.traces.memory import trace_bytes
+from rheo_sglang.traces.writer import TraceWriter
 
 FRAMES = 24
 SETTINGS: list[dict[str, Any]] = [
@@ -84,10 +89,79 @@ def test_there_are_buffers_for_captured_steps_and_for_all_that_may_run(device: s
     assert [buffers.capacity for buffers in engine._buffers] == [2, ROWS]
     memory = memory_of(config, 2)
     both = [memory._of_buffers(size) for size in (2, ROWS)]
-    assert memory.of(ROWS).device == sum(one.device for one in both)
+    assert memory.of(ROWS - 1).device == sum(one.device for one in both)
     assert memory.of(2) == both[0]
     assert memory.of(1).device < both[0].device
-    assert memory_of(config).of(ROWS) == both[1]
+    assert memory_of(config).of(ROWS - 1) == both[1]
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_corrections_take_what_was_planned_for_the_requests_that_may_run(gpu: bool, device: str) -> None:
+    config = config_of({"miss_mode": "fetch", "calibrate": True})
+    engine = EngineServer(config, FRAMES, torch.device("cpu"), gpu).engine
+    codes = engine.scoring.corrections if gpu else engine.corrections
+    alone = replace(memory_of(config, 2), plans_buffers=False)
+    assert alone.of(ROWS - 1) == DecodeBytes(codes.nbytes, 0)
+    assert alone.of(ROWS).device == codes.nbytes * (ROWS + 1) // ROWS
+    without = memory_of(replace(config, calibrate=False), 2)
+    assert replace(without, plans_buffers=False).of(ROWS) == DecodeBytes(0, 0)
+    for requests in (1, ROWS - 1, 9):
+        more = memory_of(config, 2).of(requests).device - without.of(requests).device
+        assert more == alone.of(requests).device
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"calibrate": True}, {"calibrate": True, "summary": "subcentroids2"}]
+)
+@pytest.mark.parametrize("captured", [0, 2, ROWS - 1])
+def test_all_that_is_made_for_requests_takes_what_was_planned(
+    settings: dict[str, Any], captured: int, device: str, tmp_path: Path
+) -> None:
+    """Buffers of both kinds of steps, corrections, and what a trace copies, without the memory of both pools."""
+    config = config_of({"miss_mode": "fetch", "trace": "somewhere", **settings})
+    tracer = Tracer(
+        TraceWriter(tmp_path, {"page_size": PAGE_SIZE}, 1 << 20), LAYERS, HEADS, torch.device("cpu")
+    )
+    server = EngineServer(config, FRAMES, torch.device("cpu"), True, tracer=tracer)
+    engine = server.engine
+    if captured:
+        engine.reserve(captured)
+    for batch in range(1, ROWS):
+        for variant in engine.variants:
+            engine.buffers(batch).views(batch, variant)
+    made = [engine._buffers, engine.scoring.corrections, tracer.buffers]
+    real = real_bytes(made, (engine.host, engine.frames), {})
+    planned = memory_of(config, captured).of(ROWS - 1)
+    assert real == planned.device
+    assert planned.device > memory_of(replace(config, trace=None), captured).of(ROWS - 1).device
+    tracer.close()
+
+
+def test_copies_of_steps_are_pinned_as_planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    empty = torch.empty
+
+    def unpinned(*size: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        assert pin_memory
+        return empty(*size, **options)
+
+    writer = TraceWriter(tmp_path, {"page_size": PAGE_SIZE}, 1 << 20, waiting_bytes=64_000)
+    tracer = Tracer(writer, LAYERS, HEADS, torch.device("cpu"))
+    tracer.ring.device = torch.device("cuda")
+    monkeypatch.setattr(torch, "empty", unpinned)
+    for batch, slots in ((2, 8), (40, 2), (5, 2), (400, 0)):
+        tracer.reserve(batch, 30, 10)
+        assert len(tracer.ring._free) == slots
+        if batch != 5:
+            planned = trace_bytes((2, batch), LAYERS, HEADS, 30, 10, 64_000)
+            assert sum(slot.nbytes for slot in tracer.ring._free) == planned.pinned
+    monkeypatch.undo()
+    tracer.close()
+
+
+def test_steps_that_are_not_traced_take_nothing() -> None:
+    assert trace_bytes([1000], 36, 8, 4096, 164).device == 0
+    both = trace_bytes([32, 1000], 4, 8, 4096, 164)
+    assert both.device == trace_bytes([32], 4, 8, 4096, 164).device == 4 * 4 * 32 * 8 * (4096 + 164 + 2)
 
 
 @pytest.mark.parametrize("conservative", ["off", "on"])
@@ -217,6 +291,40 @@ def test_a_start_sets_memory_aside_for_decode_steps(
     assert "kept for decode steps of up to 8 requests" in caplog.text
     with pytest.raises(ConfigError, match=r"\(--max-running-requests\) take .*; allowed: .* up to 127$"):
         start(200, Buffers())
+
+
+def test_without_a_gpu_what_requests_take_is_dram_that_pools_do_not_get(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shape = KVShape(layers=2, kv_heads=2, head_dim=64, dtype=torch.bfloat16, page_size=32)
+    dram = 100_000 * shape.page_bytes
+    monkeypatch.setattr(sizing, "_plan", None)
+    monkeypatch.setattr(sizing, "kv_shape", lambda configurator: shape)
+    monkeypatch.setattr(sizing, "rank_dram", lambda nodes: dram)
+
+    class Corrections:
+        captured = 0
+
+        def of(self, requests: int) -> DecodeBytes:
+            return DecodeBytes(requests * 1000 * shape.page_bytes, 0)
+
+    def start(asked: int | None, buffers: Any) -> PoolPlan:
+        arguments = SimpleNamespace(
+            nnodes=1, max_total_tokens=None, max_running_requests=asked, enable_dp_attention=False
+        )
+        sizing.make_plan(SimpleNamespace(server_args=arguments, device="cpu"), 0, buffers)
+        plan = sizing.planned()
+        assert plan is not None
+        return plan
+
+    whole, less = start(None, None), start(20, Corrections())
+    assert whole.requests is None and less.requests == 20
+    assert less.host_pages == pytest.approx(0.8 * whole.host_pages, rel=0.01)
+    with caplog.at_level(logging.INFO):
+        assert start(None, Corrections()).requests == 6, "a sixteenth of the DRAM"
+    assert "GiB of DRAM and" in caplog.text
+    with pytest.raises(ConfigError, match=r"GiB of available DRAM have no room .* up to 99$"):
+        start(100, Corrections())
 
 
 class Arguments(NamedTuple):
