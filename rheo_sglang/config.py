@@ -99,10 +99,10 @@ class RheoConfig:
     grouping: Literal["mean", "max"] = "mean"
     """How the query heads of a GQA group agree on one score: their mean, or, with summary ``bound`` or ``mean``, their
     maximum."""
-    calibrate: bool = False
+    calibrate: bool | None = None
     """Whether a prompt's last tokens, whose attention is known, tell by how much each of its pages is estimated wrong;
     what a step selects, and what it holds, goes by estimates that are corrected by so much. Needs a summary that
-    estimates attention."""
+    estimates attention; when not given, on with one, unless every page is selected."""
     residency_bonus: float = 0.0
     """By how much a page that has a frame is preferred in a selection, in nats: it takes the place of one without a
     frame that is estimated to draw up to so much more attention. What that leaves out is attended by its estimate.
@@ -253,6 +253,12 @@ class RheoConfig:
             return self.summary
         served = SUMMARIES[ESTIMATES]().unsupported(head_dim, page_size, key_dtype) is None
         return ESTIMATES if served else BOUND
+
+    def corrects_estimates(self, summary: str) -> bool:
+        """Whether estimates are corrected where pages are summarised by this page summary."""
+        if self.calibrate is not None:
+            return self.calibrate
+        return not self.selects_all and issubclass(SUMMARIES[summary], EstimatingSummary)
 
     def warn_of_budget(self) -> None:
         """Log what a budget of less than all pages risks."""

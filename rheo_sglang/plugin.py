@@ -188,6 +188,7 @@ def configure_pools(original: Any, configurator: Any, *args: Any, **kwargs: Any)
 
 def size_logical_space(original: Any, configurator: Any, *args: Any, **kwargs: Any) -> int:
     """Report the host pool's bytes as what the KV cache has, and keep the device's for the frames."""
+    from rheo_sglang.decode.memory import decode_memory
     from rheo_sglang.pools.sizing import make_plan
     from rheo_sglang.validate import captures_decode, check_loaded_model, uses_rheo
 
@@ -196,10 +197,6 @@ def size_logical_space(original: Any, configurator: Any, *args: Any, **kwargs: A
         return device_bytes
     check_loaded_model(configurator)
     config = RheoConfig.from_environment()
-    if not config.plan_decode_buffers and not config.calibrate:
-        return make_plan(configurator, device_bytes)
-    from rheo_sglang.decode.memory import decode_memory
-
     captures = captures_decode(config, configurator.device)
     return make_plan(configurator, device_bytes, decode_memory(configurator, config, captures))
 

@@ -110,10 +110,10 @@ def typed(name: str, value: object, hint: Any, registries: Mapping[str, Registry
         return (
             float(value) if _is_finite_number(value) else reject(name, value, f"{', '.join(words)}, a number")
         )
-    if hint is bool:
-        return value if isinstance(value, bool) else reject(name, value, "true, false")
     if value is None and type(None) in kinds:
         return None
+    if bool in kinds:
+        return value if isinstance(value, bool) else reject(name, value, "true, false")
     if str in kinds:
         return value if isinstance(value, str) and value else reject(name, value, "text that is not empty")
     if float in kinds and _is_finite_number(value):

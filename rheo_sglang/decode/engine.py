@@ -95,7 +95,7 @@ class EngineInputs:
     @cached_property
     def corrections(self) -> torch.Tensor | None:
         """Of estimates, ``[L, R, H, M]``, int8, see `rheo_kernels.types.Corrections`; None if there are to be none."""
-        if not self.config.calibrate:
+        if not self.config.corrects_estimates(self.table.summary.name):
             return None
         shape = len(self.frames), len(self.req_to_token) - 1, self.heads.kv_heads
         codes = make_corrections(*shape, -(-self.context_len // self.page_size), self.frames.device)

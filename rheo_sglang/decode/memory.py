@@ -65,6 +65,11 @@ class DecodeMemory:
     compute_dtype: torch.dtype | None = None
     plans_buffers: bool = True
 
+    @property
+    def summary(self) -> str:
+        """Name of the page summary."""
+        return self.config.page_summary(self.heads.dim, self.page_size, self.compute_dtype or self.dtype)
+
     def of(self, requests: int) -> DecodeBytes:
         """Bytes of all that there is of steps of up to so many requests."""
         parts = [DecodeBytes(self._of_corrections(requests), 0)]
@@ -80,7 +85,7 @@ class DecodeMemory:
         return [captured] * (captured > 0) + [requests + 1] * (captured < requests)
 
     def _of_corrections(self, requests: int) -> int:
-        if not self.config.calibrate:
+        if not self.config.corrects_estimates(self.summary):
             return 0
         shape = self.layers, requests, self.heads.kv_heads, self.max_pages
         return make_corrections(*shape, "meta").nbytes
@@ -101,7 +106,7 @@ class DecodeMemory:
         host = frames.transpose(1, 2)
         attention = make_attention(host, frames, heads, self.page_size, compute_dtype=self.compute_dtype)
         in_cuda = isinstance(attention, CudaAttention)
-        summary = SUMMARIES[config.page_summary(heads.dim, self.page_size, self.compute_dtype or self.dtype)]
+        summary = SUMMARIES[self.summary]
         estimates = issubclass(summary, EstimatingSummary)
         variants = make_variants(config.budget_table(self.page_size, self.max_pages))
         width = max(variant.width for variant in variants)
@@ -159,16 +164,13 @@ def decode_memory(configurator: Any, config: RheoConfig, captures: bool) -> Deco
     captures
         Whether decode steps can be captured; others have no buffers to plan.
     """
-    plans_buffers = config.plan_decode_buffers and captures
-    if not plans_buffers and not config.calibrate:
-        return None
     captured = 0
     if captures:
         from sglang.srt.runtime_context import get_exec
 
         graphs = get_exec().graph.cuda_graph_config.decode
         captured = 0 if graphs.backend == "disabled" or not graphs.bs else max(graphs.bs)
-    return DecodeMemory(
+    memory = DecodeMemory(
         config,
         loaded_heads(configurator.model),
         configurator.layer_info.num_effective_layers,
@@ -178,5 +180,6 @@ def decode_memory(configurator: Any, config: RheoConfig, captures: bool) -> Deco
         torch.device(configurator.device),
         captured,
         compute_dtype=compute_dtype(configurator.kv_cache_dtype, configurator.model_config.dtype),
-        plans_buffers=plans_buffers,
+        plans_buffers=config.plan_decode_buffers and captures,
     )
+    return memory if memory.plans_buffers or config.corrects_estimates(memory.summary) else None

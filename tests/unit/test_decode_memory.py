@@ -80,7 +80,7 @@ def test_buffers_take_what_was_predicted_whatever_steps_use_them(
 
 
 def test_there_are_buffers_for_captured_steps_and_for_all_that_may_run(device: str) -> None:
-    config = config_of({"miss_mode": "fetch"})
+    config = config_of({"miss_mode": "fetch", "calibrate": False})
     engine = EngineServer(config, FRAMES, torch.device("cpu"), True).engine
     engine.reserve(2)
     engine.reserve(2)
@@ -167,7 +167,7 @@ def test_steps_that_are_not_traced_take_nothing() -> None:
 @pytest.mark.parametrize("conservative", ["off", "on"])
 def test_wide_selections_take_as_much_as_the_pages_document_says(conservative: str) -> None:
     """The formula of docs/memory.md for one request more, of Qwen3-8B at 128K, as far as it is exact."""
-    config = RheoConfig(conservative=conservative, miss_mode="fetch")
+    config = RheoConfig(conservative=conservative, miss_mode="fetch", calibrate=False)
     layers, heads, group, dim, columns = 36, 8, 4, 128, 4096
     shape = HEAD_SHAPE._replace(kv_heads=heads, group=group, dim=dim)
     memory = DecodeMemory(config, shape, layers, 32, torch.bfloat16, columns, torch.device("cpu"), 0)
