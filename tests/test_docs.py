@@ -13,6 +13,7 @@ import pytest
 
 from common.measurement import RESULTS
 from rendering import (
+    applied_corrections,
     estimate_corrections,
     importance_by_mass,
     kernel_table,
@@ -130,6 +131,10 @@ RENDERED: dict[str, tuple[Path, Callable[[], str]]] = {
     importance_by_mass.NAME: (
         importance_by_mass.PAGE,
         lambda: importance_by_mass.tables(kept(importance_by_mass.NAME)),
+    ),
+    applied_corrections.NAME: (
+        applied_corrections.PAGE,
+        lambda: applied_corrections.tables(applied_corrections.kept()),
     ),
     estimate_corrections.NAME: (
         estimate_corrections.PAGE,

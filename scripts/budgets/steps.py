@@ -80,14 +80,20 @@ class LayerSteps:
         first = logits.logsumexp(-1)
         noise = self._heads(layer.flat.square() @ steps.square().transpose(1, 2) / 24)
         self.lse = first + math.log(page_size / count) - noise - layer.top
-        # Rows that draw all alike have sum of squares 1 / R: attending their mean V is then exact.
-        even = (2 * (logits - first[..., None])).exp().sum(-1)
-        self.uneven = ((even - 1 / count) / (1 - 1 / count)).clamp(0, 1).sqrt()
+        self._logits, self._first = logits, first
         self.pages = self.lse.shape[-1]
         self.share = self.lse.softmax(-1).mean(2)
 
     def _heads(self, flat: torch.Tensor) -> torch.Tensor:
         return flat.unflatten(1, (self.layer.steps, self.layer.group))
+
+    @property
+    def uneven(self) -> torch.Tensor:
+        """How unevenly a page's rows draw attention, ``[H, T, G, N]``; 0: attending their mean V is exact."""
+        count = self._logits.shape[-1]
+        # Rows that draw all alike have sum of squares 1 / R.
+        even = (2 * (self._logits - self._first[..., None])).exp().sum(-1)
+        return ((even - 1 / count) / (1 - 1 / count)).clamp(0, 1).sqrt()
 
     def view(self) -> View:
         """What rules look at, the true figures among it."""
@@ -111,11 +117,12 @@ class LayerSteps:
             (wrong / scale).mean(2),
         )
 
-    def attend(self, chosen: torch.Tensor) -> Outcome:
-        """Attend the chosen pages ``[H, T, N]`` exactly and the rest by its estimates."""
+    def attend(self, chosen: torch.Tensor, lse: torch.Tensor | None = None) -> Outcome:
+        """Attend the chosen pages ``[H, T, N]`` exactly and the rest by its estimates, or by ``lse [H, T, G, N]``."""
         layer, mask = self.layer, chosen[:, :, None]
+        estimates = self.lse if lse is None else lse
         weights = (layer.weights.unflatten(-1, (self.pages, -1)) * mask[..., None]).flatten(-2)
-        left = self.lse.clamp(max=MOST_LOG_WEIGHT).exp() * ~mask
+        left = estimates.clamp(max=MOST_LOG_WEIGHT).exp() * ~mask
         exact = weights.sum(-1) + layer.recent_mass
         out = self._heads(weights.flatten(1, 2) @ layer.values + left.flatten(1, 2) @ self.data.value)
         out = (out + layer.recent) / (exact + left.sum(-1))[..., None]

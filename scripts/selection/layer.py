@@ -6,14 +6,14 @@ import torch
 
 
 class Layer:
-    """One layer's decode steps; each attends the prompt and the tokens of the steps up to it.
+    """One layer's decode steps; each attends the prompt, what follows it, and the tokens of the steps up to it.
 
     Parameters
     ----------
     query
         ``[H, T, G, D]``, float32.
     keys, values
-        Of the prompt and the steps, ``[H, L + T, D]``, float32.
+        Of the prompt, ``R`` tokens behind it and the steps, ``[H, L + R + T, D]``, float32.
     length
         ``L``.
     scale
@@ -28,7 +28,7 @@ class Layer:
     weights
         Of the prompt's tokens, ``[H, T, G, L]``.
     recent, recent_mass
-        Weighted sum of the steps' V, ``[H, T, G, D]``, and the sum of their weights, ``[H, T, G]``.
+        Weighted sum of V behind the prompt, ``[H, T, G, D]``, and the sum of the weights, ``[H, T, G]``.
     mass
         Sum of all weights, ``[H, T, G]``.
     dense
@@ -43,7 +43,9 @@ class Layer:
         self.keys, self.values, self.length = keys[:, :length], values[:, :length], length
         old = self.by_head(self.flat @ self.keys.transpose(1, 2))
         new = self.by_head(self.flat @ keys[:, length:].transpose(1, 2))
-        future = torch.ones(self.steps, self.steps, dtype=torch.bool, device=query.device).triu(1)
+        behind = new.shape[-1]
+        future = torch.ones(self.steps, behind, dtype=torch.bool, device=query.device)
+        future = future.triu(1 + behind - self.steps)
         new.masked_fill_(future[:, None], -torch.inf)
         self.top = torch.maximum(old.amax(-1), new.amax(-1))[..., None]
         self.weights = (old - self.top).exp()
