@@ -5,9 +5,9 @@
 
 Standard library only. Creates the environments of the oldest and the newest supported SGLang, makes the models, checks
 format, lint, types and layers, and tests: with the newest SGLang, and with the oldest what depends on SGLang. Two steps
-run at once. A step is stopped when it has printed nothing for 20 minutes, longer where the machine is busy; single
-tests have limits of their own (tests/conftest.py). Every step's output is in build/test-logs. Exits with 1 if a step
-failed, and with 130 if it was interrupted.
+run at once, each as soon as what it needs is there. A step that has printed nothing for 20 minutes is stopped, later
+where the machine is busy; single tests have limits of their own (tests/conftest.py). Every step's output is in
+build/test-logs. Exits with 1 if a step failed, and with 130 if it was interrupted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ INTERRUPTED = 130
 
 
 def main() -> int:
-    """Parse the command line and run the steps; the exit status of `run_phases`."""
+    """Parse the command line and run the steps; the exit status of `run_steps`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--no-servers", action="store_true", help="leave out the tests that start a server")
     parser.add_argument(
@@ -48,17 +48,17 @@ def main() -> int:
         check_supported(NEWEST)
     except EnvironmentCreationError as error:
         sys.exit(str(error))
-    phases = [environments(), static_checks(), test_steps(not arguments.no_servers, arguments.full)]
-    return run_phases(phases, REPOSITORY / "build" / "test-logs")
+    steps = [*environments(), *static_checks(), *test_steps(not arguments.no_servers, arguments.full)]
+    return run_steps(steps, REPOSITORY / "build" / "test-logs")
 
 
-def run_phases(phases: Sequence[Sequence[Step]], logs: Path) -> int:
-    """Run phases of steps and print the summary.
+def run_steps(steps: Sequence[Step], logs: Path) -> int:
+    """Run steps and print the summary.
 
     Parameters
     ----------
-    phases : sequence of sequence of Step
-        Each runs after the one before it.
+    steps : sequence of Step
+        In the order in which they begin, unless one waits for others.
     logs : Path
         Folder for the steps' output.
 
@@ -71,7 +71,7 @@ def run_phases(phases: Sequence[Sequence[Step]], logs: Path) -> int:
     runner = Runner(REPOSITORY, logs, {**os.environ, **CHILD_ENVIRONMENT})
     status = 0
     try:
-        runner.run(phases)
+        runner.run(steps)
     except InterruptedRunError:
         status = INTERRUPTED
     print(summary(runner.outcomes, time.monotonic() - began), flush=True)

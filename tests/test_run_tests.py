@@ -25,10 +25,10 @@ COMMAND = """
 import sys
 from pathlib import Path
 from checks.step import Step
-from run_tests import run_phases
+from run_tests import run_steps
 
-def python(name, code):
-    return Step(name, (sys.executable, "-u", "-c", code))
+def python(name, code, *after):
+    return Step(name, (sys.executable, "-u", "-c", code), after=after)
 
 SLOW = '''
 import sys, time
@@ -39,8 +39,8 @@ except KeyboardInterrupt:
     print("interrupted in good order", flush=True)
     sys.exit(2)
 '''
-phases = [[python("quick", "print(1)")], [python("slow", SLOW)], [python("later", "print(2)")]]
-sys.exit(run_phases(phases, Path(sys.argv[1])))
+steps = [python("quick", "print(1)"), python("slow", SLOW, "quick"), python("later", "print(2)", "slow")]
+sys.exit(run_steps(steps, Path(sys.argv[1])))
 """
 
 
@@ -48,12 +48,12 @@ def python(name: str, code: str, **options: object) -> Step:
     return Step(name, (sys.executable, "-u", "-c", code), **options)
 
 
-def run(tmp_path: Path, *phases: list[Step], slots: int = 2) -> tuple[dict[str, Outcome], list[str]]:
+def run(tmp_path: Path, *steps: Step, slots: int = 2) -> tuple[dict[str, Outcome], list[str]]:
     said: list[str] = []
     runner = Runner(
         tmp_path, tmp_path / "logs", os.environ, slots, said.append, patience=5, progress_every=0.5
     )
-    runner.run(phases)
+    runner.run(steps)
     return {outcome.step.name: outcome for outcome in runner.outcomes}, said
 
 
@@ -63,9 +63,7 @@ def pytest_with(name: str, file: Path) -> Step:
 
 
 def test_results_are_those_of_the_processes(tmp_path: Path) -> None:
-    outcomes, said = run(
-        tmp_path, [python("good", "print('fine')"), python("bad", "raise SystemExit('why')")]
-    )
+    outcomes, said = run(tmp_path, python("good", "print('fine')"), python("bad", "raise SystemExit('why')"))
     assert outcomes["good"].result is Result.PASSED
     assert outcomes["bad"].result is Result.FAILED
     assert outcomes["good"].log.read_text() == "fine\n"
@@ -73,13 +71,35 @@ def test_results_are_those_of_the_processes(tmp_path: Path) -> None:
     assert [line.split("] ")[1] for line in said[:2]] == ["good: begins", "bad: begins"]
 
 
-def test_without_what_is_needed_later_phases_are_not_run(tmp_path: Path) -> None:
+def test_without_what_is_needed_nothing_that_waits_for_it_is_run(tmp_path: Path) -> None:
     outcomes, _ = run(
-        tmp_path, [python("needed", "raise SystemExit(1)", needed=True)], [python("later", "print()")]
+        tmp_path,
+        python("needed", "raise SystemExit(1)", needed=True),
+        python("later", "print()", after=("needed",)),
+        python("last", "print()", after=("later",)),
+        python("other", "print()"),
     )
-    assert outcomes["later"].result is Result.NOT_RUN
-    outcomes, _ = run(tmp_path, [python("first", "raise SystemExit(1)")], [python("later", "print()")])
+    assert outcomes["later"].result is outcomes["last"].result is Result.NOT_RUN
+    assert outcomes["other"].result is Result.PASSED
+    outcomes, _ = run(
+        tmp_path, python("first", "raise SystemExit(1)"), python("later", "print()", after=("first",))
+    )
     assert outcomes["later"].result is Result.PASSED
+
+
+def test_a_step_begins_when_what_it_waits_for_has_ended_and_others_do_not_wait(tmp_path: Path) -> None:
+    wait = "import pathlib, time\nwhile not pathlib.Path('free').exists(): time.sleep(0.05)"
+    look = "import pathlib; assert pathlib.Path('made').exists(); pathlib.Path('free').touch()"
+    outcomes, said = run(
+        tmp_path,
+        python("slow", wait),
+        python("makes", "import pathlib; pathlib.Path('made').touch()"),
+        python("waits", look, after=("makes",)),
+        python("last", "print()", after=("slow", "waits")),
+    )
+    assert [outcome.result for outcome in outcomes.values()] == [Result.PASSED] * 4
+    told = [line.split("] ")[1].split(" after")[0] for line in said]
+    assert max(map(told.index, ("slow: ok", "waits: ok"))) < told.index("last: begins")
 
 
 def test_no_more_steps_run_at_once_than_there_are_slots(tmp_path: Path) -> None:
@@ -87,14 +107,14 @@ def test_no_more_steps_run_at_once_than_there_are_slots(tmp_path: Path) -> None:
         "import pathlib, time; mine = pathlib.Path('{}.running'); mine.touch(); time.sleep(0.3)\n"
         "assert len(list(pathlib.Path().glob('*.running'))) <= 2; mine.unlink()"
     )
-    outcomes, _ = run(tmp_path, [python(f"step{i}", code.format(i)) for i in range(5)])
+    outcomes, _ = run(tmp_path, *(python(f"step{i}", code.format(i)) for i in range(5)))
     assert [outcome.result for outcome in outcomes.values()] == [Result.PASSED] * 5
 
 
 def test_a_silent_step_is_stopped_and_one_that_prints_is_not(tmp_path: Path) -> None:
     prints = "import time\nfor i in range(20): print(i, flush=True); time.sleep(0.2)"
     outcomes, said = run(
-        tmp_path, [python("silent", HANGS, silence=2.0), python("prints", prints, silence=2.0)]
+        tmp_path, python("silent", HANGS, silence=2.0), python("prints", prints, silence=2.0)
     )
     assert outcomes["silent"].result is Result.SILENT
     assert outcomes["prints"].result is Result.PASSED
@@ -108,7 +128,7 @@ def test_a_step_that_ignores_the_interrupt_is_killed_with_its_children(tmp_path:
         f"print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid, flush=True); time.sleep(120)"
     )
     runner = Runner(tmp_path, tmp_path / "logs", os.environ, patience=0.5, say=lambda line: None)
-    runner.run([[python("stubborn", code, silence=1.5)]])
+    runner.run([python("stubborn", code, silence=1.5)])
     (outcome,) = runner.outcomes
     assert outcome.result is Result.SILENT
     assert outcome.log is not None
@@ -183,7 +203,7 @@ def test_slow(): time.sleep(2.5)
 def test_a_run_of_pytest_is_followed_and_summed_up(tmp_path: Path) -> None:
     file = tmp_path / "test_these.py"
     file.write_text(TESTS)
-    outcomes, said = run(tmp_path, [pytest_with("these", file)])
+    outcomes, said = run(tmp_path, pytest_with("these", file))
     report = outcomes["these"].tests
     assert (report.selected, report.done) == (8, 8)
     assert dict(report.results) == {"PASSED": 5, "FAILED": 1, "SKIPPED": 2}
@@ -204,7 +224,7 @@ def test_a_test_that_hangs_is_named(tmp_path: Path) -> None:
     file = tmp_path / "test_hang.py"
     file.write_text("import time\n\ndef test_hangs(): time.sleep(120)\n")
     step = pytest_with("hang", file)
-    outcomes, said = run(tmp_path, [Step("hang", step.command, silence=6.0)])
+    outcomes, said = run(tmp_path, Step("hang", step.command, silence=6.0))
     assert outcomes["hang"].result is Result.SILENT
     assert any("nothing printed" in line and "at test_hang.py::test_hangs" in line for line in said)
     assert "stopped at test_hang.py::test_hangs" in summary(list(outcomes.values()), 1.0)
@@ -232,6 +252,13 @@ def test_what_uses_sglang_through_others_is_found(tmp_path: Path) -> None:
         file.write_text(text + "\n")
     names = [Path(file).name for file in files_that_use_sglang(tmp_path, "tests/unit")]
     assert names == ["test_far.py", "test_lazy.py", "test_name.py"]
+
+
+def test_every_step_waits_for_steps_that_come_before_it() -> None:
+    seen: set[str] = set()
+    for step in [*steps.environments(), *steps.static_checks(), *steps.test_steps(servers=True, full=True)]:
+        assert seen.issuperset(step.after), step.name
+        seen.add(step.name)
 
 
 def test_every_test_file_of_the_project_is_in_a_step() -> None:

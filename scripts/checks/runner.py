@@ -1,4 +1,4 @@
-"""Runner: runs phases of steps, a few at a time, says how they get on, and stops them when told to or when silent."""
+"""Runner: runs steps, a few at a time, says how they get on, and stops them when told to or when silent."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ class Runner:
         self._running: list[StepProcess] = []
         self._interrupts = 0
 
-    def run(self, phases: Sequence[Sequence[Step]]) -> None:
-        """Run every phase after the one before it, and the steps of a phase in order, ``slots`` at a time.
+    def run(self, steps: Sequence[Step]) -> None:
+        """Run steps, ``slots`` at a time: always the first one whose predecessors have ended.
 
         Raises
         ------
@@ -85,34 +85,43 @@ class Runner:
             number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)
         }
         try:
-            for position, phase in enumerate(phases):
-                self._run_phase(list(phase))
-                missing = any(
-                    outcome.step.needed and outcome.result is not Result.PASSED for outcome in self.outcomes
-                )
-                if self._interrupts or missing:
-                    later = (step for phase in phases[position + 1 :] for step in phase)
-                    self.outcomes += [Outcome(step, Result.NOT_RUN) for step in later]
-                    break
+            self._run(list(steps))
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         if self._interrupts:
             raise InterruptedRunError
 
-    def _run_phase(self, waiting: list[Step]) -> None:
+    def _run(self, waiting: list[Step]) -> None:
         reported = time.monotonic()
         while self._running or waiting:
-            if self._interrupts:
-                self.outcomes += [Outcome(step, Result.NOT_RUN) for step in waiting]
-                waiting = []
-            while waiting and len(self._running) < self.slots:
-                self._start(waiting.pop(0))
+            waiting = self._without_lost(waiting)
+            while len(self._running) < self.slots and (step := self._next(waiting)) is not None:
+                waiting.remove(step)
+                self._start(step)
             self._look_after()
             if time.monotonic() - reported > self.progress_every:
                 reported = time.monotonic()
                 for process in self._running:
                     self._report_progress(process)
+
+    def _next(self, waiting: Sequence[Step]) -> Step | None:
+        ended = {outcome.step.name for outcome in self.outcomes}
+        return next((step for step in waiting if ended.issuperset(step.after)), None)
+
+    def _without_lost(self, waiting: list[Step]) -> list[Step]:
+        """The steps that can still run; of the others, note that they were not run."""
+        while True:
+            lost = {
+                outcome.step.name
+                for outcome in self.outcomes
+                if outcome.broken and (outcome.step.needed or outcome.result is Result.NOT_RUN)
+            }
+            ended = [step for step in waiting if self._interrupts or lost.intersection(step.after)]
+            if not ended:
+                return waiting
+            self.outcomes += [Outcome(step, Result.NOT_RUN) for step in ended]
+            waiting = [step for step in waiting if step not in ended]
 
     def _start(self, step: Step) -> None:
         self.say(f"{step.name}: begins")
@@ -121,7 +130,7 @@ class Runner:
 
     def _look_after(self) -> None:
         """Wait a moment for output, then see which steps have printed, ended or gone silent."""
-        readable, _, _ = select.select(self._running, [], [], POLL)
+        readable, _, _ = select.select(self._running, [], [], POLL if self._running else 0)
         for process in readable:
             failed = len(process.tests.broken)
             if not process.read():

@@ -24,13 +24,16 @@ class Step:
         Program and arguments.
     silence : float
         Seconds without output after which the step is stopped.
+    after : tuple of str
+        Names of steps that must have ended before.
     needed : bool
-        Whether nothing after its phase can run without it.
+        Whether steps after it cannot run unless it passed.
     """
 
     name: str
     command: tuple[str, ...]
     silence: float = SILENCE
+    after: tuple[str, ...] = ()
     needed: bool = False
 
 
