@@ -143,7 +143,7 @@ class Trace:
         )
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, 1, pytest.param(2, marks=pytest.mark.full)])
 def test_reference_and_triton_value_and_keep_the_same_pages(name: str, seed: int) -> None:
     prewarm = PREWARM if seed else 0.0
     worlds = [World(name, "cpu", False, prewarm=prewarm), World(name, DEVICE, True, prewarm=prewarm)]
@@ -186,7 +186,7 @@ def test_a_prewarmed_prompt_takes_frames_from_a_request_that_just_ended(name: st
     count, cap = torch.tensor([8], dtype=torch.int32), torch.tensor([4], dtype=torch.int32)
     mass = spread(LAYERS, 1, HEADS, 8)
     world.prefill(one, count, mass, cap)
-    for _ in range(12):
+    for _ in range(8):
         world.step(one, count, mass)
     assert world.policy.worth[:, :, one[0].long()].max() > 0.9
     world.prefill(other, count, mass, cap)

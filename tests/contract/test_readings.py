@@ -66,7 +66,7 @@ def test_readings_are_an_interval_apart(rng: torch.Generator) -> None:
     readings.interval = 3
     found = []
     for number in range(5):
-        pair.step(number)
+        pair.step(number, (pair.reference,))
         reading = readings.collect()
         if reading is not None:
             found.append(reading.steps)
