@@ -152,7 +152,9 @@ def test_prompts_of_several_chunks_and_requests_taken_back_are_forced(serve, tin
     options = [*FORCING, "--chunked-prefill-size", "256"]
     if scheduler == "plain":
         options.append("--disable-overlap-schedule")
-    server = serve(model, rheo_config=DENSE, page_size=16, arguments=options, environment=RETRACTING)
+    server = serve(
+        model, rheo_config=DENSE, page_size=16, arguments=options, environment=RETRACTING, fresh=True
+    )
     texts = forced_texts(spare=VOCABULARY - 2)
     with ThreadPoolExecutor(len(texts)) as pool:
         together = list(pool.map(lambda text: said(server, text, len(text.forced)), texts))

@@ -20,7 +20,7 @@ WITH_THE_NEWEST, WITH_FULL = [pytest.mark.newest], [pytest.mark.full]
 SERVERS: list[Any] = [
     pytest.param(
         "tiny-llama-group8",
-        {"arguments": ["--disable-radix-cache"], "environment": RETRACTING, "ranks": 2},
+        {"arguments": ["--disable-radix-cache"], "environment": RETRACTING, "ranks": 2, "fresh": True},
     ),
     pytest.param("tiny-qwen3-moe", {"page_size": 16}),
     pytest.param("tiny-llama31-group2", {"rheo_config": LRU}, marks=WITH_THE_NEWEST),
