@@ -24,6 +24,7 @@ ENGINE = "sglang.srt.entrypoints.engine"
 FUSED_WRITE = "sglang.srt.models.utils.enable_fused_set_kv_buffer"
 FORWARD_BATCH = "sglang.srt.model_executor.forward_batch_info.ForwardBatch"
 GRAPH_RUNNER = "sglang.srt.model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner"
+REQUEST = "sglang.srt.managers.schedule_batch.Req"
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 PREFILL_ADDER = "sglang.srt.managers.schedule_policy.PrefillAdder"
 SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
@@ -67,6 +68,7 @@ def register() -> None:
     HookRegistry.register(f"{SCHEDULER}.init_running_status", equip_scheduler, HookType.AFTER)
     HookRegistry.register(f"{SCHEDULER}.update_running_batch", pause_requests, HookType.BEFORE)
     HookRegistry.register(f"{PREFILL_ADDER}.add_one_req", admit_request, HookType.AROUND)
+    HookRegistry.register(f"{REQUEST}._compute_max_prefix_len", limit_prefix, HookType.AROUND)
     HookRegistry.register(f"{SCHEDULER}._prefetch_kvcache", prefetch_prefix, HookType.AROUND)
     HookRegistry.register(f"{TREE_CACHE}.check_prefetch_progress", check_prefetch, HookType.AROUND)
     HookRegistry.register(f"{TREE_CACHE}.release_aborted_request", abandon_prefetch, HookType.AROUND)
@@ -259,6 +261,16 @@ def admit_request(original: Any, adder: Any, req: Any, *args: Any, **kwargs: Any
     if admission is not None and not admission.admits(adder, req):
         return AddReqResult.NO_TOKEN
     return original(adder, req, *args, **kwargs)
+
+
+def limit_prefix(original: Any, req: Any, tokens: int, *args: Any, **kwargs: Any) -> int:
+    """Have the prompt's last tokens computed, cached or not, where estimates are corrected by what they attend."""
+    from rheo_sglang.pools.sizing import planned
+    from rheo_sglang.prefill.seed import SEED_QUERIES
+
+    limit: int = original(req, tokens, *args, **kwargs)
+    plan = planned()
+    return limit if plan is None or not plan.corrects else max(min(limit, tokens - SEED_QUERIES), 0)
 
 
 def pause_requests(scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> None:

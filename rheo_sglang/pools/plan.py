@@ -93,6 +93,8 @@ class PoolPlan:
     frame_pages: int
     requests: int | None = None
     """Requests that buffers of decode steps are set aside for; None where they have none."""
+    corrects: bool = False
+    """Whether estimates are corrected by what a prompt's last tokens attend."""
 
 
 class DecodeBytes(NamedTuple):

@@ -118,7 +118,8 @@ def make_plan(configurator: Any, device_bytes: int, buffers: StepBuffers | None 
         max_total_tokens=server_args.max_total_tokens,
         frames_in_dram=in_dram,
     )
-    _plan = replace(plan, requests=requests)
+    summary = config.page_summary(shape.head_dim, shape.page_size, shape.computed_in)
+    _plan = replace(plan, requests=requests, corrects=config.corrects_estimates(summary))
     return _plan.host_pages * shape.page_bytes
 
 
