@@ -70,8 +70,9 @@ def serving(result: dict[str, Any], table: Any, provenance: Any) -> str:
             f"{metrics['model']}, SGLang's `bench_serving`: 24 documents of 28K tokens of real text, each asked about "
             "twice, 48 requests at once, 4 GiB of HBM for KV in every engine. Medians of a run's requests, but for "
             "the gap; the scheduler's rate is the median of what its log says while it decodes. Prompts travel as "
-            "text and reach the scheduler one by one, 85 ms apart in its log with nothing queued: the tokenizer's "
-            "process is what rheo's first tokens wait for, since every request is admitted as it comes.",
+            "text, which takes a tokenizer's process 85 ms each: every engine has eight of them "
+            "(`--tokenizer-worker-num`), and rheo's first tokens still wait for them most of all, since it admits "
+            "every request as it comes. rheo runs with `residency_bonus` 0.5 and 8 threads for misses.",
             table(HEADER, rows_of(metrics, ENGINES)),
             f"{ratios_of(metrics)}. rheo {selected(metrics['rheo']['told'])}. How far such answers are from dense "
             "attention's: [quality.md](quality.md#the-default).",

@@ -29,8 +29,8 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 PREWARM, IDLE_DECAY = 0.7071, 0.6937
-"""With `ALPHA`, no simple fractions: ranks are quotients of small numbers, and one must not decay to another, as 3/7 does
-to 3/10 by 0.7."""
+"""With `ALPHA`, no simple fractions: ranks are quotients of small numbers, and one must not decay to another, as 3/7
+does to 3/10 by 0.7."""
 
 
 def spread(*shape: int) -> torch.Tensor:
