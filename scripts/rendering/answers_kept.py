@@ -7,6 +7,12 @@ from typing import Any
 from rendering.quality_tables import figure, load, rows_of
 
 SERVERS = {"default": "default", "uncalibrated": "`calibrate` off", "conservative": "`conservative` on"}
+OTHERS = {
+    "fixed4": "4 %, `budget_min_pages` 4, `calibrate` off",
+    "calibrate4": "4 %, `budget_min_pages` 4",
+    "bonus05": "`residency_bonus` 0.5, `calibrate` off",
+    "bonus1": "`residency_bonus` 1, `calibrate` off",
+}
 LOST = 10.0
 """Tasks that lose as many points of 100 are shown."""
 EIGHT_BITS = {
@@ -92,6 +98,19 @@ def lost() -> str:
         if score - min(ours) >= LOST:
             lines.append([words(task), *(f"{one:.0f}" for one in (score, *ours))])
     return rows_of(lines)
+
+
+def others() -> str:
+    """Other settings: divergences, RULER and hits."""
+    result, first = load("selection_settings"), load("selection_accuracy")["metrics"]
+    lines = [["", "pages", "hits", "KL 8K", "KL 32K", "RULER, points from dense"]]
+    rows = [(name, first, SERVERS[name]) for name in ("default", "uncalibrated")]
+    rows += [(name, result["metrics"], label) for name, label in OTHERS.items()]
+    for name, metrics, label in rows:
+        kl = [figure(metrics, f"kl_{name}_{length}", digits=4) for length in ("8k", "32k")]
+        shares = [f"{metrics[f'{key}_{name}']:.1%}" for key in ("selected_share", "hit_rate")]
+        lines.append([label, *shares, *kl, figure(metrics, f"ruler_{name}_difference", 100, 1)])
+    return f"{rows_of(lines)}\n\n{where(result)}"
 
 
 def words(task: str) -> str:

@@ -113,6 +113,7 @@ RENDERED = {
     "answers": answers,
     "default": answers_kept.default,
     "lost": answers_kept.lost,
+    "other-settings": answers_kept.others,
     "eight-bits": answers_kept.eight_bits,
     "selection-path": selection_path,
     "budget-rules": budget_rules.table,
