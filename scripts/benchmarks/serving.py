@@ -9,6 +9,11 @@ frames, page summaries and page table together. The first run of a server, with 
 prefilled and kernels compiled. Ratios are of output tokens a second. ``p99_gap_over_median_step`` is the P99 gap of a
 stream over the median time per output token.
 
+``--load 8b-32k`` and ``8b-110k`` have the shape of Qwen3-8B with random weights instead, 16 GiB for KV, and documents
+of 31K and 110K tokens, the longest that a dense pool of that size holds; ``--model`` then gives the tokenizer, and
+rheo's page scores have the locality that was fitted to SmolLM2's (docs/benchmarks/locality.md). These loads were not
+run on a GPU yet.
+
 ``--variant NAME SETTINGS ARGUMENTS`` measures rheo once more with further settings (JSON) and arguments of the server,
 for example ``--variant rheo_fp8 '{}' '--kv-cache-dtype fp8_e4m3'``.
 """
@@ -20,38 +25,76 @@ import json
 import os
 import re
 import shlex
+import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.bench_serving import bench, documents, write_dataset
 from common.measurement import RESULTS, gpu_in_words, keep_result, result_document
+from common.qwen3_shape import make_shape
 from common.sglang_server import SGLangServer
+from locality.plugin import ENVIRONMENT, install
 
-DOCUMENTS = 24
-DOCUMENT_TOKENS = 28000
-AT_ONCE = 48
 WARM_TOKENS = 4
+PAGE_SIZE = 32
+"""Rheo's default, and what the locality is taken at."""
 GENERATED = re.compile(r"gen throughput \(token/s\): ([\d.]+)")
 """In SGLang's log, once in some steps: what the scheduler makes, whenever clients get it."""
-KV_GIB = 4.0
-DRAM_GIB = 40
-"""Of HiCache."""
-HOST_GIB = 21.5
-"""Of rheo: documents and answers, and little more, since the metadata of host pages is in HBM."""
-SERVER_ARGUMENTS = (
-    *(
-        "--context-length",
-        "32768",
-        "--max-running-requests",
-        str(AT_ONCE),
-        "--cuda-graph-max-bs",
-        str(AT_ONCE),
-    ),
-    *("--mem-fraction-static", "0.8", "--grammar-backend", "none", "--disable-prefill-cuda-graph"),
-    *("--tokenizer-worker-num", "8"),
-)
-"""One tokenizer's process takes 85 ms for a document, longer than a server takes to begin an answer to a cached one."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What clients ask for, and the memory that every server has for its KV.
+
+    Attributes
+    ----------
+    documents, tokens
+        How many, and how long each; every one is asked about twice.
+    context
+        Of the servers: a document and its answer.
+    kv_gib, frames_gib
+        HBM for KV, and what of it are rheo's frames; the rest is page summaries and page table.
+    host_gib
+        DRAM of rheo: documents and answers, and little more, since the metadata of host pages is in HBM.
+    dram_gib
+        DRAM of HiCache.
+    random
+        Whether the model is the shape of Qwen3-8B with random weights.
+    """
+
+    documents: int
+    tokens: int
+    context: int
+    kv_gib: float
+    frames_gib: float
+    host_gib: float
+    dram_gib: int
+    random: bool = False
+
+    @property
+    def at_once(self) -> int:
+        """Requests at a time: all of them."""
+        return 2 * self.documents
+
+
+LOADS = {
+    "coder": Load(24, 28_000, 32_768, 4.0, 2.9, 21.5, 40),
+    "8b-32k": Load(12, 31_000, 34_816, 16.0, 12.8, 60.0, 64, random=True),
+    "8b-110k": Load(4, 110_000, 114_688, 16.0, 12.4, 68.0, 72, random=True),
+}
+
+
+def server_arguments(load: Load) -> list[str]:
+    """Of every server. One tokenizer's process takes 85 ms for a document of 28K tokens, longer than a server takes to
+    begin an answer to a cached one."""
+    return [
+        *("--context-length", str(load.context), "--max-running-requests", str(load.at_once)),
+        *("--cuda-graph-max-bs", str(load.at_once), "--mem-fraction-static", "0.8"),
+        *("--grammar-backend", "none", "--disable-prefill-cuda-graph", "--tokenizer-worker-num", "8"),
+        *(("--load-format", "dummy") if load.random else ()),
+    ]
 
 
 def kv_bytes_of_a_token(model: Path) -> int:
@@ -71,8 +114,8 @@ def engines(
     gib: float,
     frames_gib: float,
     config: dict[str, Any],
-    dram_gib: int = DRAM_GIB,
-    host_gib: float = HOST_GIB,
+    dram_gib: int,
+    host_gib: float,
 ) -> dict[str, list[str]]:
     """Arguments of each server; ``dram_gib`` is HiCache's DRAM, ``host_gib`` rheo's."""
     dense = ["--attention-backend", "fa3", "--max-total-tokens", str(dense_tokens(model, gib))]
@@ -101,11 +144,11 @@ def told(server: SGLangServer) -> dict[str, Any]:
     }
 
 
-def measure(server: SGLangServer, dataset: Path, answers: list[int]) -> dict[str, Any]:
+def measure(server: SGLangServer, dataset: Path, load: Load, answers: list[int]) -> dict[str, Any]:
     """Figures of one server: a run to warm up, then one of each length of answers."""
-    found: dict[str, Any] = {"warm": bench(server, dataset, 2 * DOCUMENTS, AT_ONCE, WARM_TOKENS)}
+    found: dict[str, Any] = {"warm": bench(server, dataset, load.at_once, load.at_once, WARM_TOKENS)}
     for tokens in answers:
-        found[str(tokens)] = bench(server, dataset, 2 * DOCUMENTS, AT_ONCE, tokens)
+        found[str(tokens)] = bench(server, dataset, load.at_once, load.at_once, tokens)
         print(f"{tokens} tokens: {json.dumps(found[str(tokens)])}", flush=True)
     found["told"] = told(server)
     return found
@@ -131,7 +174,14 @@ def ratios(found: dict[str, dict[str, Any]], model: str, gib: float, answers: li
     return result
 
 
-def variants(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str, list[str]]:
+def load_engines(model: Path, load: Load, config: dict[str, Any]) -> dict[str, list[str]]:
+    """Arguments of each server under a load."""
+    return engines(model, load.kv_gib, load.frames_gib, config, load.dram_gib, load.host_gib)
+
+
+def variants(
+    asked: list[list[str]], model: Path, load: Load, settings: dict[str, Any]
+) -> dict[str, list[str]]:
     """Arguments of each variant's server, by its name.
 
     Raises
@@ -140,58 +190,86 @@ def variants(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str,
         If a name does not begin with ``rheo_``.
     """
     found = {}
-    for name, more, arguments in options.variant:
+    for name, more, arguments in asked:
         if not name.startswith("rheo_"):
             raise ValueError(f"--variant {name}: allowed are names that begin with rheo_")
-        config = {**settings, **json.loads(more)}
-        line = engines(options.model, options.gib, options.frames_gib, config)["rheo"]
+        line = load_engines(model, load, {**settings, **json.loads(more)})["rheo"]
         found[name] = [*line, *shlex.split(arguments)]
     return found
 
 
-def main() -> None:
-    """Measure the servers, one after the other, and write the result after each."""
+def served_model(given: Path, load: Load, folder: Path) -> Path:
+    """The checkpoint that servers get: the one given, or the random model's shape with its tokenizer."""
+    if not load.random:
+        return given
+    shape = make_shape(folder / "qwen3-8b-shape")
+    for file in given.iterdir():
+        if file.suffix in (".json", ".txt", ".jinja") and not file.name.startswith(("config", "model")):
+            shutil.copy(file, shape)
+    return shape
+
+
+def environment_of(engine: str, load: Load, folder: Path) -> dict[str, str]:
+    """Of a server: rheo's pages are scored by the fitted locality where weights are random."""
+    if not load.random or not engine.startswith("rheo"):
+        return {}
+    install(folder)
+    fitted = {"result": str(RESULTS / "locality_smollm2.json"), "page_size": PAGE_SIZE}
+    path = f"{folder}:{os.environ.get('PYTHONPATH', '')}"
+    return {"PYTHONPATH": path, ENVIRONMENT: json.dumps(fitted)}
+
+
+def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, required=True, help="checkpoint folder")
-    parser.add_argument("--name", default="coder", help="what keys call the model")
+    parser.add_argument("--load", choices=LOADS, default="coder", help="documents, and memory for KV")
     parser.add_argument("--answers", type=int, nargs="+", default=[400, 1500], help="tokens of an answer")
-    parser.add_argument("--gib", type=float, default=KV_GIB, help="HBM for KV of every server, GiB")
-    parser.add_argument("--frames-gib", type=float, default=2.9, help="of it, rheo's frames")
     parser.add_argument("--engines", nargs="+", help="servers to measure, in this order; all by default")
     parser.add_argument(
         "--variant", nargs=3, action="append", default=[], metavar=("NAME", "SETTINGS", "ARGUMENTS")
     )
     parser.add_argument("--set", default="{}", help="more settings of rheo, as JSON")
     parser.add_argument("--logs", type=Path, help="folder that keeps the servers' logs")
-    parser.add_argument("--out", type=Path, default=RESULTS / "serving_gpu.json")
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, help="result file; serving_gpu, or of another load serving_LOAD")
+    options = parser.parse_args(arguments)
+    name = "serving_gpu" if options.load == "coder" else f"serving_{options.load.replace('-', '_')}"
+    options.out = options.out or RESULTS / f"{name}.json"
+    return options
+
+
+def main() -> None:
+    """Measure the servers, one after the other, and write the result after each."""
+    options = options_of()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    settings = json.loads(options.set)
-    commands = engines(options.model, options.gib, options.frames_gib, settings)
-    commands |= variants(options, settings)
-    unknown = sorted(set(options.engines or ()) - set(commands))
-    if unknown:
-        parser.error(f"--engines {' '.join(unknown)}: allowed are {', '.join(commands)}")
+    load, settings = LOADS[options.load], json.loads(options.set)
     found: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        dataset = Path(folder) / "documents.json"
-        write_dataset(documents(options.model, DOCUMENTS, DOCUMENT_TOKENS) * 2, dataset)
+    with tempfile.TemporaryDirectory() as kept:
+        folder = Path(kept)
+        model = served_model(options.model, load, folder)
+        commands = load_engines(model, load, settings) | variants(options.variant, model, load, settings)
+        if unknown := sorted(set(options.engines or ()) - set(commands)):
+            raise SystemExit(f"--engines {' '.join(unknown)}: allowed are {', '.join(commands)}")
+        dataset = folder / "documents.json"
+        write_dataset(documents(model, load.documents, load.tokens) * 2, dataset)
+        common = server_arguments(load)
         for engine in options.engines or commands:
             print(f"== {engine}", flush=True)
-            log = (options.logs or Path(folder)) / f"serving_{engine}.log"
-            arguments = [*SERVER_ARGUMENTS, *commands[engine]]
-            with SGLangServer(options.model, arguments, log, gpu=True) as server:
-                found[engine] = measure(server, dataset, options.answers)
+            log = (options.logs or folder) / f"serving_{engine}.log"
+            line, environment = [*common, *commands[engine]], environment_of(engine, load, folder)
+            with SGLangServer(model, line, log, gpu=True, environment=environment) as server:
+                found[engine] = measure(server, dataset, load, options.answers)
+            figures = ratios(found, options.load, load.kv_gib, options.answers)
             metrics = {
-                **ratios(found, options.name, options.gib, options.answers),
+                **figures,
                 **found,
-                "model": options.model.name,
-                "servers": {name: " ".join([*SERVER_ARGUMENTS, *line]) for name, line in commands.items()},
+                "model": "Qwen3-8B's shape, random weights" if load.random else options.model.name,
+                "servers": {name: " ".join([*common, *line]) for name, line in commands.items()},
             }
-            keep_result(options.out, result_document("serving_gpu", metrics, gpu_in_words()))
-    print(json.dumps(ratios(found, options.name, options.gib, options.answers), indent=1))
+            keep_result(options.out, result_document(options.out.stem, metrics, gpu_in_words()))
+    print(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":
