@@ -16,7 +16,7 @@ from rheo_sglang.decode.heads import HeadShape, loaded_heads
 from rheo_sglang.decode.make_attention import make_attention
 from rheo_sglang.decode.variant import make_variants
 from rheo_sglang.kv_dtypes import compute_dtype
-from rheo_sglang.pools.plan import DecodeBytes
+from rheo_sglang.pools.plan import CORRECTIONS_SHARE, DECODE_SHARE, DecodeBytes
 from rheo_sglang.prefill.calibrate import make_corrections
 from rheo_sglang.selection import SUMMARIES, EstimatingSummary
 from rheo_sglang.traces.memory import trace_bytes
@@ -64,6 +64,11 @@ class DecodeMemory:
     frames: int = MOST_CANDIDATES
     compute_dtype: torch.dtype | None = None
     plans_buffers: bool = True
+
+    @property
+    def share(self) -> float:
+        """Of the memory, for requests whose number is not given."""
+        return DECODE_SHARE if self.plans_buffers else CORRECTIONS_SHARE
 
     @property
     def summary(self) -> str:

@@ -28,6 +28,8 @@ DRAM_SHARE = 0.8
 DECODE_SHARE = 1 / 16
 """Share of the device memory that buffers of decode steps take at most beyond those of captured ones, where the number
 of requests is not given."""
+CORRECTIONS_SHARE = 1 / 64
+"""The same of corrections of estimates alone, which take as much for a short request as for the longest."""
 MOST_REQUESTS = 4096
 """Most requests that SGLang runs at once where it is not told how many."""
 
@@ -113,6 +115,7 @@ def plan_requests(
     most: int,
     device_bytes: int,
     in_dram: bool = False,
+    share: float = DECODE_SHARE,
 ) -> int:
     """Requests that there is memory for in decode steps.
 
@@ -130,11 +133,13 @@ def plan_requests(
         Memory for these buffers, frames and the page table.
     in_dram
         Whether that is DRAM (``--device cpu``), not device memory.
+    share
+        Of it, for requests whose number is not given.
 
     Returns
     -------
     int
-        ``asked``; or else as many as `DECODE_SHARE` is enough for, and no fewer than are captured.
+        ``asked``; or else as many as the share is enough for, and no fewer than are captured.
 
     Raises
     ------
@@ -154,7 +159,7 @@ def plan_requests(
         )
     if asked is not None:
         return requests
-    return max(requests, _largest(bytes_of, most, int(device_bytes * DECODE_SHARE)))
+    return max(requests, _largest(bytes_of, most, int(device_bytes * share)))
 
 
 def _largest(bytes_of: Callable[[int], DecodeBytes], most: int, room: int) -> int:

@@ -59,6 +59,11 @@ class StepBuffers(Protocol):
         """Requests of the largest captured step; 0 if none is."""
         ...
 
+    @property
+    def share(self) -> float:
+        """Of the memory, for requests whose number is not given."""
+        ...
+
     def of(self, requests: int) -> DecodeBytes:
         """Bytes of all that there is of steps of up to so many requests."""
         ...
@@ -100,7 +105,9 @@ def make_plan(configurator: Any, device_bytes: int, buffers: StepBuffers | None 
         most = frames_asked(config, shape) or MOST_REQUESTS
         room = dram_bytes if in_dram else device_bytes
         requests = agree(
-            plan_requests(buffers.of, asked, buffers.captured, min(most, MOST_FRAMES), room, in_dram)
+            plan_requests(
+                buffers.of, asked, buffers.captured, min(most, MOST_FRAMES), room, in_dram, buffers.share
+            )
         )
         decode = buffers.of(requests)
         logger.info(

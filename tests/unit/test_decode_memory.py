@@ -102,6 +102,7 @@ def test_corrections_take_what_was_planned_for_the_requests_that_may_run(gpu: bo
     codes = engine.scoring.corrections if gpu else engine.corrections
     alone = replace(memory_of(config, 2), plans_buffers=False)
     assert alone.of(ROWS - 1) == DecodeBytes(codes.nbytes, 0)
+    assert alone.share < memory_of(config, 2).share
     assert alone.of(ROWS).device == codes.nbytes * (ROWS + 1) // ROWS
     without = memory_of(replace(config, calibrate=False), 2)
     assert replace(without, plans_buffers=False).of(ROWS) == DecodeBytes(0, 0)
@@ -255,7 +256,7 @@ def test_a_start_sets_memory_aside_for_decode_steps(
     monkeypatch.setattr(sizing, "rank_dram", lambda nodes: 64 * GIB)
 
     class Buffers:
-        captured = 8
+        captured, share = 8, 1 / 16
 
         def of(self, requests: int) -> DecodeBytes:
             return DecodeBytes(requests * 1024 * shape.page_bytes // 16, 0)
@@ -303,7 +304,7 @@ def test_without_a_gpu_what_requests_take_is_dram_that_pools_do_not_get(
     monkeypatch.setattr(sizing, "rank_dram", lambda nodes: dram)
 
     class Corrections:
-        captured = 0
+        captured, share = 0, 1 / 16
 
         def of(self, requests: int) -> DecodeBytes:
             return DecodeBytes(requests * 1000 * shape.page_bytes, 0)
