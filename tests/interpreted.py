@@ -53,12 +53,12 @@ def _patch_core() -> None:
 
 
 def _check_overflow(left: Any, right: Any, operation: Callable[..., Any]) -> None:
-    """Assert that a sum, difference or product of integers fits into their type.
+    """Assert that a sum, difference or product of signed integers fits into their type; unsigned ones may wrap around.
 
-    The interpreter asserts the same with ten operations of the language, for each that a kernel has.
+    The interpreter computes the same with ten operations of the language, for each that a kernel has.
     """
     kind = left.type.scalar
-    if kind.int_bitwidth >= 64:
+    if kind.int_bitwidth >= 64 or not kind.is_int_signed():
         return
     numbers = (operand.handle.data.astype(numpy.int64) for operand in (left, right))
     found = OPERATIONS[operation.__name__](*numbers)

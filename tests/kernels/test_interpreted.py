@@ -1,4 +1,4 @@
-"""Triton's interpreter, as the tests set it up, asserts that integers do not overflow."""
+"""Triton's interpreter, as the tests set it up, asserts that signed integers do not overflow."""
 
 from __future__ import annotations
 
@@ -35,6 +35,14 @@ def result(operation: str, first: int, second: int) -> int:
 def test_what_does_not_fit_is_an_error(operation: str, first: int, second: int) -> None:
     with pytest.raises(triton.runtime.errors.InterpreterError, match=f"overflow .* {operation}"):
         result(operation, first, second)
+
+
+def test_unsigned_integers_wrap_around() -> None:
+    numbers = torch.tensor([2**32 - 1, 3], dtype=torch.uint32)
+    for operation, expected in (("add", 2), ("mul", 2**32 - 3)):
+        out = torch.zeros(1, dtype=torch.uint32)
+        InterpretedFunction(compute)[(1,)](numbers, out, operation=operation)
+        assert int(out) == expected
 
 
 def test_what_just_fits_is_computed() -> None:
