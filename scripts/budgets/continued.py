@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from budgets.corrections import Learned, Way, learn, select, tail, tail_bias
-from budgets.model import CHUNK, DENSE
+from budgets.hooked import HookedModel
 from budgets.steps import LayerSteps, PageData, page_data
 from selection.layer import Layer
 
@@ -63,7 +63,7 @@ class Found(NamedTuple):
     """`tail_bias`, ``[L, H, T, G]``."""
 
 
-class ContinuedModel:
+class ContinuedModel(HookedModel):
     """Runs a model of transformers with corrected selections and tails.
 
     Parameters
@@ -75,29 +75,17 @@ class ContinuedModel:
     """
 
     def __init__(self, checkpoint: Path, page_size: int, row_tokens: int) -> None:
-        from transformers import AttentionInterface, AutoModelForCausalLM
-
-        self.model = AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype=torch.float32, attn_implementation=DENSE
-        ).eval()
-        self.page_size, self.row_tokens = page_size, row_tokens
+        super().__init__(checkpoint, "continued", page_size, row_tokens)
         self._text: Continued | None = None
         self._case: Case | None = None
         self._learns = False
         self._found: list[tuple[torch.Tensor, ...]] = []
-        AttentionInterface.register("continued", self._attend)
 
     @torch.inference_mode()
     def read(self, name: str, ids: list[int], paged: int, tell: int) -> Continued:
         """Read a text densely; its ``tell`` tokens behind ``paged``, the last of a prompt, tell corrections."""
-        from transformers import DynamicCache
-
-        tokens, cache = torch.tensor([ids]), DynamicCache(config=self.model.config)
-        self.model.set_attn_implementation(DENSE)
-        for start in range(0, len(ids), CHUNK):
-            chunk = tokens[:, start : start + CHUNK]
-            self.model(input_ids=chunk, past_key_values=cache, logits_to_keep=1)
-        text = Continued(name, tokens, cache, paged)
+        tokens = torch.tensor([ids])
+        text = Continued(name, tokens, self.read_densely(tokens), paged)
         self._learns = True
         self._run(text, paged, tell, None)
         self._learns = False
@@ -112,15 +100,8 @@ class ContinuedModel:
         return Found(log_probabilities, *(torch.stack(list(part)) for part in parts))
 
     def _run(self, text: Continued, start: int, steps: int, case: Case | None) -> torch.Tensor:
-        from transformers import DynamicCache
-
-        cache = DynamicCache(config=self.model.config)
-        for index, layer in enumerate(text.keys.layers):
-            cache.update(layer.keys[:, :, :start], layer.values[:, :, :start], index)
         self._text, self._case = text, case
-        self.model.set_attn_implementation("continued")
-        forced = text.tokens[:, start : start + steps]
-        return self.model(input_ids=forced, past_key_values=cache).logits[0].float().log_softmax(-1)
+        return self.run(text.tokens[:, start : start + steps], text.keys, start)
 
     def _attend(
         self,

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
+from budgets.hooked import HookedModel
 from budgets.steps import LayerSteps, Outcome, PageData, View, page_data
 from selection.layer import Layer
 
-DENSE = "sdpa"
-CHUNK = 2048
 Select = Callable[[View, int], torch.Tensor]
 """Chosen pages ``[H, T, N]`` from a layer's view and its index."""
 
@@ -46,7 +45,7 @@ class Prompt:
     views: list[View]
 
 
-class RecordedModel:
+class RecordedModel(HookedModel):
     """Runs a model of transformers with attention of our own in the decode steps.
 
     Parameters
@@ -58,19 +57,13 @@ class RecordedModel:
     """
 
     def __init__(self, checkpoint: Path, page_size: int, row_tokens: int) -> None:
-        from transformers import AttentionInterface, AutoModelForCausalLM
-
-        self.model = AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype=torch.float32, attn_implementation=DENSE
-        ).eval()
-        self.page_size, self.row_tokens = page_size, row_tokens
+        super().__init__(checkpoint, "budgets", page_size, row_tokens)
         self.layers: int = self.model.config.num_hidden_layers
         self._select: Select | None = None
         self._views: list[View] = []
         self._outcomes: list[Outcome] = []
         self._pages: dict[int, PageData] = {}
         self._paged = (0, 0)
-        AttentionInterface.register("budgets", self._attend)
 
     @torch.inference_mode()
     def read(self, name: str, ids: list[int], ends: Sequence[int], steps: int) -> Iterator[Prompt]:
@@ -87,14 +80,8 @@ class RecordedModel:
         steps
             Tokens to decode.
         """
-        from transformers import DynamicCache
-
         tokens = torch.tensor([ids])
-        whole = DynamicCache(config=self.model.config)
-        self.model.set_attn_implementation(DENSE)
-        for start in range(0, max(ends), CHUNK):
-            chunk = tokens[:, start : min(start + CHUNK, max(ends))]
-            self.model(input_ids=chunk, past_key_values=whole, logits_to_keep=1)
+        whole = self.read_densely(tokens[:, : max(ends)])
         for end in ends:
             self._views = []
             forced = tokens[:, end : end + steps]
@@ -108,17 +95,11 @@ class RecordedModel:
         return self._decode(prompt.steps, prompt.text, prompt.length, select), self._outcomes
 
     def _decode(self, steps: torch.Tensor, text: Any, length: int, select: Select | None) -> torch.Tensor:
-        from transformers import DynamicCache
-
-        cache = DynamicCache(config=self.model.config)
-        for index, layer in enumerate(text.layers):
-            cache.update(layer.keys[:, :, :length], layer.values[:, :, :length], index)
         if self._paged != (id(text), length):
             self._pages.clear()
             self._paged = (id(text), length)
         self._select = select
-        self.model.set_attn_implementation("budgets")
-        return self.model(input_ids=steps, past_key_values=cache).logits[0].float().log_softmax(-1)
+        return self.run(steps, text, length)
 
     def _attend(
         self,
