@@ -146,7 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--prompts", type=Path, required=True, help="folder of selection_coder_prompts")
+    parser.add_argument("--prompts", type=Path, required=True, help="folder of selection_prompts")
     parser.add_argument(
         "--servers", type=Path, required=True, help="JSON file that selection_coder was given"
     )

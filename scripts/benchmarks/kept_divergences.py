@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--prompts", type=Path, required=True, help="folder of selection_coder_prompts")
+    parser.add_argument("--prompts", type=Path, required=True, help="folder of selection_prompts")
     parser.add_argument("--model", default="qwen2.5-coder-1.5b-instruct", help="whose they are")
     parser.add_argument("--dense", type=Path, required=True, help="what is compared with")
     parser.add_argument(

@@ -52,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, required=True, help="checkpoint folder")
-    parser.add_argument("--prompts", type=Path, required=True, help="folder of selection_coder_prompts")
+    parser.add_argument("--prompts", type=Path, required=True, help="folder of selection_prompts")
     parser.add_argument("--servers", type=Path, required=True, help="JSON file: names and server arguments")
     parser.add_argument(
         "--work", type=Path, default=Path(".selection_coder"), help="folder for what servers say"
@@ -162,7 +162,7 @@ def main() -> None:
         against = None if name == DENSE else dense
         found |= score_figures(prompts, measured, against) | late_figures(prompts, measured, against)
         metrics.update(named(found, name) | about)
-        document = result_document("selection_coder", metrics, gpu_in_words() if GPU else None)
+        document = result_document(options.out.stem, metrics, gpu_in_words() if GPU else None)
         keep_result(options.out, document)
 
     failed = []
