@@ -30,7 +30,7 @@ from common.measurement import REPOSITORY, keep_result, machine_in_words, result
 
 RENAMED = {"attend_listed": "attend_dense", "hand_over": "offload"}
 """Kernels by the name that the tree before has, and the tree after."""
-KERNEL_ARGUMENTS = ("--batches", "1", "4", "--contexts", "8k", "128k")
+KERNEL_BATCHES, KERNEL_CONTEXTS = ("1", "4"), ("8k", "128k")
 TPOT_CASES = {
     "resident": ("--contexts", "2k", "128k", "--batches", "1"),
     "10pct-bs1-select4": ("--contexts", "128k", "--batches", "1"),
@@ -183,6 +183,7 @@ def main() -> int:
     parser.add_argument("--after-path", default="", help="PYTHONPATH of this tree's packages and SGLang")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--onto", type=Path, nargs="+", default=[], help="earlier results to add to")
+    parser.add_argument("--kernel-batches", nargs="+", default=KERNEL_BATCHES, help="of the kernel benchmark")
     parser.add_argument("--kernel-rounds", type=int, default=3)
     parser.add_argument("--tpot-rounds", type=int, default=1)
     parser.add_argument("--engines", nargs="+", choices=list(TPOT_CASES), default=list(TPOT_CASES)[:2])
@@ -217,8 +218,9 @@ def main() -> int:
         "before": Tree(arguments.before.resolve(), arguments.before_path),
         "after": Tree(REPOSITORY, arguments.after_path),
     }
+    cases = ("--batches", *arguments.kernel_batches, "--contexts", *KERNEL_CONTEXTS)
     kernels: list[tuple[str, str, tuple[str, ...], float]] = [
-        ("kernels", "kernels", KERNEL_ARGUMENTS, KERNEL_TIMEOUT)
+        ("kernels", "kernels", cases, KERNEL_TIMEOUT)
     ] * arguments.kernel_rounds
     tpot = [
         ("tpot", name, ("--engines", name, *TPOT_CASES[name]), TPOT_TIMEOUT)
