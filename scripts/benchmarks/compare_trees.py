@@ -165,11 +165,11 @@ def next_round(runs: list[dict[str, Any]]) -> int:
 
 
 def gpu_name() -> str:
-    """The GPU as the driver names it, without a CUDA context in this process."""
+    """The first GPU as the driver names it, without a CUDA context in this process."""
     try:
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except (IndexError, OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
@@ -202,11 +202,11 @@ def main() -> int:
 
     def keep() -> dict[str, Any]:
         metrics = merged(runs)
-        document = result_document("house_gpu", metrics, machine)
+        document = result_document(arguments.out.stem, metrics, machine)
         document["command"] = (
             "python -m benchmarks.compare_trees --before DIR --before-path ... --after-path ... --out FILE "
             f"--kernel-rounds {arguments.kernel_rounds} --tpot-rounds {arguments.tpot_rounds} "
-            f"--engines {' '.join(arguments.engines)}"
+            f"--engines {' '.join(arguments.engines)} --kernel-batches {' '.join(arguments.kernel_batches)}"
         )
         keep_result(arguments.out, {**document, "runs": runs, "failed": failed})
         return metrics

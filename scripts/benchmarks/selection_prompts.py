@@ -3,10 +3,10 @@
 
     PYTHONPATH=scripts python -m benchmarks.selection_prompts FOLDER [--model smollm2]
 
-Writes ``divergence``, ``recall``, ``ruler`` and ``late.jsonl.xz``, as far as a model has them: Qwen2.5-Coder-Instruct up
-to 32K tokens, SmolLM2 up to 8K, the reference model up to 64K. Tokenizer and chat format are the model's, texts are of
-the Python and the packages that run this (extras ``eval``, ``ruler``). ``selection_coder`` sends them; it needs none of
-these packages.
+Writes ``divergence``, ``recall``, ``ruler`` and ``late.jsonl.xz``, as far as a model has them: Qwen2.5-Coder-Instruct
+up to 32K tokens, SmolLM2 up to 8K, the reference model up to 64K. Tokenizer and chat format are the model's, texts are
+of the Python and the packages that run this (extras ``eval``, ``ruler``). ``selection_coder`` sends them; it needs none
+of these packages.
 """
 
 from __future__ import annotations

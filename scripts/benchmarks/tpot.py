@@ -379,7 +379,7 @@ def main() -> None:
                 continue
             choice = ["--contexts", *arguments.contexts, "--batches", *map(str, arguments.batches)]
             metrics[name], going_on = run_engine(name, case, Path(folder), choice)
-            document = result_document("tpot_gpu", {**ratios(metrics), **metrics}, gpu_in_words())
+            document = result_document(arguments.out.stem, {**ratios(metrics), **metrics}, gpu_in_words())
             document["command"] = "; ".join([*commands, document["command"]])
             keep_result(arguments.out, document)
             if not going_on:

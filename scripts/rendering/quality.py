@@ -16,6 +16,7 @@ from rendering import answers_kept, budget_rules, selection_quality
 from rendering.marked_page import fill
 from rendering.quality_tables import figure, load, rows_of
 
+DENSE_SCORES = {"recall": "recall_dense", "RULER": "ruler_dense"}
 PAGE = REPOSITORY / "docs" / "quality.md"
 PATH_PARTS = {
     "estimate": "estimate",
@@ -82,11 +83,47 @@ def answers() -> str:
                 figure(metrics, f"ruler_{name}_difference", 100, 1),
             ]
         )
-    dense = (
-        f"recall {figure(metrics, 'recall_dense', 100, 1)}, RULER {figure(metrics, 'ruler_dense', 100, 1)}"
-    )
-    about = f"Dense attention: {dense} of 100. {result['machine']}; {result['date']}."
-    return f"{rows_of(lines)}\n\n{about}"
+    return f"{rows_of(lines)}\n\n{dense_scores(result)}"
+
+
+def dense_scores(result: dict[str, Any]) -> str:
+    """What differences are from, and where all was measured."""
+    scores = (f"{words} {figure(result['metrics'], key, 100, 1)}" for words, key in DENSE_SCORES.items())
+    return f"Dense attention: {', '.join(scores)} of 100. {result['machine']}; {result['date']}."
+
+
+def answers_of_smollm2() -> str:
+    """Divergence, recall and RULER of SmolLM2 at 8K tokens."""
+    result = load("selection_smollm2")
+    metrics = result["metrics"]
+    lines = [
+        [
+            "summary",
+            "selects",
+            "KL",
+            "same first choice",
+            "recall, points from dense",
+            "RULER, points from dense",
+        ]
+    ]
+    for name, arguments in metrics["servers"].items():
+        if name == "dense":
+            continue
+        found = settings_of(arguments)
+        if found["summary"] == "dense":
+            found["summary"] = "subcentroids4"
+        share = "the default" if name == "default" else f"{found['budget_ratio']:.0%}"
+        lines.append(
+            [
+                f"`{found['summary']}`",
+                f"{share}: {metrics[f'selected_share_{name}']:.0%} of all pages",
+                figure(metrics, f"kl_{name}_8k"),
+                figure(metrics, f"top1_{name}_8k"),
+                figure(metrics, f"recall_{name}_difference", 100, 1),
+                figure(metrics, f"ruler_{name}_difference", 100, 1),
+            ]
+        )
+    return f"{rows_of(lines)}\n\n{dense_scores(result)}"
 
 
 def selection_path() -> str:
@@ -111,6 +148,7 @@ def selection_path() -> str:
 
 RENDERED = {
     "answers": answers,
+    "smollm2": answers_of_smollm2,
     "default": answers_kept.default,
     "lost": answers_kept.lost,
     "other-settings": answers_kept.others,

@@ -20,11 +20,17 @@ from common.measurement import REPOSITORY, RESULTS
 from rendering.admission_section import admission
 from rendering.agents_section import agents
 from rendering.cpu_sections import cpu_attention, cpu_server
-from rendering.exactness_sections import exactness, exactness_gpu, fuzzed_prefill, trees_compared
+from rendering.exactness_sections import (
+    exactness,
+    exactness_gpu,
+    fuzzed_prefill,
+    tensor_parallel,
+    trees_compared,
+)
 from rendering.prefill_sections import prefill
 from rendering.serving_section import serving, serving_variants
 from rendering.soak_section import soak
-from rendering.speed_sections import miss_path, tpot, tpot_default, tpot_select4
+from rendering.speed_sections import miss_path, several_gpus, tpot, tpot_default, tpot_select4
 from rendering.storage_section import storage
 
 DOCS = REPOSITORY / "docs"
@@ -159,13 +165,16 @@ def page(plots: Path = PLOTS) -> str:
     for name, render, *where in (
         ("exactness_cpu", exactness),
         ("exactness_gpu", exactness_gpu),
+        ("tensor_parallel_gpu", tensor_parallel),
         ("fuzz_prefill_cpu", fuzzed_prefill),
         ("fuzz_prefill_gpu", fuzzed_prefill),
         ("behaviour_smollm2", behaviour, plots),
         ("house_gpu", trees_compared),
+        ("house_present_gpu", trees_compared),
         ("tpot_gpu", tpot),
         ("tpot_select4_gpu", tpot_select4),
         ("tpot_default_gpu", tpot_default),
+        ("tpot_tp2_gpu", several_gpus),
         ("serving_gpu", serving),
         ("serving_variants_gpu", serving_variants),
         ("agents_gpu", agents),

@@ -147,6 +147,28 @@ def tpot_default(result: dict[str, Any], table: Any, provenance: Any) -> str:
     )
 
 
+def several_gpus(result: dict[str, Any], table: Any, provenance: Any) -> str:
+    """Section on the time per output token of two GPUs."""
+    one, two = (result["metrics"][name] for name in ("default", "default-tp2"))
+    rows = []
+    for label, case in two.items():
+        if not isinstance(case, dict) or "tpot_ms" not in case or label.endswith("_cold"):
+            continue
+        context, batch = label.split("_")
+        ratio = case["tpot_ms"] / one[label]["tpot_ms"]
+        times = [f"{found[label]['tpot_ms']:.2f}" for found in (one, two)]
+        rows.append([CONTEXTS[context], int(batch.removeprefix("bs")), *times, f"{ratio:.3f}"])
+    return "\n\n".join(
+        [
+            "## Two GPUs",
+            "Default settings and the whole KV resident, as above: `--tp-size 2` against one GPU. What each rank does "
+            "for itself halves, its launches and the all-reduces of a layer do not.",
+            table(["context", "batch", "one GPU, ms", "two, ms", "ratio"], rows),
+            provenance(result),
+        ]
+    )
+
+
 def miss_path(result: dict[str, Any], table: Any, provenance: Any, plots: Path) -> str:
     """Section on fetching misses, attending them on the CPU, and both."""
     metrics = result["metrics"]
