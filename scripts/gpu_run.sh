@@ -20,8 +20,9 @@
 #
 # Steps of several GPUs side by side: scripts/gpu_lanes.py.
 #
-# Results are written to $OUT (default: .gpu/out). A bundle of SGLang for machines without a network is unpacked onto
-# PYTHONPATH if there is one: .gpu/site.tar.xz, and .gpu/fa3.zst for FlashAttention-3, whole or in parts made by `split`.
+# Results are written to $OUT (default: .gpu/out). A bundle of SGLang for machines without a network, made by
+# scripts/environment/gpu_bundle.py, is unpacked onto PYTHONPATH if there is one: .gpu/site.tar.xz, .gpu/torch.tar.zst where
+# a version brings its own torch, and .gpu/fa3.zst for FlashAttention-3, whole or in parts made by `split`.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -38,6 +39,15 @@ if [ ! -d "$unpacked/site" ] && ls .gpu/site.tar.xz* >/dev/null 2>&1; then
     fi
 fi
 export PYTHONPATH=$unpacked/site
+if [ ! -d "$unpacked/site/torch" ] && ls .gpu/torch.tar.zst* >/dev/null 2>&1; then
+    if ! cat .gpu/torch.tar.zst* | python3 -c "import sys, zstandard
+zstandard.ZstdDecompressor(max_window_size=2**31).copy_stream(sys.stdin.buffer, sys.stdout.buffer)
+" | tar -x -C "$unpacked/site"; then
+        rm -rf "$unpacked/site/torch"
+        echo "gpu_run.sh: .gpu/torch.tar.zst* is not whole; carry every part of it" >&2
+        exit 1
+    fi
+fi
 if [ ! -f "$unpacked/site/sgl_kernel/flash_ops.abi3.so" ] && ls .gpu/fa3.zst* >/dev/null 2>&1; then
     cat .gpu/fa3.zst* >"$unpacked/fa3.zst"
     library=$unpacked/site/sgl_kernel/flash_ops.abi3.so
