@@ -440,13 +440,19 @@ def refuse_release(manager: Any, *args: Any, **kwargs: Any) -> None:
 def read_request(scheduler: Any, request: Any, *args: Any, **kwargs: Any) -> None:
     """Read a new request's settings; end it with HTTP 400 if they are bad and nobody has checked them.
 
-    Tokenizers that SGLang runs in processes of their own load no plugins.
+    Tokenizers that SGLang runs in processes of their own load no plugins. A text without tokens ends here, too: SGLang
+    refuses no prompt that a tokenizer makes nothing of, and its models end the server over a batch of no tokens.
     """
     from rheo_sglang.request_settings import PARAMETERS, brings_settings, read_settings
     from rheo_sglang.validate import uses_rheo
 
+    if not uses_rheo(scheduler.server_args):
+        return
+    if not len(request.origin_input_ids):
+        request.set_finish_with_abort("the prompt has 0 tokens; allowed: 1 or more")
+        return
     parameters: Any = getattr(request.sampling_params, PARAMETERS, None)
-    if not brings_settings(parameters) or not uses_rheo(scheduler.server_args):
+    if not brings_settings(parameters):
         return
     try:
         request.rheo_budget = read_settings(parameters, RheoConfig.from_environment())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,6 +51,14 @@ def read_settings(custom_params: Mapping[str, Any], config: RheoConfig) -> Budge
             f"{SOURCE}: this server attends all pages of every request; allowed: no settings, unless it is started "
             "with a dense_threshold"
         )
+    ratio, most = values.get("budget_ratio"), config.most_request_ratio
+    if (
+        isinstance(ratio, int | float)
+        and not isinstance(ratio, bool)
+        and math.isfinite(ratio)
+        and not 0 < ratio <= most
+    ):
+        reject("budget_ratio", float(ratio), f"above 0, at most {most} on this server", SOURCE)
     try:
         asked = dataclasses.replace(
             config,
@@ -61,13 +70,6 @@ def read_settings(custom_params: Mapping[str, Any], config: RheoConfig) -> Budge
     except ConfigError as error:
         raise ConfigError(f"{SOURCE}: {str(error).removeprefix(f'{FLAG}: ')}") from None
     largest = config.largest_budget()
-    if asked.budget_ratio > config.most_request_ratio:
-        reject(
-            "budget_ratio",
-            asked.budget_ratio,
-            f"above 0, at most {config.most_request_ratio} on this server",
-            SOURCE,
-        )
     if asked.budget_min_pages > largest.least:
         reject("budget_min_pages", asked.budget_min_pages, f"1 to {largest.least} on this server", SOURCE)
     if largest.most is not None and (asked.budget_max_pages or EVERY_LENGTH) > largest.most:

@@ -33,10 +33,10 @@ def read_settings_text(text: str, known: Collection[str], source: str) -> dict[s
             ) from None
     try:
         values = json.loads(text, object_pairs_hook=_each_key_once)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{source}: {text!r} is not valid JSON ({error})") from None
     except _RepeatedKeyError as twice:
         raise ConfigError(f"{source}: key {twice.args[0]!r} is given twice; allowed: once") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{source}: {text!r} is not valid JSON ({error})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: {text!r} is not a JSON object; allowed: an object of settings")
     unknown = sorted(set(values) - set(known))

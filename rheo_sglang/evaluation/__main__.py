@@ -49,9 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def missing(command: str, arguments: Sequence[str]) -> str:
     """One sentence about packages that are not installed; empty where all are there."""
     from_file = any(one.split("=")[0] == "--prompts" for one in arguments)
-    wanted = {package: NEEDED[package] for package in TO_SEND} if from_file else dict(NEEDED)
+    sends_alone = from_file or not {"-h", "--help"}.isdisjoint(arguments)
+    wanted = {package: NEEDED[package] for package in TO_SEND} if sends_alone else dict(NEEDED)
     extra = "eval"
-    if not from_file and (command == "ruler" or any("ruler" in one for one in arguments)):
+    if not sends_alone and (command == "ruler" or any("ruler" in one for one in arguments)):
         wanted, extra = wanted | NEEDED_FOR_RULER, "eval,ruler"
     names = [name for package, name in wanted.items() if find_spec(package) is None]
     return (

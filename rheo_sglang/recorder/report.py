@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -9,6 +10,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+PIPED_COLUMNS = 160
+"""Width of a report that goes into a file or another program, which have none of their own."""
 COUNTERS = {
     "pages_total": ("pages in the host pool", "pages"),
     "pages_allocated": ("pages allocated", "pages"),
@@ -64,6 +67,8 @@ def print_report(state: dict[str, Any]) -> None:
 def print_whole(shown: RenderableType) -> None:
     """Print to the standard output and flush it; a reader that has gone is a BrokenPipeError, not rich's exit."""
     console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=PIPED_COLUMNS)
     with console.capture() as capture:
         console.print(shown)
     sys.stdout.writelines(capture.get().splitlines(keepends=True))

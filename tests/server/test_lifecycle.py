@@ -146,6 +146,19 @@ def test_a_prompt_past_the_limit_is_refused_while_others_go_on(server, length):
     nothing_is_left(server)
 
 
+def test_a_prompt_without_tokens_is_refused_while_others_go_on(server):
+    running = tokens(300, 8)
+    expected = alone(server, running, 32)
+    with ThreadPoolExecutor(1) as pool:
+        neighbour = pool.submit(server.generate, running, 32, ignore_eos=True)
+        for body in ({"text": ""}, {"text": ["", ""]}, {"text": "", "stream": True}):
+            answer = requests.post(f"{server.base_url}/generate", json=body, timeout=60)
+            assert "the prompt has 0 tokens" in answer.text
+            assert answer.status_code == 400 or "stream" in body
+        assert neighbour.result()["output_ids"] == expected
+    nothing_is_left(server)
+
+
 def share_selected(length: int, steps: int, ratio: float) -> float:
     """Share of its context that a request selects over its steps, by the definition."""
     pages = [-(-(length + step + 1) // PAGE) for step in range(steps)]

@@ -230,6 +230,8 @@ def test_a_key_that_is_given_twice_is_an_error_even_with_the_same_value(second: 
         ("[1, 2]", "neither a JSON object nor a readable file"),
         ("{budget_ratio: 0.1}", "not valid JSON"),
         ('{"budget_ratio": 0.1', "not valid JSON"),
+        ('{"host_pool_gib": ' + 5000 * "9" + "}", "not valid JSON"),
+        ('{"a": ' + 100_000 * "[", "not valid JSON"),
         ("x" * 5000, "neither a JSON object nor a readable file (File name too long)"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
@@ -147,7 +148,7 @@ def test_requests_may_only_grow_where_something_may_raise_a_budget(ratio: float 
         ),
         (
             {"budget_ratio": 0},
-            r"custom_params.rheo: budget_ratio=0.0 is not supported; allowed: above 0, at most 1",
+            r"custom_params.rheo: budget_ratio=0.0 is not supported; allowed: above 0, at most 0.3",
         ),
         ({"budget_ratio": 0.31}, r"budget_ratio=0.31 is .*; allowed: above 0, at most 0.3 on this server"),
         (
@@ -292,7 +293,8 @@ def test_preferred_parameters_of_the_server_are_held_to_the_same(manager: Simple
 class Request:
     """What the hooks read and set of SGLang's `Req`."""
 
-    def __init__(self, sampling_params: dict[str, Any]) -> None:
+    def __init__(self, sampling_params: dict[str, Any], tokens: Sequence[int] = (1,)) -> None:
+        self.origin_input_ids = tokens
         self.sampling_params = SimpleNamespace(custom_params=sampling_params.get("custom_params"))
         self.aborted: str | None = None
 
@@ -313,6 +315,12 @@ def test_the_scheduler_reads_settings_and_ends_a_request_whose_nobody_checked(
     assert not hasattr(bad, "rheo_budget")
     assert not hasattr(plain, "rheo_budget")
     assert plain.aborted is None
+
+
+def test_a_prompt_without_tokens_is_ended(manager: SimpleNamespace) -> None:
+    empty = Request(GOOD, [])
+    plugin.read_request(manager, empty)
+    assert empty.aborted == "the prompt has 0 tokens; allowed: 1 or more"
 
 
 def test_a_requests_row_of_the_token_table_is_found_in_this_sglang() -> None:
