@@ -3,10 +3,10 @@
 
     PYTHONPATH=scripts python -m studies.replay_workloads --folder traces
 
-Takes the traces that `studies.trace_workloads` left in the folder. Writes ``docs/benchmarks/results/replay_cpu.json``:
-hit rates of every tiering policy and of Belady's MIN for 1 to 3 times the selection, where only misses get frames and
-where runners-up do, with intervals; and the Jaccard index of the tenth of the pages that has the greatest mean share of
-attention with the tenth that each step ranks highest.
+Takes the traces that `studies.trace_workloads` left in the folder. Writes ``docs/benchmarks/results/NAME.json``,
+``replay_cpu`` unless named: hit rates of every tiering policy and of Belady's MIN for 1 to 3 times the selection, where
+only misses get frames and where runners-up do, with intervals; and the Jaccard index of the tenth of the pages that has
+the greatest mean share of attention with the tenth that each step ranks highest.
 """
 
 from __future__ import annotations
@@ -75,9 +75,11 @@ def describe_trace(trace: Trace, options: argparse.Namespace) -> dict[str, Any]:
     session = json.loads((trace.folder.parent / f"{trace.folder.name}.json").read_text())
     return {
         "model": trace.manifest["model"],
+        "dtype": session["dtype"],
         "page_size": trace.page_size,
         "budget_ratio": trace.manifest["config"]["budget_ratio"],
         "summary": trace.manifest["summary"],
+        "document_tokens": session["document_tokens"],
         "prompt_tokens": session["prompt_tokens"],
         "steps": dict(requests(trace)),
         "dropped": trace.dropped,
@@ -96,6 +98,7 @@ def main() -> None:
     parser.add_argument("--policies", nargs="+", choices=POLICIES.names(), default=sorted(POLICIES.names()))
     parser.add_argument("--capacities", type=float, nargs="+", default=CAPACITIES)
     parser.add_argument("--runners-up", type=float, nargs="*", default=WITH_RUNNERS_UP, help="capacities")
+    parser.add_argument("--name", default="replay_cpu", help="of the result")
     parser.add_argument("--onto", type=Path, help="an earlier result, whose other sessions are kept")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
@@ -107,8 +110,11 @@ def main() -> None:
     order = {name: place for place, name in enumerate(SESSIONS)}
     metrics = json.loads(options.onto.read_text())["metrics"] if options.onto else {}
     metrics |= {name: describe_trace(Trace(path), options) for name, path in found.items()}
-    names = sorted(metrics, key=lambda name: (order[name.split("-")[0]], int(name.split("-")[1])))
-    write_result("replay_cpu", {name: metrics[name] for name in names})
+
+    def place(name: str) -> tuple[int, int, int]:
+        return order[name.split("-")[0]], metrics[name]["page_size"], metrics[name]["prompt_tokens"][0]
+
+    write_result(options.name, {name: metrics[name] for name in sorted(metrics, key=place)})
 
 
 if __name__ == "__main__":
