@@ -126,6 +126,7 @@ RENDERED: dict[str, tuple[Path, Callable[[], str]]] = {
     "kernels_gpu": (kernel_table.PAGE, kernel_table.tables_of_results),
     locality.NAME: (locality.PAGE, lambda: locality.tables(kept(locality.NAME))),
     replay.NAME: (replay.PAGE, lambda: replay.tables(kept(replay.NAME))),
+    replay.CODER: (replay.PAGE, lambda: replay.by_length(kept(replay.CODER))),
     post_hoc.NAME: (post_hoc.PAGE, lambda: post_hoc.tables(kept(post_hoc.NAME))),
     prewarm.NAME: (prewarm.PAGE, lambda: prewarm.tables(kept(prewarm.NAME))),
     importance_by_mass.NAME: (

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw the tables and the plot of docs/traces.md from replay_cpu.json.
+"""Draw the tables and the plot of docs/traces.md from replay_cpu.json and replay_coder_cpu.json.
 
 PYTHONPATH=scripts python -m rendering.replay
 """
@@ -20,6 +20,7 @@ from rendering.results import PLOTS, provenance, table
 from rheo_sglang.replay.plots import draw_hit_rates
 
 NAME = "replay_cpu"
+CODER = "replay_coder_cpu"
 PAGE = REPOSITORY / "docs" / "traces.md"
 PLOT = PLOTS / "replay_hit_rates.svg"
 BELADY, LRU = "belady", "lru"
@@ -52,12 +53,7 @@ def hit_rates(metrics: dict[str, Any]) -> str:
         for policy in policies(metrics):
             cells = []
             for size in sizes:
-                entry = find(session, policy, size)
-                if entry is None:
-                    cells.append("-")
-                    continue
-                low, high = entry["interval"]
-                cells.append(f"{entry['page_hit_rate']:.3f} ({low:.3f}, {high:.3f})")
+                cells.append(_rate(find(session, policy, size)))
             if any(cell != "-" for cell in cells):
                 rows.append([name.replace("-", ", page "), policy, *cells])
     return table(["session", "policy", *(f"{size:g}x" for size in sizes)], rows)
@@ -116,6 +112,58 @@ def sessions(metrics: dict[str, Any]) -> str:
     return table([*header, "importance above LRU, 1.25x", "2.5x"], rows)
 
 
+def by_length(result: dict[str, Any]) -> str:
+    """Sessions with documents of several lengths: what was traced, and hit rates where only misses get frames."""
+    metrics = result["metrics"]
+    names = policies(metrics)
+    traced, rates, above = [], [], []
+    for name, one in metrics.items():
+        session = [name.split("-")[0], max(one["prompt_tokens"])]
+        low, high = one["jaccard"]["over_heads"]
+        traced.append(
+            [
+                *session,
+                len(one["prompt_tokens"]),
+                sum(one["steps"].values()),
+                f"{one['server_page_hit_rate']:.3f}",
+                f"{one['jaccard']['mean']:.2f} ({low:.2f}, {high:.2f})",
+            ]
+        )
+        for size in capacities(metrics):
+            found = {policy: find(one, policy, size) for policy in names}
+            case = [*session, f"{size:g}x"]
+            rates.append([*case, *(_rate(entry) for entry in found.values())])
+            above.append([*case, *(_above_lru(found[policy]) for policy in names if policy != LRU)])
+    entry = next(iter(metrics.values()))
+    header = ["session", "longest prompt, tokens"]
+    parts = [
+        f"{entry['model']} in {entry['dtype']}, pages of {entry['page_size']} tokens, summary "
+        f"`{entry['summary']}`, budget {entry['budget_ratio']:.0%}:",
+        table([*header, "prompts", "steps", "hit rate of the server", "Jaccard of the best 10 %"], traced),
+        "Share of selected pages with a frame, where only misses get one; in brackets the 95 % interval over requests, "
+        "layers and KV heads:",
+        table([*header, "frames", *names], rates),
+        "Points of hit rate above LRU:",
+        table([*header, "frames", *(policy for policy in names if policy != LRU)], above),
+        provenance(result),
+    ]
+    return "\n\n".join(parts)
+
+
+def _rate(entry: dict[str, Any] | None) -> str:
+    if entry is None:
+        return "-"
+    low, high = entry["interval"]
+    return f"{entry['page_hit_rate']:.3f} ({low:.3f}, {high:.3f})"
+
+
+def _above_lru(entry: dict[str, Any] | None) -> str:
+    if entry is None:
+        return "-"
+    low, high = entry["above_lru_interval"]
+    return f"{100 * entry['above_lru']:+.2f} ({100 * low:+.2f}, {100 * high:+.2f})"
+
+
 def tables(result: dict[str, Any]) -> str:
     """All of them."""
     metrics = result["metrics"]
@@ -154,6 +202,7 @@ def main() -> None:
     """Replace what stands between the markers of the page, and the plot."""
     result = json.loads((RESULTS / f"{NAME}.json").read_text())
     fill(PAGE, NAME, tables(result))
+    fill(PAGE, CODER, by_length(json.loads((RESULTS / f"{CODER}.json").read_text())))
     plot(result["metrics"])
 
 
