@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rheo_sglang.evaluation.__main__ import NEEDED, NEEDED_FOR_RULER, TO_SEND
+from rheo_sglang.evaluation.__main__ import COMMANDS, NEEDED, NEEDED_FOR_RULER, TO_SEND
 from rheo_sglang.evaluation.prompt_files import write_lines
 
 REPOSITORY = Path(__file__).parent.parent
@@ -66,14 +66,25 @@ def test_the_evaluation_needs_what_its_extra_brings() -> None:
 @pytest.mark.parametrize("package", NEEDED)
 def test_a_package_that_is_missing_is_named_in_one_sentence(package: str) -> None:
     code = f"import sys; sys.modules[{package!r}] = None\nfrom rheo_sglang.cli import main; sys.exit(main())"
-    found = subprocess.run(
-        [sys.executable, "-c", code, "eval", "recall", "--help"], capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", code, "eval", "recall", "--base-url", "http://127.0.0.1:1"]
+    found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 1
     assert (
         found.stderr
         == f"rheo eval: {NEEDED[package]} not installed; run pip install '.[eval]' in the repository.\n"
     )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_needs_no_extra(command: str) -> None:
+    hidden = sorted({*NEEDED, *NEEDED_FOR_RULER} - set(TO_SEND))
+    code = f"import sys; sys.modules.update(dict.fromkeys({hidden!r}))\n"
+    code += "from rheo_sglang.cli import main; sys.exit(main())"
+    found = subprocess.run(
+        [sys.executable, "-c", code, "eval", command, "--help"], capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    assert f"rheo eval {command}" in found.stdout
 
 
 def test_prompts_from_files_are_sent_with_what_sglang_brings(tmp_path: Path) -> None:
