@@ -153,7 +153,7 @@ def test_a_prompt_without_tokens_is_refused_while_others_go_on(server):
         neighbour = pool.submit(server.generate, running, 32, ignore_eos=True)
         for body in ({"text": ""}, {"text": ["", ""]}, {"text": "", "stream": True}):
             answer = requests.post(f"{server.base_url}/generate", json=body, timeout=60)
-            assert "the prompt has 0 tokens" in answer.text
+            assert "the prompt has 0 tokens" in answer.text or "texts cannot be empty" in answer.text
             assert answer.status_code == 400 or "stream" in body
         assert neighbour.result()["output_ids"] == expected
     nothing_is_left(server)
