@@ -15,8 +15,10 @@ from common.measurement import REPOSITORY
 from rendering import answers_kept, budget_rules, selection_quality
 from rendering.marked_page import fill
 from rendering.quality_tables import figure, load, rows_of
+from rheo_sglang.config import ESTIMATES
 
-DENSE_SCORES = {"recall": "recall_dense", "RULER": "ruler_dense"}
+SUITES = {"recall": "recall", "RULER": "ruler"}
+SCORES = [f"{words}, points from dense" for words in SUITES]
 PAGE = REPOSITORY / "docs" / "quality.md"
 PATH_PARTS = {
     "estimate": "estimate",
@@ -32,9 +34,9 @@ PATH_PARTS = {
 
 
 def settings_of(arguments: str) -> dict[str, Any]:
-    """What a server was configured with, from its command line."""
+    """What a server of rheo was configured with, from its command line."""
     words = shlex.split(arguments)
-    found = {"page_size": 0, "summary": "dense", "budget_ratio": 1.0, "budget_min_pages": 0, "tail": True}
+    found = {"page_size": 0, "summary": ESTIMATES, "budget_ratio": 1.0, "budget_min_pages": 0, "tail": True}
     for flag, value in itertools.pairwise(words):
         if flag == "--rheo-config":
             found |= json.loads(value)
@@ -56,8 +58,7 @@ def answers() -> str:
             "KL 32K",
             "same first choice 8K",
             "32K",
-            "recall, points from dense",
-            "RULER, points from dense",
+            *SCORES,
         ]
     ]
     for name, arguments in metrics["servers"].items():
@@ -79,16 +80,21 @@ def answers() -> str:
                 figure(metrics, f"kl_{name}_32k"),
                 figure(metrics, f"top1_{name}_8k"),
                 figure(metrics, f"top1_{name}_32k"),
-                figure(metrics, f"recall_{name}_difference", 100, 1),
-                figure(metrics, f"ruler_{name}_difference", 100, 1),
+                *points_from_dense(metrics, name),
             ]
         )
     return f"{rows_of(lines)}\n\n{dense_scores(result)}"
 
 
+def points_from_dense(metrics: dict[str, Any], name: str) -> list[str]:
+    """A server's cells under `SCORES`."""
+    return [figure(metrics, f"{suite}_{name}_difference", 100, 1) for suite in SUITES.values()]
+
+
 def dense_scores(result: dict[str, Any]) -> str:
     """What differences are from, and where all was measured."""
-    scores = (f"{words} {figure(result['metrics'], key, 100, 1)}" for words, key in DENSE_SCORES.items())
+    metrics = result["metrics"]
+    scores = (f"{words} {figure(metrics, f'{suite}_dense', 100, 1)}" for words, suite in SUITES.items())
     return f"Dense attention: {', '.join(scores)} of 100. {result['machine']}; {result['date']}."
 
 
@@ -96,22 +102,11 @@ def answers_of_smollm2() -> str:
     """Divergence, recall and RULER of SmolLM2 at 8K tokens."""
     result = load("selection_smollm2")
     metrics = result["metrics"]
-    lines = [
-        [
-            "summary",
-            "selects",
-            "KL",
-            "same first choice",
-            "recall, points from dense",
-            "RULER, points from dense",
-        ]
-    ]
+    lines = [["summary", "selects", "KL", "same first choice", *SCORES]]
     for name, arguments in metrics["servers"].items():
         if name == "dense":
             continue
         found = settings_of(arguments)
-        if found["summary"] == "dense":
-            found["summary"] = "subcentroids4"
         share = "the default" if name == "default" else f"{found['budget_ratio']:.0%}"
         lines.append(
             [
@@ -119,8 +114,7 @@ def answers_of_smollm2() -> str:
                 f"{share}: {metrics[f'selected_share_{name}']:.0%} of all pages",
                 figure(metrics, f"kl_{name}_8k"),
                 figure(metrics, f"top1_{name}_8k"),
-                figure(metrics, f"recall_{name}_difference", 100, 1),
-                figure(metrics, f"ruler_{name}_difference", 100, 1),
+                *points_from_dense(metrics, name),
             ]
         )
     return f"{rows_of(lines)}\n\n{dense_scores(result)}"
