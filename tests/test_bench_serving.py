@@ -22,6 +22,7 @@ from benchmarks.serving import (
 from common.qwen3_shape import CONFIG
 from locality.plugin import ENVIRONMENT
 
+LOCALITY = "locality_smollm2"
 CODER = LOADS["coder"]
 
 
@@ -114,8 +115,9 @@ def test_a_random_model_has_the_tokenizer_of_the_one_given_and_rheo_the_fitted_l
     assert {file.name for file in served.iterdir()} == {"config.json", "tokenizer.json"}
     assert json.loads((served / "config.json").read_text()) == CONFIG
     assert served_model(model, CODER, tmp_path) == model
-    assert environment_of("fa3", load, tmp_path) == environment_of("rheo", CODER, tmp_path) == {}
-    fitted = json.loads(environment_of("rheo_fp8", load, tmp_path)[ENVIRONMENT])
+    assert environment_of("fa3", load, tmp_path, LOCALITY) == {}
+    assert environment_of("rheo", CODER, tmp_path, LOCALITY) == {}
+    fitted = json.loads(environment_of("rheo_fp8", load, tmp_path, LOCALITY)[ENVIRONMENT])
     assert Path(fitted["result"]).exists()
 
 

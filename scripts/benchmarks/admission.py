@@ -120,9 +120,8 @@ def serving(
 
 def measure(
     server: SGLangServer, size: Size, texts: list[str], concurrencies: list[int]
-) -> dict[str, dict[str, Any]]:
-    """Figures of every concurrency, after each document has been asked about once."""
-    found = {}
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every concurrency and its figures, after each document has been asked about once."""
     with tempfile.TemporaryDirectory() as folder:
         dataset = Path(folder) / "documents.json"
         write_dataset(texts, dataset)
@@ -137,8 +136,7 @@ def measure(
             figures["working_sets_over_frames"] = round(max(sets["layers"]) / sets["frames"], 2)
             figures["controller"] = did(before, after)
             print(f"{concurrency} at once: {json.dumps(figures)}", flush=True)
-            found[str(concurrency)] = figures
-    return found
+            yield str(concurrency), figures
 
 
 def summary(found: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
@@ -165,7 +163,7 @@ def summary(found: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure the servers and write the result."""
+    """Measure the servers and write the result after every concurrency."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -182,16 +180,20 @@ def main() -> None:
     concurrencies = sorted(arguments.concurrency or size.concurrencies)
     texts = documents(arguments.model, max(concurrencies), size.document_tokens)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    machine = machine_in_words() if arguments.small else gpu_in_words()
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for server_name in arguments.servers:
         print(f"== {server_name}", flush=True)
         settings = {**json.loads(arguments.set), **SERVERS[server_name]}
         log = arguments.logs / f"{server_name}.log" if arguments.logs else None
+        found[server_name] = {}
         with serving(arguments.model, size, settings, not arguments.small, log) as server:
-            found[server_name] = measure(server, size, texts, concurrencies)
-        metrics = {**summary(found), **found, "size": asdict(size), "model": arguments.model.name}
-        machine = machine_in_words() if arguments.small else gpu_in_words()
-        keep_result(arguments.out or RESULTS / f"{name}.json", result_document(name, metrics, machine))
+            for concurrency, figures in measure(server, size, texts, concurrencies):
+                found[server_name][concurrency] = figures
+                metrics = {**summary(found), **found, "size": asdict(size), "model": arguments.model.name}
+                keep_result(
+                    arguments.out or RESULTS / f"{name}.json", result_document(name, metrics, machine)
+                )
     print(json.dumps(summary(found), indent=1))
 
 

@@ -11,8 +11,8 @@ stream over the median time per output token.
 
 ``--load 8b-32k`` and ``8b-110k`` have the shape of Qwen3-8B with random weights instead, 16 GiB for KV, and documents
 of 31K and 110K tokens, the longest that a dense pool of that size holds; ``--model`` then gives the tokenizer, and
-rheo's page scores have the locality that was fitted to SmolLM2's (docs/benchmarks/locality.md). These loads were not
-run on a GPU yet.
+rheo's page scores have the locality of ``--locality``, that of SmolLM2 by default (docs/benchmarks/locality.md). These
+loads were not run on a GPU yet.
 
 ``--variant NAME SETTINGS ARGUMENTS`` measures rheo once more with further settings (JSON) and arguments of the server,
 for example ``--variant rheo_fp8 '{}' '--kv-cache-dtype fp8_e4m3'``.
@@ -209,12 +209,12 @@ def served_model(given: Path, load: Load, folder: Path) -> Path:
     return shape
 
 
-def environment_of(engine: str, load: Load, folder: Path) -> dict[str, str]:
+def environment_of(engine: str, load: Load, folder: Path, locality: str) -> dict[str, str]:
     """Of a server: rheo's pages are scored by the fitted locality where weights are random."""
     if not load.random or not engine.startswith("rheo"):
         return {}
     install(folder)
-    fitted = {"result": str(RESULTS / "locality_smollm2.json"), "page_size": PAGE_SIZE}
+    fitted = {"result": str(RESULTS / f"{locality}.json"), "page_size": PAGE_SIZE}
     path = f"{folder}:{os.environ.get('PYTHONPATH', '')}"
     return {"PYTHONPATH": path, ENVIRONMENT: json.dumps(fitted)}
 
@@ -231,6 +231,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--variant", nargs=3, action="append", default=[], metavar=("NAME", "SETTINGS", "ARGUMENTS")
     )
+    parser.add_argument("--locality", default="locality_smollm2", help="result with the fitted parameters")
     parser.add_argument("--set", default="{}", help="more settings of rheo, as JSON")
     parser.add_argument("--logs", type=Path, help="folder that keeps the servers' logs")
     parser.add_argument("--out", type=Path, help="result file; serving_gpu, or of another load serving_LOAD")
@@ -258,7 +259,10 @@ def main() -> None:
         for engine in options.engines or commands:
             print(f"== {engine}", flush=True)
             log = (options.logs or folder) / f"serving_{engine}.log"
-            line, environment = [*common, *commands[engine]], environment_of(engine, load, folder)
+            line, environment = (
+                [*common, *commands[engine]],
+                environment_of(engine, load, folder, options.locality),
+            )
             with SGLangServer(model, line, log, gpu=True, environment=environment) as server:
                 found[engine] = measure(server, dataset, load, options.answers)
             figures = ratios(found, options.load, load.kv_gib, options.answers)
@@ -266,6 +270,7 @@ def main() -> None:
                 **figures,
                 **found,
                 "model": "Qwen3-8B's shape, random weights" if load.random else options.model.name,
+                **({"locality": options.locality} if load.random else {}),
                 "servers": {name: " ".join([*common, *line]) for name, line in commands.items()},
             }
             keep_result(options.out, result_document(options.out.stem, metrics, gpu_in_words()))

@@ -5,9 +5,9 @@
 
 Every engine runs in a process of its own, one after another, over the same prompts. Random weights have no locality,
 so the engines that keep 10 % of the KV in HBM are timed with them (``raw``), and others with page scores whose locality
-is that of SmolLM2 (docs/benchmarks/locality.md): with all misses fetched, all attended on the CPU, and divided by the
-cost model (``auto``). A figure is the median of the gaps between tokens, over all requests of a batch, while all
-decode.
+is that of a real model (docs/benchmarks/locality.md), SmolLM2 unless ``--locality`` names another fit: with all misses
+fetched, all attended on the CPU, and divided by the cost model (``auto``). A figure is the median of the gaps between
+tokens, over all requests of a batch, while all decode.
 """
 
 from __future__ import annotations
@@ -278,7 +278,7 @@ def chosen_case(name: str, contexts: list[str], batches: list[int]) -> EngineCas
 
 
 def run_engine(
-    name: str, case: EngineCase, folder: Path, arguments: list[str]
+    name: str, case: EngineCase, folder: Path, locality: str, arguments: list[str]
 ) -> tuple[dict[str, Any], bool]:
     """Run one engine in a process of its own: what it found, until it ended early if it did, and whether to go on."""
     found, switch = folder / f"{name}.json", folder / "switch"
@@ -287,7 +287,7 @@ def run_engine(
         install(folder)
         environment["PYTHONPATH"] = f"{folder}:{environment.get('PYTHONPATH', '')}"
         environment[ENVIRONMENT] = json.dumps(
-            {"result": str(RESULTS / "locality_smollm2.json"), "page_size": PAGE_SIZE, "switch": str(switch)}
+            {"result": str(RESULTS / f"{locality}.json"), "page_size": PAGE_SIZE, "switch": str(switch)}
         )
     command = [
         sys.executable,
@@ -355,6 +355,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--contexts", nargs="+", choices=CONTEXTS, default=list(CONTEXTS))
     parser.add_argument("--batches", nargs="+", type=int, choices=BATCHES, default=list(BATCHES))
+    parser.add_argument("--locality", default="locality_smollm2", help="result with the fitted parameters")
     parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
     parser.add_argument("--found", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--switch", type=Path, help=argparse.SUPPRESS)
@@ -365,7 +366,11 @@ def main() -> None:
         return
     if arguments.out is None:
         parser.error("--out is needed: the JSON file to write")
-    metrics: dict[str, Any] = {"weights": "random, bfloat16", "shape": "Qwen3-8B"}
+    metrics: dict[str, Any] = {
+        "weights": "random, bfloat16",
+        "shape": "Qwen3-8B",
+        "locality": arguments.locality,
+    }
     commands = []
     if arguments.out.exists():
         before = json.loads(arguments.out.read_text())
@@ -378,7 +383,7 @@ def main() -> None:
             if not case.groups:
                 continue
             choice = ["--contexts", *arguments.contexts, "--batches", *map(str, arguments.batches)]
-            metrics[name], going_on = run_engine(name, case, Path(folder), choice)
+            metrics[name], going_on = run_engine(name, case, Path(folder), arguments.locality, choice)
             document = result_document(arguments.out.stem, {**ratios(metrics), **metrics}, gpu_in_words())
             document["command"] = "; ".join([*commands, document["command"]])
             keep_result(arguments.out, document)

@@ -9,38 +9,38 @@ from scipy.optimize import minimize
 from tqdm import tqdm
 
 from locality.process import Locality, components, head_normals, synthetic_scores
-from locality.statistics import LAGS, Booleans, reselection, reselection_by_cache, retrieved_pages
+from locality.replay import SPREAD_LAG
+from locality.statistics import LAGS, Booleans, reselection, reselection_by_cache, retrieved_mask
 
 PERIODS = (1, 4, 32)
-SPREAD_LAG = 16
 LAYERS, HEADS = 36, 8
 START = (0.9, 0.2, 0.2, 0.3, 0.5)
 FIT_SEED = 0
 
 
-def targets(retrieved: Booleans) -> npt.NDArray[np.float64]:
+def targets(retrieved: Booleans | torch.Tensor) -> npt.NDArray[np.float64]:
     """What the fit matches: re-selection at every lag, and its standard deviation over caches at `SPREAD_LAG`."""
     curve = [reselection(retrieved, lag) for lag in LAGS]
     return np.array([*curve, reselection_by_cache(retrieved, SPREAD_LAG).std()])
 
 
 def fit(
-    real: Booleans, num_pages: torch.Tensor, budget: float, sink_pages: int, window_pages: int
+    goal: npt.NDArray[np.float64], num_pages: torch.Tensor, budget: float, sink_pages: int, window_pages: int
 ) -> Locality:
     """Least squares on `targets` by the simplex method, over the process at `LAYERS` times `HEADS` heads.
 
     Parameters
     ----------
-    real
-        Pages that a real model's steps retrieved at this budget, ``[C, steps, M]``.
+    goal
+        `targets` of what a real model's steps retrieved at this budget.
     num_pages
-        Pages at each step, ``[steps]``, int32; the process is given the same.
+        Pages at each step, ``[steps]``, int32; the process is given the same. The fit runs on its device.
     budget, sink_pages, window_pages
         As in `retrieved_pages`.
     """
-    goal = targets(real)
-    steps, columns = num_pages.shape[0], real.shape[2]
-    seeds = torch.tensor([FIT_SEED])
+    steps, columns = num_pages.shape[0], int(num_pages.max())
+    device = num_pages.device
+    seeds = torch.tensor([FIT_SEED], device=device)
     parts = torch.stack(
         [
             torch.cat(
@@ -51,14 +51,16 @@ def fit(
         1,
     )
     restless = torch.cat([head_normals(layer, HEADS, seeds.device) for layer in range(LAYERS)])
-    absent = (torch.arange(columns) >= num_pages[:, None])[:, None]
+    absent = (torch.arange(columns, device=device) >= num_pages[:, None])[:, None]
 
     def loss(values: npt.NDArray[np.float64]) -> float:
         static, *weights, spread = values
-        moving = torch.einsum("k,ktcm->tcm", torch.tensor(weights, dtype=torch.float32), parts[1:])
+        moving = torch.einsum(
+            "k,ktcm->tcm", torch.tensor(weights, dtype=torch.float32, device=device), parts[1:]
+        )
         scores = static * parts[0] + (spread * restless).exp()[:, None] * moving
         scores.masked_fill_(absent, -torch.inf)
-        error = targets(retrieved_pages(scores, num_pages, budget, sink_pages, window_pages)) - goal
+        error = targets(retrieved_mask(scores, num_pages, budget, sink_pages, window_pages)) - goal
         return float((error**2).sum())
 
     with tqdm(desc="fit", unit="simplex", leave=False, disable=None) as progress:

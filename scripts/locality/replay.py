@@ -11,10 +11,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from locality.statistics import LAGS, WARM_UP_STEPS, Booleans, never_selected, reselection
+from locality.statistics import (
+    LAGS,
+    WARM_UP_STEPS,
+    Booleans,
+    never_selected,
+    reselection,
+    reselection_by_cache,
+    retrieved_pages,
+)
 from rheo_sglang.tiering import POLICIES, Activity, PolicyInputs
 
 CACHE_SIZES = (1.0, 1.25, 1.5, 2.0)
+SINK_PAGES, WINDOW_PAGES = 1, 2
+SPREAD_LAG = 16
+"""Steps between the two whose re-selection is compared from cache to cache."""
 BELADY = "belady"
 
 
@@ -168,3 +179,29 @@ def describe(retrieved: Booleans) -> dict[str, Any]:
             for policy in ("lru", "belady")
         },
     }
+
+
+def describe_budgets(
+    scores: torch.Tensor, num_pages: torch.Tensor, budgets: tuple[float, ...]
+) -> dict[str, Any]:
+    """`describe` by budget.
+
+    Parameters
+    ----------
+    scores
+        Page scores, ``[steps, C, M]``, float32.
+    num_pages
+        Pages at each step, ``[steps]``, int32.
+    budgets
+        Shares of the pages to select, `SINK_PAGES` and `WINDOW_PAGES` included.
+    """
+    result = {}
+    for budget in budgets:
+        retrieved = retrieved_pages(scores, num_pages, budget, SINK_PAGES, WINDOW_PAGES)
+        spread = round(float(reselection_by_cache(retrieved, SPREAD_LAG).std()), 4)
+        result[str(budget)] = {
+            "retrieved_pages": round(float(retrieved.sum(2).mean()), 2),
+            **describe(retrieved),
+            f"reselection_{SPREAD_LAG}_deviation_of_heads": spread,
+        }
+    return result

@@ -17,6 +17,13 @@ Booleans = npt.NDArray[np.bool_]
 def retrieved_pages(
     scores: torch.Tensor, num_pages: torch.Tensor, budget: float, sink_pages: int, window_pages: int
 ) -> Booleans:
+    """`retrieved_mask` in numpy, ``[C, steps, M]``."""
+    return retrieved_mask(scores, num_pages, budget, sink_pages, window_pages).cpu().numpy()
+
+
+def retrieved_mask(
+    scores: torch.Tensor, num_pages: torch.Tensor, budget: float, sink_pages: int, window_pages: int
+) -> torch.Tensor:
     """Pages that each step selects for their score: the selection without sink and window.
 
     Parameters
@@ -32,7 +39,8 @@ def retrieved_pages(
 
     Returns
     -------
-    bool array ``[C, steps, M]``
+    torch.Tensor
+        ``[C, steps, M]``, bool, on the device of the scores.
     """
     steps, caches, columns = scores.shape
     share = torch.ceil(num_pages.double() * budget).to(torch.int32)
@@ -40,23 +48,26 @@ def retrieved_pages(
     chosen = select(
         scores, num_pages, share[:, None].expand(steps, caches), sink_pages, window_pages, width
     ).long()
-    selected = torch.zeros((steps, caches, columns + 1), dtype=torch.bool)
+    selected = torch.zeros((steps, caches, columns + 1), dtype=torch.bool, device=scores.device)
     selected.scatter_(2, torch.where(chosen < 0, columns, chosen), True)
-    position = torch.arange(columns)
+    position = torch.arange(columns, device=scores.device)
     forced = (position < sink_pages) | (position >= num_pages[:, None] - window_pages)
-    return (selected[:, :, :columns] & ~forced[:, None]).transpose(0, 1).numpy()
+    return (selected[:, :, :columns] & ~forced[:, None]).transpose(0, 1)
 
 
-def reselection(retrieved: Booleans, lag: int) -> float:
+def reselection(retrieved: Booleans | torch.Tensor, lag: int) -> float:
     """Share of a step's retrieved pages that the step `lag` earlier retrieved too, over all steps and caches."""
     now, before = retrieved[:, lag:], retrieved[:, :-lag]
     return float((now & before).sum() / now.sum())
 
 
-def reselection_by_cache(retrieved: Booleans, lag: int) -> npt.NDArray[np.float64]:
+def reselection_by_cache(retrieved: Booleans | torch.Tensor, lag: int) -> npt.NDArray[np.float64]:
     """`reselection` of each cache, ``[C]``."""
     now, before = retrieved[:, lag:], retrieved[:, :-lag]
-    return (now & before).sum((1, 2)) / now.sum((1, 2))
+    again, all_now = ((now & before).sum((1, 2)), now.sum((1, 2)))
+    if isinstance(again, torch.Tensor):
+        again, all_now = again.cpu().numpy(), all_now.cpu().numpy()
+    return again / all_now
 
 
 def never_selected(retrieved: Booleans) -> float:

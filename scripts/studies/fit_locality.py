@@ -20,17 +20,16 @@ import numpy as np
 import torch
 
 from common.measurement import MODEL, write_result
-from locality.fit import FIT_SEED, HEADS, LAYERS, SPREAD_LAG, fit, process_scores
+from locality.fit import FIT_SEED, HEADS, LAYERS, fit, process_scores, targets
 from locality.passages import NOVELS_FOLDER, TEXTS, passages
 from locality.process import Locality
-from locality.replay import describe, hit_rate
-from locality.statistics import WARM_UP_STEPS, reselection_by_cache, retrieved_pages
+from locality.replay import SINK_PAGES, WINDOW_PAGES, describe_budgets, hit_rate
+from locality.statistics import WARM_UP_STEPS, retrieved_pages
 from locality.trace import Trace, record, replay
 
 CONTEXT, STEPS = 4096, 128
 PAGE_SIZES = (16, 32)
 BUDGETS, FITTED_BUDGET = (0.05, 0.1, 0.2), 0.1
-SINK_PAGES, WINDOW_PAGES = 1, 2
 CHECK_SEEDS = (1, 2)
 LONG_CONTEXT, LONG_HEADS = 131072, 2
 assert FIT_SEED not in CHECK_SEEDS
@@ -53,20 +52,6 @@ def traces(model: Path, novels: Path, kept: Path | None) -> dict[str, list[Trace
     return result
 
 
-def statistics(scores: torch.Tensor, num_pages: torch.Tensor) -> dict[str, Any]:
-    """Statistics by budget of scores ``[steps, C, M]``."""
-    result = {}
-    for budget in BUDGETS:
-        retrieved = retrieved_pages(scores, num_pages, budget, SINK_PAGES, WINDOW_PAGES)
-        spread = round(float(reselection_by_cache(retrieved, SPREAD_LAG).std()), 4)
-        result[str(budget)] = {
-            "retrieved_pages": round(float(retrieved.sum(2).mean()), 2),
-            **describe(retrieved),
-            f"reselection_{SPREAD_LAG}_deviation_of_heads": spread,
-        }
-    return result
-
-
 def hit_rate_by_text(scores: torch.Tensor, num_pages: torch.Tensor) -> dict[str, dict[str, float]]:
     """Hit rate of LRU caches of 1.25 times the retrieved pages, by budget and text."""
     result = {}
@@ -84,14 +69,14 @@ def compare(found: dict[str, list[Trace]], page_size: int) -> dict[str, Any]:
     greedy_scores, num_pages = replay(found["greedy"], page_size)
     scores, num_pages = replay(found["text"], page_size)
     real = retrieved_pages(scores, num_pages, FITTED_BUDGET, SINK_PAGES, WINDOW_PAGES)
-    locality = fit(real, num_pages, FITTED_BUDGET, SINK_PAGES, WINDOW_PAGES)
+    locality = fit(targets(real), num_pages, FITTED_BUDGET, SINK_PAGES, WINDOW_PAGES)
     seeds = torch.tensor(CHECK_SEEDS)
-    fitted = statistics(process_scores(num_pages, seeds, LAYERS, HEADS, locality), num_pages)
+    fitted = describe_budgets(process_scores(num_pages, seeds, LAYERS, HEADS, locality), num_pages, BUDGETS)
     return {
         "parameters": locality.to_json(),
-        "real": statistics(scores, num_pages),
+        "real": describe_budgets(scores, num_pages, BUDGETS),
         "fitted": fitted,
-        "real_greedy": statistics(greedy_scores, num_pages),
+        "real_greedy": describe_budgets(greedy_scores, num_pages, BUDGETS),
         "real_hit_rate_lru_1.25_by_text": hit_rate_by_text(scores, num_pages),
         "real_greedy_hit_rate_lru_1.25_by_text": hit_rate_by_text(greedy_scores, num_pages),
         "fitted_long_context": long_context(page_size, locality),
@@ -103,7 +88,9 @@ def long_context(page_size: int, locality: Locality) -> dict[str, Any]:
     tokens = torch.arange(LONG_CONTEXT, LONG_CONTEXT + STEPS) + 1
     num_pages = ((tokens + page_size - 1) // page_size).to(torch.int32)
     seeds = torch.tensor(CHECK_SEEDS[:1])
-    return statistics(process_scores(num_pages, seeds, LAYERS, LONG_HEADS, locality), num_pages)
+    return describe_budgets(
+        process_scores(num_pages, seeds, LAYERS, LONG_HEADS, locality), num_pages, BUDGETS
+    )
 
 
 def main() -> None:

@@ -109,12 +109,13 @@ def main() -> None:
     }
     order = {name: place for place, name in enumerate(SESSIONS)}
     metrics = json.loads(options.onto.read_text())["metrics"] if options.onto else {}
-    metrics |= {name: describe_trace(Trace(path), options) for name, path in found.items()}
 
     def place(name: str) -> tuple[int, int, int]:
         return order[name.split("-")[0]], metrics[name]["page_size"], metrics[name]["prompt_tokens"][0]
 
-    write_result(options.name, {name: metrics[name] for name in sorted(metrics, key=place)})
+    for name, path in found.items():
+        metrics[name] = describe_trace(Trace(path), options)
+        write_result(options.name, {name: metrics[name] for name in sorted(metrics, key=place)})
 
 
 if __name__ == "__main__":

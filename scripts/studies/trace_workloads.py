@@ -3,9 +3,9 @@
 
     PYTHONPATH=scripts python -m studies.trace_workloads chat --page-size 32 --folder traces
 
-Serves a model, SmolLM2 in fp32 unless told otherwise, on the CPU with a budget of 10 % and selection from the first
-token on. The recorder's own hit rates and the requests' tokens are beside the trace, in ``FOLDER/NAME.json``. One
-server a session; `studies.replay_workloads` replays them.
+Serves a model, SmolLM2 unless told otherwise, with a budget of 10 % and selection from the first token on: in bfloat16
+where there is a GPU, else in fp32 on the CPU. The recorder's own hit rates and the requests' tokens are beside the
+trace, in ``FOLDER/NAME.json``. One server a session; `studies.replay_workloads` replays them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from common.measurement import MODEL, tokenizer
@@ -26,6 +27,8 @@ from common.sglang_server import SGLangServer
 from rheo_sglang.traces.writer import PART_SECONDS
 from workloads.sessions import SESSIONS, Session
 
+GPU = torch.cuda.is_available()
+ON_GPU = ("--mem-fraction-static", "0.5", "--grammar-backend", "none", "--disable-prefill-cuda-graph")
 BUDGET = 0.1
 FRAMES = 1.25
 TEMPERATURE = 0.8
@@ -63,6 +66,7 @@ def arguments(page_size: int, tokens: int, dtype: str, trace: Path) -> list[str]
         *("--attention-backend", "rheo", "--page-size", str(page_size), "--dtype", dtype),
         *("--context-length", str(context), "--max-total-tokens", str(2 * context)),
         *("--max-running-requests", "2", "--random-seed", "1"),
+        *(ON_GPU if GPU else ()),
         *("--rheo-config", json.dumps(config)),
     ]
 
@@ -121,7 +125,12 @@ def main() -> None:
     parser.add_argument("--answers", type=int, help="tokens of all answers after which the session ends")
     parser.add_argument("--name", help="of the trace; SESSION-PAGE when not given")
     parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="as in SGLang")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="bfloat16" if GPU else "float32",
+        help="as in SGLang",
+    )
     parser.add_argument("--threads", type=int, default=1, help="of the server")
     parser.add_argument("--folder", type=Path, required=True, help="where the traces go")
     options = parser.parse_args()
@@ -133,7 +142,7 @@ def main() -> None:
         server_arguments = arguments(options.page_size, options.tokens, options.dtype, trace)
         environment = {"OMP_NUM_THREADS": str(options.threads)}
         log = Path(logs) / "server.log"
-        with SGLangServer(options.model, server_arguments, log, environment=environment) as server:
+        with SGLangServer(options.model, server_arguments, log, environment=environment, gpu=GPU) as server:
             held = hold(server, options.session, session, options.answers)
             time.sleep(PART_SECONDS + 2.0)
             state = server.server_info()["internal_states"][0]["rheo"]

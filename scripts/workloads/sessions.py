@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from pathlib import Path
 
 from common.measurement import REPOSITORY, language_reference
 
+PACKAGE = REPOSITORY / "rheo_sglang"
 Session = Generator["Turn", str, None]
 """Yields what to ask, is sent the answer."""
 Count = Callable[[str], int]
@@ -29,11 +29,12 @@ TASKS = (
     "Which file would you change to add a tiering policy?",
 )
 FILES = ("cli.py", "errors.py", "page_lists.py", "budget/fixed.py", "tiering/lru.py", "registry.py")
-"""Of the package, as an agent's tool prints them."""
+"""Of the package, as an agent's tool prints them; others follow while there is room."""
 SYSTEM = (
     "You are a careful programmer. You work on a repository by calling tools. Say in one or two sentences what you "
     "think, then which file you want to read next. Never invent the content of a file."
 )
+REVIEW = "Review this code: go through it function by function, say what each does and what you would change."
 STORY = "Write a long and detailed tutorial about the topics of this text, with many examples."
 
 
@@ -79,10 +80,11 @@ def interleaved(count: Count, tokens: int) -> Session:
 def agent(count: Count, tokens: int) -> Session:
     """An agent: a system prompt, and between its thoughts a tool's outputs, which are files of this repository."""
     room = tokens // len(FILES)
+    others = [name for name in _sources() if name not in FILES]
     history = _say("system", SYSTEM) + _say("user", TASKS[0])
     for turn, name in enumerate(FILES):
-        content = _first(count, (REPOSITORY / "rheo_sglang" / name).read_text(), room)
-        history += _say("tool", f"$ cat {Path('rheo_sglang') / name}\n{content}")
+        printed = _printed([name, *others[turn :: len(FILES)]])
+        history += _say("tool", _first(count, printed, room))
         answer = yield Turn(history + _begin("assistant"), 48)
         history += _say("assistant", answer) + _say("user", TASKS[(turn + 1) % len(TASKS)])
 
@@ -90,6 +92,12 @@ def agent(count: Count, tokens: int) -> Session:
 def generation(count: Count, tokens: int) -> Session:
     """One long answer."""
     text = f"{_document(count, tokens)}\n\n{STORY}"
+    yield Turn(_say("user", text) + _begin("assistant"), 384)
+
+
+def review(count: Count, tokens: int) -> Session:
+    """One long answer about source code."""
+    text = f"{_first(count, _printed(_sources()), tokens)}\n\n{REVIEW}"
     yield Turn(_say("user", text) + _begin("assistant"), 384)
 
 
@@ -106,12 +114,23 @@ SESSIONS: dict[str, Callable[[Count, int], Session]] = {
     "interleaved": interleaved,
     "agent": agent,
     "generation": generation,
+    "review": review,
     "growth": growth,
 }
 
 
 def _document(count: Count, tokens: int) -> str:
     return _first(count, language_reference(), tokens)
+
+
+def _sources() -> list[str]:
+    """Files of the package."""
+    return sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"))
+
+
+def _printed(names: list[str]) -> str:
+    """Files as a shell prints them."""
+    return "".join(f"$ cat rheo_sglang/{name}\n{(PACKAGE / name).read_text()}" for name in names)
 
 
 def _first(count: Count, text: str, tokens: int) -> str:
