@@ -13,6 +13,7 @@
 #   serving   throughput that clients see: fa3, HiCache and rheo with the same HBM for KV
 #   agents    agent sessions with four times the KV that HBM holds: fa3, HiCache and rheo
 #   soak      random load for a while: nothing fails, nothing is left over
+#   check     imports what servers import: the first step with a new bundle, and possible without a GPU
 #
 # Arguments go in TESTS, CONTRACT_ARGUMENTS, BENCH_ARGUMENTS, EXACT_ARGUMENTS, FUZZ_ARGUMENTS, TPOT_ARGUMENTS, TTFT_ARGUMENTS,
 # LONG_ARGUMENTS, HOUSE_ARGUMENTS, ESTIMATES_ARGUMENTS, QUALITY_ARGUMENTS, ADMISSION_ARGUMENTS, SERVING_ARGUMENTS, AGENTS_ARGUMENTS and SOAK_ARGUMENTS (the last four: --model FOLDER at least). PYTEST_SECONDS (default: 1800) ends
@@ -83,6 +84,9 @@ run_pytest() {
 status=0
 for step in "$@"; do
     case $step in
+    check)
+        install && python3 -W ignore -m environment.bundle_imports || status=1
+        ;;
     tests)
         # shellcheck disable=SC2086
         install && run_pytest tests.log ${TESTS:-tests/kernels} || status=1
@@ -187,7 +191,7 @@ for step in "$@"; do
             status=1
         ;;
     *)
-        echo "gpu_run.sh: step '$step' is not known; allowed: tests, contract, house, admission, serving, agents, soak, estimates, quality, sanitize, bench, prefill, cpu, misses, server, exact, fuzz, tpot, ttft, long" >&2
+        echo "gpu_run.sh: step '$step' is not known; allowed: check, tests, contract, house, admission, serving, agents, soak, estimates, quality, sanitize, bench, prefill, cpu, misses, server, exact, fuzz, tpot, ttft, long" >&2
         status=2
         ;;
     esac

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from environment import gpu_bundle
+from environment.bundle_imports import broken
 
 PINNED = re.compile(r"^[A-Za-z0-9_.\-]+==[A-Za-z0-9_.!+\-]+$")
 
@@ -31,7 +32,7 @@ def test_a_list_names_each_wheel_once(name: str) -> None:
 
 def test_what_serving_needs_is_packed_and_the_rest_is_not(tmp_path: Path) -> None:
     site, archive = tmp_path / "site", tmp_path / "site.tar.xz"
-    kept = ["sglang/srt/server.py", "sgl_kernel/sm90/common_ops.abi3.so", "triton/backends/nvidia/driver.py"]
+    kept = ["sglang/srt/server.py", "sgl_kernel/sm90/common_ops.abi3.so", "triton/backends/amd/driver.py"]
     left_out = [
         "sglang/test/x.py",
         "sgl_kernel/sm100/x.so",
@@ -52,3 +53,32 @@ def test_stand_ins_go_only_where_sglang_is(tmp_path: Path) -> None:
     (tmp_path / "torch").mkdir()
     gpu_bundle.trim(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["torch"]
+
+
+def packed(site: Path, files: dict[str, str]) -> list[str]:
+    for name, text in files.items():
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(text)
+    gpu_bundle.trim(site)
+    return gpu_bundle.lacking(site)
+
+
+def test_names_that_a_stand_in_does_not_have_are_told(tmp_path: Path) -> None:
+    served = (
+        "\ufefffrom IPython.display import HTML, display\nfrom IPython import display as shown, get_ipython\n"
+    )
+    assert packed(tmp_path, {"sglang/utils.py": served}) == []
+    served += "def load():\n    from datasets import Dataset, concatenate_datasets\n"
+    assert packed(tmp_path, {"sglang/utils.py": served}) == ["datasets.concatenate_datasets"]
+
+
+def test_a_backend_that_triton_looks_for_is_there(tmp_path: Path) -> None:
+    points = {"triton-3.dist-info/entry_points.txt": "[triton.backends]\namd = triton.backends.amd\n"}
+    assert packed(tmp_path, points) == ["triton.backends.amd"]
+    assert packed(tmp_path, {**points, "triton/backends/amd/driver.py": ""}) == []
+
+
+def test_what_cannot_be_imported_is_told() -> None:
+    found = broken(("json", "no.such.module"))
+    assert list(found) == ["no.such.module"]
+    assert found["no.such.module"].startswith("ModuleNotFoundError")

@@ -6,7 +6,8 @@
 The other machine is x86-64 Linux with Python 3.12, CUDA 13.0 and what torch brings. ``site.tar.xz`` is what SGLang
 needs beyond that, ``fa3.zst`` FlashAttention-3's library. Where a version of SGLang wants another torch, that is
 ``torch.tar.zst``. `scripts/gpu_run.sh` unpacks all three if it finds them in ``.gpu``, whole or in parts made by
-``split``. Wheels are kept in ``--cache``. Needs pip, ``strip`` and ``zstd``.
+``split``, and its step ``check`` imports what servers import: try a new bundle with it under Python 3.12 with that
+torch, which needs no GPU, before it is carried. Wheels are kept in ``--cache``. Needs pip, ``strip`` and ``zstd``.
 
 Results on GPUs were measured with the wheels of 0.5.17. Those of 0.5.23 were not run on a GPU yet.
 """
@@ -14,6 +15,8 @@ Results on GPUs were measured with the wheels of 0.5.17. Those of 0.5.23 were no
 from __future__ import annotations
 
 import argparse
+import ast
+import configparser
 import hashlib
 import shutil
 import subprocess
@@ -27,7 +30,7 @@ LISTS = Path(__file__).parent / "gpu_wheels"
 PYTHON = "3.12"
 GLIBC_MINORS = (39, 35, 34, 31, 28, 27, 26, 24, 18, 17, 12)
 LEFT_OUT = (
-    *("sglang/multimodal_gen", "sglang/test", "test", "tools", "torch/test", "triton/backends/amd"),
+    *("sglang/multimodal_gen", "sglang/test", "test", "tools", "torch/test"),
     *("sgl_kernel/sm100", "sgl_kernel/flashmla_ops.abi3.so", "sgl_kernel/infllm_ops*.so"),
     "xgrammar/lib/libxgrammar.a",
 )
@@ -36,7 +39,8 @@ FA3 = "sgl_kernel/flash_ops.abi3.so"
 STRIPPED = ("libxgrammar_bindings.so",)
 STAND_INS = {
     "IPython/__init__.py": "version_info = (9, 0, 0)\n\n\ndef get_ipython():\n    return None\n",
-    "IPython/display.py": "class HTML:\n    def __init__(self, *arguments, **keywords): ...\n",
+    "IPython/display.py": "class HTML:\n    def __init__(self, *arguments, **keywords): ...\n\n\n"
+    "def display(*arguments, **keywords): ...\n",
     "soundfile.py": "def available_formats():\n    return {}\n",
     "datasets.py": "class Dataset: ...\n\n\ndef load_dataset(*arguments, **keywords):\n"
     "    raise RuntimeError('no network on this machine')\n",
@@ -96,6 +100,46 @@ def trim(site: Path) -> None:
         path.write_text(text)
 
 
+def lacking(site: Path) -> list[str]:
+    """What packages would look for in vain: names of stand-ins, and modules of Triton's backends.
+
+    Parameters
+    ----------
+    site
+        Unpacked and trimmed.
+    """
+    given = {
+        name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): _names(ast.parse(text))
+        for name, text in STAND_INS.items()
+    }
+    found = set()
+    for path in site.glob("sglang/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8-sig"))):
+            if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module in given:
+                wanted = {one.name for one in node.names} - given[node.module]
+                found |= {f"{node.module}.{name}" for name in wanted} - given.keys()
+    for path in site.glob("*.dist-info/entry_points.txt"):
+        points = configparser.ConfigParser(delimiters="=")
+        points.read(path)
+        for module in dict(points["triton.backends"]).values() if "triton.backends" in points else ():
+            if not (site / module.replace(".", "/")).is_dir():
+                found.add(module)
+    return sorted(found)
+
+
+def _names(module: ast.Module) -> set[str]:
+    """What a module defines at its top."""
+    defined = {node.name for node in module.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    assigned = {
+        target.id
+        for node in module.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    return defined | assigned
+
+
 def compress(source: Path, target: Path) -> None:
     """Compress a file with zstd, as `scripts/gpu_run.sh` reads it."""
     subprocess.run(["zstd", "-q", "-9", "--long=31", "-T0", "-f", str(source), "-o", str(target)], check=True)
@@ -139,6 +183,10 @@ def make(name: str, target: Path, cache: Path, fa3: Path | None = None) -> Path:
             compress(library, fa3)
         library.unlink(missing_ok=True)
         trim(site)
+        if missing := lacking(site):
+            raise SystemExit(
+                f"gpu_bundle.py: {target.name} would lack {', '.join(missing)}; extend STAND_INS"
+            )
         pack(site, target)
     return target
 
