@@ -9,13 +9,14 @@
                   "environment": {"CUDA_VISIBLE_DEVICES": "0"}, "after": ["weights.gguf"]}],
      "tests":   [{"name": "contract", "command": "...", "environment": {"CUDA_VISIBLE_DEVICES": "1"}}]}
 
-A job waits for what ``after`` names: other jobs, or files that arrive in pieces. ``--pieces FOLDER --manifest FILE``
-says which: the manifest is ``{"piece": BYTES, "files": [[NAME, BYTES], ...]}``, the pieces are what
-``split -b BYTES -d`` made of the files one after the other, and each file is put together in ``--into`` as soon as its
-last piece is there.
+A job waits for what ``after`` and ``needs`` name: other jobs, or files that arrive in pieces. Where a job that it needs
+did not exit with 0, it is skipped. ``--pieces FOLDER --manifest FILE`` says which files: the manifest is
+``{"piece": BYTES, "files": [[NAME, BYTES], ...]}``, the pieces are what ``split -b BYTES -d`` made of the files one
+after the other, and each file is put together in ``--into`` as soon as its last piece is there.
 A job whose ``seconds`` are over is interrupted, so that it can tell what it has, and killed a little later.
-``status.txt`` among the logs says what began and ended when; more jobs can be added to a lane as ``LANE.NUMBER.json``
-in the same folder. It needs nothing but Python, and ends when it is told to.
+``status.txt`` among the logs says what began and ended when, and ``idle`` once all jobs of the file are over; more jobs
+can be added to a lane as ``LANE.NUMBER.json`` in the same folder. It needs nothing but Python, and ends when it is told
+to.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Lanes:
         self.logs = logs
         self.began = time.monotonic()
         self.done: defaultdict[str, threading.Event] = defaultdict(threading.Event)
+        self.failed: set[str] = set()
         self._lock = threading.Lock()
 
     def say(self, *words: object) -> None:
@@ -56,10 +58,15 @@ class Lanes:
         with self._lock, open(self.logs / "status.txt", "a") as file:
             print(f"{time.monotonic() - self.began:7.1f}", *words, file=file)
 
-    def run(self, job: dict[str, Any]) -> int:
-        """Run one job, after what it waits for; its exit status."""
-        for name in job.get("after", ()):
+    def run(self, job: dict[str, Any]) -> None:
+        """Run one job, after what it waits for, or skip it."""
+        needs = job.get("needs", ())
+        for name in (*job.get("after", ()), *needs):
             self.done[name].wait()
+        if lacks := [name for name in needs if name in self.failed]:
+            self.say("skip", job["name"], "needs", *lacks)
+            self._over(job["name"], failed=True)
+            return
         self.say("begin", job["name"])
         start = time.monotonic()
         bound = ["taskset", "-c", job["cpus"]] if "cpus" in job else []
@@ -76,8 +83,12 @@ class Lanes:
             except subprocess.TimeoutExpired:
                 self._end(process)
         self.say("end", job["name"], process.returncode, f"{time.monotonic() - start:.0f} s")
-        self.done[job["name"]].set()
-        return process.returncode
+        self._over(job["name"], failed=process.returncode != 0)
+
+    def _over(self, name: str, failed: bool) -> None:
+        if failed:
+            self.failed.add(name)
+        self.done[name].set()
 
     @staticmethod
     def _end(process: subprocess.Popen[bytes]) -> None:
@@ -93,6 +104,7 @@ class Lanes:
         """Run a lane's jobs, and those that are added unless it ``ends``."""
         for job in jobs:
             self.run(job)
+        self.done[f"lane {name}"].set()
         added: set[Path] = set()
         while not ends:
             for path in sorted(set(self.logs.glob(f"{name}.*.json")) - added):
@@ -136,10 +148,10 @@ def main() -> None:
     parser.add_argument("--ends", action="store_true", help="end after the last job; no more can be added")
     options = parser.parse_args()
     options.logs.mkdir(parents=True, exist_ok=True)
-    lanes = Lanes(options.logs)
+    lanes, planned = Lanes(options.logs), json.loads(options.lanes.read_text())
     threads = [
         threading.Thread(target=lanes.lane, args=(name, jobs, options.ends), daemon=True)
-        for name, jobs in json.loads(options.lanes.read_text()).items()
+        for name, jobs in planned.items()
     ]
     if options.manifest is not None:
         options.into.mkdir(parents=True, exist_ok=True)
@@ -148,6 +160,9 @@ def main() -> None:
         threads.append(threading.Thread(target=lanes.assemble, args=arguments, daemon=True))
     for thread in threads:
         thread.start()
+    for name in planned:
+        lanes.done[f"lane {name}"].wait()
+    lanes.say("idle")
     for thread in threads:
         thread.join()
 

@@ -37,6 +37,7 @@ def test_a_lane_keeps_its_order_and_a_job_waits_for_what_it_names(tmp_path: Path
         ["end", "second"],
         ["begin", "third"],
         ["end", "third"],
+        ["idle"],
     ]
     assert said[3][2] == "7"
     assert (tmp_path / "logs" / "first.log").read_text() == "3\n"
@@ -46,7 +47,20 @@ def test_a_job_whose_time_is_over_is_interrupted_and_the_lane_goes_on(tmp_path: 
     slow = f"{sys.executable} -c 'import time; time.sleep(60)' || echo told"
     said = run(tmp_path, {"one": [job("slow", slow, seconds=0.7), job("next", "true")]})
     assert "KeyboardInterrupt" in (tmp_path / "logs" / "slow.log").read_text()
-    assert said[-1][:3] == ["end", "next", "0"]
+    assert said[-2][:3] == ["end", "next", "0"]
+
+
+def test_jobs_that_need_one_that_failed_are_skipped_and_others_go_on(tmp_path: Path) -> None:
+    lanes = {
+        "one": [job("check", "exit 3"), job("unneeded", "true", after=["check"])],
+        "two": [job("first", "true", needs=["check"]), job("second", "true", needs=["first"])],
+        "three": [job("sound", "true"), job("third", "true", needs=["sound"])],
+    }
+    said = run(tmp_path, lanes)
+    skipped = [words[1:] for words in said if words[0] == "skip"]
+    assert skipped == [["first", "needs", "check"], ["second", "needs", "first"]]
+    assert {words[1] for words in said if words[0] == "end"} == {"check", "unneeded", "sound", "third"}
+    assert said[-1] == ["idle"]
 
 
 def test_files_are_put_together_from_pieces_that_arrive_in_any_order(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""A lease of a GPU machine: what travels there, and what it runs."""
