@@ -6,6 +6,9 @@ Each kernel runs inside a CUDA graph over as many layers' summaries as it takes 
 the time in which a device copy moves as many bytes. *Path* is a layer's estimate, shares, selection and look-up, one
 after the other, and what attending the pages left out adds to the attention of the selected ones; its floor is that of
 the summaries, each byte once.
+
+``--documents N`` has the requests of a batch share that many contexts, as those of several questions about one document
+do; without it each has its own.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ LAYERS = 8
 MODEL_LAYERS = 36
 FLOOR = 0.9
 COPY_BYTES = 2**30
+LAYOUTS = {f"page{size}_rows{rows}": (size, rows) for size, rows in ((32, 4), (16, 2), (16, 4), (32, 2))}
 
 
 def copy_rate() -> float:
@@ -41,17 +45,18 @@ def copy_rate() -> float:
 
 
 def measure(
-    layout: SubcentroidLayout, batch: int, context: int, budget_ratio: float, rate: float
+    layout: SubcentroidLayout, batch: int, documents: int, context: int, budget_ratio: float, rate: float
 ) -> dict[str, float]:
     """Microseconds of a layer's kernels, and their floors."""
     device, size = "cuda", layout.page_size
     width = context // size
-    total, queries = batch * width + 1, HEADS * GROUP
+    total, queries = documents * width + 1, HEADS * GROUP
     # random bytes hold scales that are infinite; a fixed one in every place keeps the arithmetic finite
     summaries = torch.randint(0, 256, (LAYERS, HEADS, total, layout.width), dtype=torch.uint8, device=device)
     summaries[..., layout.scales_offset : layout.value_offset] = 64
     q = torch.randn((batch, queries, DIM), dtype=torch.bfloat16, device=device)
-    pages = (torch.randperm(total - 1, device=device) + 1).to(torch.int32).view(batch, width)
+    shared = (torch.randperm(total - 1, device=device) + 1).to(torch.int32).view(documents, width)
+    pages = shared[torch.arange(batch, device=device) % documents]
     seq_lens = torch.full((batch,), context, dtype=torch.int32, device=device)
     selected = int(budget_ratio * width)
     order = torch.rand((batch, HEADS, width), device=device).argsort(-1)
@@ -63,7 +68,7 @@ def measure(
 
     estimates = [partial(estimate, q, layer, pages, seq_lens, scale, layout, found) for layer in summaries]
     tails = [partial(tail, found.lse, layer, pages, layout, partials) for layer in summaries]
-    listed = batch * HEADS * width
+    listed = documents * HEADS * width
     written = 4 * batch * queries * width
     result = {
         "estimate": time_us(estimates),
@@ -90,7 +95,7 @@ def measure(
     result["tail_floor"] = (listed * (layout.width - layout.scales_offset) + written) / rate
     result["path_floor"] = (listed * layout.width + written) / rate
 
-    frame_total = batch * selected + 1
+    frame_total = min(batch * selected, documents * width) + 1
     frames = torch.randn((LAYERS, HEADS, frame_total, 2, DIM * size), device=device).to(torch.bfloat16)
     table = torch.randint(0, frame_total, (HEADS, total), dtype=torch.int32, device=device)
     budget = torch.full((batch, HEADS), selected, dtype=torch.int32, device=device)
@@ -127,20 +132,25 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument(
+        "--documents", type=int, help="contexts that a batch shares; its own of each request if omitted"
+    )
     parser.add_argument("--context", type=int, default=131072)
     parser.add_argument("--budget", type=float, default=0.02, help="share of the pages that is selected")
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="pages and rows")
     arguments = parser.parse_args()
     rate, metrics = copy_rate(), dict[str, float]()
-    for page_size, row_tokens in ((32, 4), (16, 2), (16, 4), (32, 2)):
+    for page_size, row_tokens in (LAYOUTS[name] for name in arguments.layouts):
         layout = subcentroid_layout(DIM, page_size, row_tokens)
         for batch in arguments.batch:
-            times = measure(layout, batch, arguments.context, arguments.budget, rate)
+            documents = min(arguments.documents or batch, batch)
+            times = measure(layout, batch, documents, arguments.context, arguments.budget, rate)
             shape = f"page{page_size}_rows{row_tokens}_bs{batch}_{arguments.context // 1024}k"
+            shape += f"_of{documents}" if documents < batch else ""
             metrics |= {f"{name}_us_{shape}": round(value, 3) for name, value in times.items()}
             print(shape, *(f"{name} {value:.4g}" for name, value in times.items()))
-    metrics["copy_bytes_per"] = rate
-    document = result_document(arguments.out.stem, metrics, gpu_in_words())
-    keep_result(arguments.out, document)
+            metrics["copy_bytes_per"] = rate
+            keep_result(arguments.out, result_document(arguments.out.stem, metrics, gpu_in_words()))
 
 
 if __name__ == "__main__":

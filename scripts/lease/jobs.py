@@ -95,6 +95,30 @@ JOBS: dict[str, Job] = {
         1400,
         needs=("coder",),
     ),
+    "serving-8b": Job(
+        _bench(
+            "serving",
+            "--model $CODER --load 8b-32k --engines rheo fa3 hicache --answers 400 "
+            """--set '{"cpu_threads": 8, "residency_bonus": 0.5}'""",
+            "serving_8b_32k",
+        ),
+        600,
+        needs=_BOTH,
+    ),
+    "quality": Job(
+        "python3 -m benchmarks.selection_coder --model $CODER --prompts $K/coder --servers $K/coder.json "
+        "--work $O/work-coder --out $O/selection_settings.json",
+        needs=_BOTH,
+    ),
+    "shared": Job(
+        "for share in 32 1; do python3 -m benchmarks.estimate_kernels --layouts page32_rows4 --batch 2 8 32 "
+        "--context 28672 --budget 0.08 --documents $share --out $O/shared_prefix_$share.json; done",
+    ),
+    "tpot-fp8": Job(
+        "python3 -m benchmarks.tpot --out $O/tpot_fp8_gpu.json --engines default fa3 default-fp8 fa3-fp8 "
+        "--contexts 128k --batches 1 4",
+        needs=("fa3",),
+    ),
     "tpot-newest": Job(
         "python3 -m benchmarks.tpot --out $O/tpot_newest_gpu.json --engines default fa3 unwatched "
         "--contexts 2k 128k --batches 1 4",
