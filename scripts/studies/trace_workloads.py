@@ -29,6 +29,8 @@ from workloads.sessions import SESSIONS, Session
 
 GPU = torch.cuda.is_available()
 ON_GPU = ("--mem-fraction-static", "0.5", "--grammar-backend", "none", "--disable-prefill-cuda-graph")
+ON_CPU = ("--watchdog-timeout", "3600")
+"""A pass over a chunk of a long prompt may take longer than the five minutes after which SGLang ends a server."""
 BUDGET = 0.1
 FRAMES = 1.25
 TEMPERATURE = 0.8
@@ -66,7 +68,7 @@ def arguments(page_size: int, tokens: int, dtype: str, trace: Path) -> list[str]
         *("--attention-backend", "rheo", "--page-size", str(page_size), "--dtype", dtype),
         *("--context-length", str(context), "--max-total-tokens", str(2 * context)),
         *("--max-running-requests", "2", "--random-seed", "1"),
-        *(ON_GPU if GPU else ()),
+        *(ON_GPU if GPU else ON_CPU),
         *("--rheo-config", json.dumps(config)),
     ]
 
