@@ -19,7 +19,7 @@
 # LONG_ARGUMENTS, HOUSE_ARGUMENTS, ESTIMATES_ARGUMENTS, QUALITY_ARGUMENTS, ADMISSION_ARGUMENTS, SERVING_ARGUMENTS, AGENTS_ARGUMENTS and SOAK_ARGUMENTS (the last four: --model FOLDER at least). PYTEST_SECONDS (default: 1800) ends
 # the steps tests and contract, which then say what failed by then. BEFORE is a folder, for example of `git archive e77c25d`, unpacked.
 #
-# Steps of several GPUs side by side: scripts/gpu_lanes.py.
+# Steps of several GPUs side by side: scripts/gpu_lanes.py; planned and packed for a machine without a network: scripts/lease/parcels.py.
 #
 # Results are written to $OUT (default: .gpu/out). A bundle of SGLang for machines without a network, made by
 # scripts/environment/gpu_bundle.py, is unpacked onto PYTHONPATH if there is one: .gpu/site.tar.xz, .gpu/torch.tar.zst where

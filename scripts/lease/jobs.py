@@ -72,6 +72,18 @@ JOBS: dict[str, Job] = {
         660,
         needs=_BOTH,
     ),
+    "joint": Job(
+        _bench(
+            "serving",
+            "--model $CODER --engines rheo rheo_lru rheo_independent --answers 1500 "
+            """--set '{"cpu_threads": 8, "residency_bonus": 0.5}' """
+            """--variant rheo_lru '{"policy": "lru", "residency_bonus": 0}' '' """
+            """--variant rheo_independent '{"policy": "lru", "residency_bonus": 0, "miss_mode": "fetch"}' ''""",
+            "serving_joint_gpu",
+        ),
+        400,
+        needs=("coder",),
+    ),
     "agents": Job(
         _bench(
             "agents",
