@@ -118,8 +118,8 @@ JOBS: dict[str, Job] = {
         needs=_BOTH,
     ),
     "quality": Job(
-        "python3 -m benchmarks.selection_coder --model $CODER --prompts $K/coder --servers $K/coder.json "
-        "--work $O/work-coder --out $O/selection_settings.json",
+        "python3 -m benchmarks.selection_coder --model $CODER --prompts $K/coder --servers $K/servers/coder.json "
+        "--work $O/work-coder --samples ruler=6 --out $O/selection_settings.json",
         needs=_BOTH,
     ),
     "shared": Job(
@@ -147,8 +147,9 @@ JOBS: dict[str, Job] = {
     "kernels": Job(f"{PYTEST} tests/kernels", 420),
     "contract": Job(f"{PYTEST} tests/contract", 420),
     "reference": Job(
-        "python3 -m benchmarks.selection_coder --model models/rheo-reference --prompts $K/prompts "
-        "--servers $K/servers.json --work $O/work --suites divergence,recall --out $O/selection_reference.json",
+        "python3 -m benchmarks.selection_coder --model models/rheo-reference --prompts $K/reference "
+        "--servers $K/servers/reference.json --work $O/work --suites divergence,recall "
+        "--out $O/selection_reference.json",
         1000,
         needs=("fa3", "models"),
     ),

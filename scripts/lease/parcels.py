@@ -8,7 +8,8 @@ Each parcel and the tree travel to the machine in a call of its own, where ``scr
 it; ``get SECONDS LINES`` brings results back, and returns at once when nothing is left to do. Nothing starts before its
 bundle has passed the imports of ``gpu_run.sh check`` there: where one is broken, a lease ends after a minute.
 ``--bundle`` is a folder of `environment.gpu_bundle`, one for each version of SGLang that jobs need. What is in
-``--extra`` is ``$K`` to the jobs. ``models`` of the tree travels in the parcels, so move it aside for the calls.
+``--extra`` is ``$K`` to the jobs: folders ``coder`` and ``reference`` of `benchmarks.selection_prompts`, for those of
+quality. ``models`` of the tree travels in the parcels, so move it aside for the calls.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def main() -> None:
     parser.add_argument(
         "--lane", nargs=4, action="append", required=True, metavar=("NAME", "GPUS", "CPUS", "JOBS")
     )
-    parser.add_argument("--extra", type=Path, help="folder of prompts and servers.json")
+    parser.add_argument("--extra", type=Path, help="folder of folders of prompts")
     parser.add_argument("--out", type=Path, default=REPOSITORY / ".gpu")
     options = parser.parse_args()
     asked = [(name, gpus, cpus, jobs.split(",")) for name, gpus, cpus, jobs in options.lane]
@@ -127,6 +128,7 @@ def main() -> None:
     beside.mkdir(parents=True)
     if options.extra is not None:
         shutil.copytree(options.extra, beside, dirs_exist_ok=True)
+    shutil.copytree(HERE / "servers", beside / "servers")
     for script in ("environment.sh", "machine.sh"):
         shutil.copy(HERE / script, beside)
     models = options.out / "models.tar"
