@@ -54,6 +54,7 @@ def bytes_of_pages() -> str:
 def column(shape: KVShape, tokens: int) -> dict[str, str]:
     """The rows of one model's column."""
     pages = tokens // shape.page_size
+    corrections = shape.layers * shape.kv_heads * pages
     return {
         "layers, KV heads, head size": f"{shape.layers}, {shape.kv_heads}, {shape.head_dim}",
         "K and V of a token (`token_bytes`)": f"{shape.token_bytes / KIB:g} KiB",
@@ -62,6 +63,7 @@ def column(shape: KVShape, tokens: int) -> dict[str, str]:
         "the same with summary `bound`": f"{shape.table_bytes('bound') / KIB:.1f} KiB",
         "one context in host pages": f"{pages * shape.page_bytes / GIB:.3g} GiB",
         "its summaries and page table": f"{pages * shape.table_bytes(ESTIMATES) / GIB:.3g} GiB",
+        "its corrections (`make_corrections`), while a request runs": f"{corrections / KIB:.4g} KiB",
         "its staging in prefill (`staging_bytes`)": f"{shape.staging_bytes(tokens) / GIB:.3g} GiB",
     }
 
