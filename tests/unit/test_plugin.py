@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -15,6 +16,9 @@ import pytest
 
 from rheo_sglang import plugin, refusal
 from rheo_sglang.config import ENVIRONMENT, ConfigError, RheoConfig
+from rheo_sglang.hooks import arguments as argument_hooks
+from rheo_sglang.hooks import model_runner, pools
+from rheo_sglang.hooks import scheduler as scheduler_hooks
 from unit.sglang_versions import unresolved_arguments
 
 PLAIN = ["--model-path", "dummy", "--device", "cpu"]
@@ -92,7 +96,7 @@ def test_a_bad_start_ends_with_one_sentence(loaded: dict[str, Any], case: str, s
 
 def test_the_flag_is_offered_with_its_environment_variable() -> None:
     parser = argparse.ArgumentParser()
-    assert plugin.add_flag("result", parser) == "result"
+    assert argument_hooks.add_flag("result", parser) == "result"
     assert parser.parse_args(["--rheo-config", "{}"]).rheo_config == "{}"
     assert parser.parse_args([]).rheo_config is None
     assert ENVIRONMENT in parser.format_help()
@@ -101,7 +105,7 @@ def test_the_flag_is_offered_with_its_environment_variable() -> None:
 def test_arguments_of_another_backend_are_not_adapted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENVIRONMENT, "not even a config")
     arguments = unresolved_arguments(attention_backend="triton", page_size=1, enable_mixed_chunk=True)
-    plugin.adapt_arguments(arguments)
+    argument_hooks.adapt_arguments(arguments)
     assert arguments.page_size == 1
     assert arguments.radix_cache_backend is None
     assert arguments.disable_cuda_graph is unresolved_arguments().disable_cuda_graph
@@ -119,7 +123,7 @@ class Original:
 
 
 @pytest.mark.parametrize(
-    "hook", [plugin.size_logical_space, plugin.limit_requests, plugin.build_pool, plugin.build_allocator]
+    "hook", [pools.size_logical_space, pools.limit_requests, pools.build_pool, pools.build_allocator]
 )
 def test_pools_of_another_backend_are_sglangs_own(hook: Any) -> None:
     original = Original()
@@ -130,7 +134,7 @@ def test_pools_of_another_backend_are_sglangs_own(hook: Any) -> None:
 
 def test_models_of_another_backend_are_not_checked() -> None:
     model = object()
-    assert plugin.check_model(model, unresolved_arguments(attention_backend="triton")) is model
+    assert argument_hooks.check_model(model, unresolved_arguments(attention_backend="triton")) is model
 
 
 @pytest.mark.parametrize("rheo", [True, False])
@@ -141,21 +145,21 @@ def test_models_write_no_kv_into_pages_themselves(rheo: bool) -> None:
 
     backend = object.__new__(RheoAttentionBackend) if rheo else object()
     with forward_context(ForwardContext(attn_backend=backend)):
-        assert plugin.writes_kv_with_rope(lambda batch: True, None) == (not rheo)
+        assert model_runner.writes_kv_with_rope(lambda batch: True, None) == (not rheo)
 
 
 def test_a_bad_start_of_a_program_is_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENVIRONMENT, raising=False)
     monkeypatch.setattr(refusal, "_from_command_line", False)
     with pytest.raises(ConfigError, match=r"--page-size=1 is not supported; allowed: 16, 32, 64"):
-        plugin.adapt_arguments(unresolved_arguments(attention_backend="rheo", page_size=1))
+        argument_hooks.adapt_arguments(unresolved_arguments(attention_backend="rheo", page_size=1))
 
 
 def test_server_info_of_another_backend_says_nothing_of_rheo() -> None:
     result = SimpleNamespace(internal_state={"load": 1})
     other_pool = SimpleNamespace(get_kvcache=lambda: object())
     scheduler = SimpleNamespace(token_to_kv_pool_allocator=other_pool)
-    assert plugin.add_state(result, scheduler) is result
+    assert scheduler_hooks.add_state(result, scheduler) is result
     assert result.internal_state == {"load": 1}
 
 
@@ -163,7 +167,7 @@ def test_arguments_without_settings_parse_as_sglang_parses_them(monkeypatch: pyt
     monkeypatch.delenv(ENVIRONMENT, raising=False)
     monkeypatch.setattr(refusal, "_from_command_line", False)
     original, arguments = Original(), argparse.Namespace(attention_backend=None, rheo_config=None)
-    assert plugin.parse_flag(original, SimpleNamespace, arguments) == "SGLang's answer"
+    assert argument_hooks.parse_flag(original, SimpleNamespace, arguments) == "SGLang's answer"
     assert original.calls == [((SimpleNamespace, arguments), {})]
     assert ENVIRONMENT not in os.environ
 
@@ -177,9 +181,25 @@ def test_the_flag_wins_over_the_environment_and_says_so(
     if environment is None:
         monkeypatch.delenv(ENVIRONMENT)
     arguments = argparse.Namespace(attention_backend="rheo", rheo_config='{"policy": "lru"}')
-    plugin.parse_flag(Original(), SimpleNamespace, arguments)
+    argument_hooks.parse_flag(Original(), SimpleNamespace, arguments)
     assert RheoConfig.from_environment() == RheoConfig(policy="lru")
     warned = [record.message for record in caplog.records if ENVIRONMENT in record.message]
     assert bool(warned) == told
-    plugin.parse_flag(Original(), SimpleNamespace, arguments)
+    argument_hooks.parse_flag(Original(), SimpleNamespace, arguments)
     assert [record.message for record in caplog.records if ENVIRONMENT in record.message] == warned
+
+
+def test_every_hook_names_a_function_of_this_sglang() -> None:
+    found = plugin.hooks()
+    assert len({(hook.target, hook.function) for hook in found}) == len(found)
+    for hook in found:
+        path = hook.target.split(".")
+        for length in range(len(path) - 1, 0, -1):
+            try:
+                owner: Any = importlib.import_module(".".join(path[:length]))
+                break
+            except ModuleNotFoundError:
+                continue
+        for name in path[length:]:
+            owner = getattr(owner, name)
+        assert callable(owner)

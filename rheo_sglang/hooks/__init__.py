@@ -1,0 +1,1 @@
+"""Hooks: what rheo changes of SGLang, by what of SGLang they change."""
