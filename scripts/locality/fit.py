@@ -25,9 +25,14 @@ def targets(retrieved: Booleans | torch.Tensor) -> npt.NDArray[np.float64]:
 
 
 def fit(
-    goal: npt.NDArray[np.float64], num_pages: torch.Tensor, budget: float, sink_pages: int, window_pages: int
+    goal: npt.NDArray[np.float64],
+    num_pages: torch.Tensor,
+    budget: float,
+    sink_pages: int,
+    window_pages: int,
+    layers: int = LAYERS,
 ) -> Locality:
-    """Least squares on `targets` by the simplex method, over the process at `LAYERS` times `HEADS` heads.
+    """Least squares on `targets` by the simplex method, over the process at so many layers of `HEADS` heads.
 
     Parameters
     ----------
@@ -37,6 +42,8 @@ def fit(
         Pages at each step, ``[steps]``, int32; the process is given the same. The fit runs on its device.
     budget, sink_pages, window_pages
         As in `retrieved_pages`.
+    layers
+        Fewer do where there are many pages.
     """
     steps, columns = num_pages.shape[0], int(num_pages.max())
     device = num_pages.device
@@ -44,13 +51,13 @@ def fit(
     parts = torch.stack(
         [
             torch.cat(
-                [components(columns, step, layer, HEADS, seeds, PERIODS)[:, 0] for layer in range(LAYERS)], 1
+                [components(columns, step, layer, HEADS, seeds, PERIODS)[:, 0] for layer in range(layers)], 1
             )
             for step in range(steps)
         ],
         1,
     )
-    restless = torch.cat([head_normals(layer, HEADS, seeds.device) for layer in range(LAYERS)])
+    restless = torch.cat([head_normals(layer, HEADS, seeds.device) for layer in range(layers)])
     absent = (torch.arange(columns, device=device) >= num_pages[:, None])[:, None]
 
     def loss(values: npt.NDArray[np.float64]) -> float:

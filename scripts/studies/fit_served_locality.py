@@ -6,12 +6,14 @@
 Takes the long answers among the traces that `studies.trace_workloads` left in the folder: those of ``--steps`` decode
 steps and more. At each page size the process is fitted to the selections of a budget of 4 %, the default of long
 contexts, in all of these answers; then answers and process are compared at several budgets, the process under seeds
-that the fit has not seen. The scores are the server's own: what its summary estimates of each page's attention.
+that the fit has not seen, and so is the process that was fitted to SmolLM2. The scores are the server's own: what its
+summary estimates of each page's attention.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.measurement import write_result
-from locality.fit import FIT_SEED, HEADS, LAYERS, fit, process_scores, targets
+from common.measurement import RESULTS, write_result
+from locality.fit import FIT_SEED, HEADS, fit, process_scores, targets
+from locality.process import Locality
 from locality.replay import SINK_PAGES, WINDOW_PAGES, describe_budgets
 from locality.served import served_scores
 from locality.statistics import WARM_UP_STEPS, retrieved_pages
@@ -29,7 +32,10 @@ from rheo_sglang.traces.reader import MANIFEST
 
 STEPS = 192
 BUDGETS, FITTED_BUDGET = (0.02, 0.04, 0.1, 0.2), 0.04
+FITTED_LAYERS = 12
 CHECK_SEED = 1
+EARLIER = "locality_smollm2"
+"""The fit to a small model at 4K tokens, for comparison."""
 assert CHECK_SEED != FIT_SEED
 
 
@@ -46,8 +52,11 @@ def compare(traces: list[Trace], steps: int) -> dict[str, Any]:
         return {}
     pages = max(lengths, key=lambda one: int(one.max()))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    locality = fit(np.mean(goals, 0), pages.to(device), FITTED_BUDGET, SINK_PAGES, WINDOW_PAGES)
-    scores = process_scores(pages, torch.tensor([CHECK_SEED]), LAYERS, HEADS, locality)
+    locality = fit(
+        np.mean(goals, 0), pages.to(device), FITTED_BUDGET, SINK_PAGES, WINDOW_PAGES, FITTED_LAYERS
+    )
+    earlier = json.loads((RESULTS / f"{EARLIER}.json").read_text())["metrics"]
+    before = Locality.from_json(earlier[f"page{traces[0].page_size}"]["parameters"])
     manifest = traces[0].manifest
     return {
         "model": manifest["model"],
@@ -55,8 +64,14 @@ def compare(traces: list[Trace], steps: int) -> dict[str, Any]:
         "parameters": locality.to_json(),
         "pages": int(pages.max()),
         "real": real,
-        "fitted": describe_budgets(scores, pages, BUDGETS),
+        "fitted": _described(locality, pages),
+        EARLIER: _described(before, pages),
     }
+
+
+def _described(locality: Locality, pages: torch.Tensor) -> dict[str, Any]:
+    scores = process_scores(pages, torch.tensor([CHECK_SEED]), FITTED_LAYERS, HEADS, locality)
+    return describe_budgets(scores, pages, BUDGETS)
 
 
 def main() -> None:
@@ -78,7 +93,7 @@ def main() -> None:
         "window_pages": WINDOW_PAGES,
         "fitted_budget": FITTED_BUDGET,
         "warm_up_steps": WARM_UP_STEPS,
-        "process_layers": LAYERS,
+        "process_layers": FITTED_LAYERS,
         "process_kv_heads": HEADS,
     }
     fitted = False
