@@ -59,6 +59,7 @@ def read_settings(custom_params: Mapping[str, Any], config: RheoConfig) -> Budge
         and not 0 < ratio <= most
     ):
         reject("budget_ratio", float(ratio), f"above 0, at most {most} on this server", SOURCE)
+    _check_least(values, config)
     try:
         asked = dataclasses.replace(
             config,
@@ -77,6 +78,13 @@ def read_settings(custom_params: Mapping[str, Any], config: RheoConfig) -> Budge
     _check_growth(values, asked, config)
     settings = asked.budget_settings(has_floor="budget_coverage" in values)
     return dataclasses.replace(settings, limit_ratio=min(settings.limit_ratio, largest.limit_ratio))
+
+
+def _check_least(values: Mapping[str, Any], config: RheoConfig) -> None:
+    """Refuse a least number of pages that is out of range, with the server's own."""
+    least = values.get("budget_min_pages")
+    if isinstance(least, int) and not isinstance(least, bool) and least < 1:
+        reject("budget_min_pages", least, f"1 to {config.largest_budget().least} on this server", SOURCE)
 
 
 def _check_growth(values: Mapping[str, Any], asked: RheoConfig, config: RheoConfig) -> None:

@@ -23,6 +23,8 @@ def read_settings_text(text: str, known: Collection[str], source: str) -> dict[s
     ConfigError
         If the file cannot be read, the text is no JSON object, or a key is given twice or not ``known``.
     """
+    if not text.strip():
+        raise ConfigError(f"{source}: {text!r} is empty; allowed: a JSON object, or a file that holds one")
     if not text.lstrip().startswith("{"):
         try:
             text = Path(text).read_text()

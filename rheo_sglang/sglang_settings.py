@@ -48,7 +48,7 @@ HONOURED_BY_REASON: dict[str, str] = {
         schedule_low_priority_values_first schedule_policy scheduler_recv_interval
     """,
     "The model: what its loaded attention layers need is checked (validate.py)": """
-        is_embedding enable_multimodal model_path dtype json_model_override_args model_impl
+        enable_multimodal model_path dtype json_model_override_args model_impl
         enable_precise_embedding_interpolation
     """,
 }
@@ -250,6 +250,9 @@ REFUSED_BY_REASON: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "Processes that do not inherit the environment, by which they get rheo's settings": {
         "use_ray": (False,),
+    },
+    "Models that decode nothing": {
+        "is_embedding": (False,),
     },
     "Results that do not depend on the batch, which pages in different places do not give": {
         "enable_deterministic_inference": (False,),

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from rheo_sglang.evaluation import recall_command, ruler_command
+from rheo_sglang.evaluation import compare_command, divergence_command, recall_command, ruler_command
 from rheo_sglang.evaluation.conversations import Conversation, ConversationSet, Question, substrings
 from rheo_sglang.evaluation.intervals import paired_difference, score_half_width
 from rheo_sglang.evaluation.measured import Measured, Prompts, score_figures
@@ -173,19 +173,79 @@ def test_an_earlier_run_of_other_prompts_is_refused(
     assert "kept.json is of other prompts" in capsys.readouterr().err
 
 
-def test_unknown_task_unreachable_server_and_missing_file_end_with_one_sentence(
+def test_prompts_of_another_suite_and_a_missing_tokenizer_end_with_one_sentence(
     checkpoint: Path, server: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert recall(checkpoint, "haystack", "--url", server)[0] == 1
-    assert "--tasks: haystack is not one of needle" in capsys.readouterr().err
-    assert recall(checkpoint, "needle", "--url", "http://127.0.0.1:9")[0] == 1
-    assert "Connection refused" in capsys.readouterr().err
     file = saved(checkpoint, "needle")
     capsys.readouterr()
     assert ruler_command.main(["--url", server, "--prompts", str(file)]) == 1
     assert "holds prompts of 'recall', not of 'ruler'" in capsys.readouterr().err
     assert recall(checkpoint, "needle", "--url", server, "--tokenizer", str(checkpoint / "none"))[0] == 1
     assert "no tokenizer.json for" in capsys.readouterr().err
+
+
+class NoSuchServer(BaseHTTPRequestHandler):
+    """Answers as a web server does that has none of this."""
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Keep the terminal for the tests."""
+
+
+@pytest.fixture
+def web_server() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), NoSuchServer) as found:
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{found.server_address[1]}"
+        found.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("http://127.0.0.1:9", "no server listens at http://127.0.0.1:9 (connection refused)"),
+        ("http://no-such-host.invalid:1", "the host of http://no-such-host.invalid:1 is not known"),
+        ("nonsense", "'nonsense' is not supported as a server's address; allowed: http://HOST:PORT"),
+        ("http://[::1", "'http://[::1' is not supported as a server's address"),
+    ],
+)
+@pytest.mark.parametrize("command", [recall_command, divergence_command, compare_command])
+def test_a_server_that_cannot_be_asked_is_one_sentence(
+    command: Any, url: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense = [] if command is recall_command else ["--dense-url", url]
+    assert command.main(["--url", url, *dense, "--lengths", "512", "--samples", "1"]) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("rheo eval ") and sentence in told
+
+
+def test_a_web_server_of_another_kind_is_named(web_server: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert recall_command.main(["--url", web_server, "--lengths", "512"]) == 1
+    assert (
+        f"what answers at {web_server} is no such server: /v1/models gave HTTP 404" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--lengths", "abc"], "--lengths: 'abc' is not supported; allowed: numbers of tokens"),
+        (["--lengths", "512,"], "--lengths: '512,' is not supported"),
+        (["--samples", "0"], "--samples: '0' is not supported; allowed: 1 or more"),
+        (["--concurrency", "-1"], "--concurrency: '-1' is not supported"),
+        (["--timeout", "nan"], "--timeout: 'nan' is not supported; allowed: seconds"),
+        (["--tasks", "haystack"], "--tasks: 'haystack' is not one of needle"),
+        (["--prompts", "/no/such/file"], "--prompts: /no/such/file: no such file or folder"),
+    ],
+)
+def test_a_bad_argument_is_told_before_any_server_is_asked(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        recall_command.main(["--url", "http://127.0.0.1:9", *arguments])
+    assert sentence in capsys.readouterr().err
 
 
 def test_ruler_prompts_from_a_file_continue_the_given_words(server: str, checkpoint: Path) -> None:

@@ -33,6 +33,8 @@ from rheo_sglang.evaluation.measured import (
     late_figures,
     score_figures,
 )
+from rheo_sglang.evaluation.options import existing, positive, seconds, some_of
+from rheo_sglang.evaluation.options import lengths as lengths_of
 from rheo_sglang.evaluation.report import result_document, write_result
 from rheo_sglang.evaluation.server import ConversationServer
 from rheo_sglang.evaluation.suites import TASKS_OF, Request, make_set
@@ -56,28 +58,31 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--url", help="server to be measured")
     parser.add_argument("--dense-url", help="dense server of the same model")
-    parser.add_argument("--dense", type=Path, help="what --save-dense wrote, instead of a dense server")
+    parser.add_argument("--dense", type=existing, help="what --save-dense wrote, instead of a dense server")
     parser.add_argument("--save-dense", type=Path, help="folder to keep the dense server's answers in")
     parser.add_argument(
-        "--suites", default="divergence,recall", help="of divergence, recall, ruler (extra 'ruler'), late"
+        "--suites",
+        type=some_of(SUITES),
+        default="divergence,recall",
+        help="of divergence, recall, ruler (extra 'ruler'), late",
     )
-    parser.add_argument("--lengths", default="8192,30720", help="prompt lengths, tokens")
+    parser.add_argument("--lengths", type=lengths_of, default="8192,30720", help="prompt lengths, tokens")
     parser.add_argument(
-        "--samples", type=int, default=20, help="conversations a task and length, late answers a length"
+        "--samples", type=positive, default=20, help="conversations a task and length, late answers a length"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the first sample")
     parser.add_argument("--tokenizer", help="checkpoint folder or hub name; default: the server's")
-    parser.add_argument("--prompts", type=Path, help="what --save-prompts wrote, instead of making prompts")
+    parser.add_argument(
+        "--prompts", type=existing, help="what --save-prompts wrote, instead of making prompts"
+    )
     parser.add_argument("--save-prompts", type=Path, help="folder to keep the prompts in")
-    parser.add_argument("--concurrency", type=int, default=8, help="requests at a time")
-    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds to wait for one reply")
+    parser.add_argument("--concurrency", type=positive, default=8, help="requests at a time")
+    parser.add_argument("--timeout", type=seconds, default=1800.0, help="seconds to wait for one reply")
     parser.add_argument("--api-key", help="key of the servers")
     parser.add_argument("--name", default="compare", help="name of the measurement in the result")
     parser.add_argument("--machine", help="GPU in words, for the result")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     options = parser.parse_args(arguments)
-    if unknown := set(options.suites.split(",")) - set(SUITES):
-        parser.error(f"--suites: {sorted(unknown)[0]!r} is not one of {', '.join(SUITES)}")
     if options.dense_url is not None and options.dense is not None:
         parser.error("give one of --dense-url and --dense")
     if options.url is not None and options.dense_url is None and options.dense is None:
@@ -103,18 +108,18 @@ def cut_texts(tokenizer: str, lengths: Sequence[int], samples: int, steps: int, 
     cases = [
         (kind, length, one) for length in lengths for kind in KINDS for one in range(seed, seed + samples)
     ]
-    bar = tqdm(cases, desc="divergence prompts", unit="prompt")
-    return [cut_prompt(encode, kind, length, steps, one) for kind, length, one in bar]
+    with tqdm(cases, desc="divergence prompts", unit="prompt") as bar:
+        return [cut_prompt(encode, kind, length, steps, one) for kind, length, one in bar]
 
 
 def prompts_of(options: argparse.Namespace) -> Prompts:
     """Read or make the prompts; keep them if asked for."""
-    suites = options.suites.split(",")
+    suites = options.suites
     if options.prompts is not None:
         prompts = Prompts.load(options.prompts, suites)
     else:
         prompts = Prompts()
-        lengths = [int(length) for length in options.lengths.split(",")]
+        lengths = options.lengths
         tokenizer = options.tokenizer
         if tokenizer is None:
             url = options.dense_url or options.url

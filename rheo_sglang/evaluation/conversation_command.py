@@ -13,6 +13,8 @@ from statistics import fmean
 from typing import Any
 
 from rheo_sglang.evaluation.conversations import ConversationSet
+from rheo_sglang.evaluation.options import existing, positive, seconds, some_of
+from rheo_sglang.evaluation.options import lengths as lengths_of
 from rheo_sglang.evaluation.prompt_files import digest
 from rheo_sglang.evaluation.report import metric_name, result_document, write_result
 from rheo_sglang.evaluation.score_summary import differences, summarise, table
@@ -34,25 +36,34 @@ def parse_arguments(
     parser.add_argument(
         "--tokenizer", help="checkpoint folder or hub name of the tokenizer; default: the server's"
     )
-    parser.add_argument("--tasks", default=",".join(TASKS_OF[suite]), help="tasks, comma-separated")
-    parser.add_argument("--lengths", default=lengths, help="conversation lengths, tokens")
-    parser.add_argument("--samples", type=int, default=samples, help="samples a task and length")
+    parser.add_argument(
+        "--tasks",
+        type=some_of(TASKS_OF[suite]),
+        default=",".join(TASKS_OF[suite]),
+        help="tasks, comma-separated",
+    )
+    parser.add_argument("--lengths", type=lengths_of, default=lengths, help="conversation lengths, tokens")
+    parser.add_argument("--samples", type=positive, default=samples, help="samples a task and length")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first sample")
     parser.add_argument(
         "--chat",
         action=argparse.BooleanOptionalAction,
         help="ask in the model's chat format, or as plain text; default: chat where the tokenizer has a template",
     )
-    parser.add_argument("--text", type=Path, nargs="+", default=[], help="text files to use as the haystack")
+    parser.add_argument(
+        "--text", type=existing, nargs="+", default=[], help="text files to use as the haystack"
+    )
     parser.add_argument(
         "--save-prompts", type=Path, help="file to keep the prompts in (.jsonl.xz or .jsonl.gz)"
     )
-    parser.add_argument("--prompts", type=Path, help="what --save-prompts wrote, instead of making prompts")
+    parser.add_argument(
+        "--prompts", type=existing, help="what --save-prompts wrote, instead of making prompts"
+    )
     parser.add_argument(
         "--compare", help="second server, or the --out of an earlier run: adds differences, prompt by prompt"
     )
-    parser.add_argument("--concurrency", type=int, default=8, help="conversations at a time")
-    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds to wait for one reply")
+    parser.add_argument("--concurrency", type=positive, default=8, help="conversations at a time")
+    parser.add_argument("--timeout", type=seconds, default=1800.0, help="seconds to wait for one reply")
     parser.add_argument("--api-key", help="key of the servers")
     parser.add_argument("--name", default=suite, help="name of the measurement in the result")
     parser.add_argument("--machine", help="GPU in words, for the result")
@@ -71,8 +82,8 @@ def prompts_of(suite: str, options: argparse.Namespace, server: ConversationServ
         asked = ConversationSet.load(options.prompts, suite).first(options.samples)
     else:
         tokenizer = options.tokenizer or (server.tokenizer() if server else "")
-        lengths = [int(length) for length in options.lengths.split(",")]
-        tasks = options.tasks.split(",")
+        lengths = options.lengths
+        tasks = options.tasks
         request = Request(
             tasks, lengths, options.samples, options.seed, tokenizer, options.chat, tuple(options.text)
         )

@@ -15,6 +15,7 @@ import requests
 from tqdm import tqdm
 
 from rheo_sglang.evaluation.forcing import FORCED, SPARE, processor_text, recover
+from rheo_sglang.evaluation.http import ask
 from rheo_sglang.evaluation.intervals import NORMAL_95
 from rheo_sglang.evaluation.prompt_files import read_lines, write_lines
 from rheo_sglang.evaluation.texts import CHARACTERS_PER_TOKEN, passage
@@ -153,13 +154,7 @@ class ForcedDecoder:
         return Steps(prompt.digest, distributions[1:], prompt.forced[1:])
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
-        reply = requests.post(self._url + path, json=body, headers=self._headers, timeout=self._timeout)
-        self._check(reply)
-        return reply.json()
-
-    def _check(self, reply: requests.Response) -> None:
-        if not reply.ok:
-            raise requests.HTTPError(f"{reply.url} answered {reply.status_code}: {reply.text[:300]}")
+        return ask(self._url, path, body, self._headers, self._timeout)
 
 
 def cut_prompt(encode: Callable[[str], list[int]], kind: str, length: int, steps: int, seed: int) -> Prompt:
@@ -183,8 +178,9 @@ def decode_all(
 ) -> dict[str, Steps]:
     """Every prompt's steps by its key, several prompts under way at a time, with progress."""
     with ThreadPoolExecutor(concurrency) as pool:
-        results = tqdm(pool.map(decoder.decode, prompts), total=len(prompts), desc=what, unit="prompt")
-        return dict(zip((prompt.key for prompt in prompts), results, strict=True))
+        found = pool.map(decoder.decode, prompts)
+        with tqdm(found, total=len(prompts), desc=what, unit="prompt") as bar:
+            return dict(zip((prompt.key for prompt in prompts), bar, strict=True))
 
 
 def save_steps(path: Path, steps: Mapping[str, Steps]) -> None:

@@ -38,6 +38,8 @@ from rheo_sglang.evaluation.divergence import (
     save_prompts,
     save_steps,
 )
+from rheo_sglang.evaluation.options import existing, positive, seconds, some_of
+from rheo_sglang.evaluation.options import lengths as lengths_of
 from rheo_sglang.evaluation.report import result_document, write_result
 from rheo_sglang.evaluation.texts import KINDS
 
@@ -51,22 +53,24 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--url", help="server to be measured")
     parser.add_argument("--dense-url", help="dense server of the same model")
-    parser.add_argument("--dense", type=Path, help="what --save-dense wrote, instead of a dense server")
+    parser.add_argument("--dense", type=existing, help="what --save-dense wrote, instead of a dense server")
     parser.add_argument("--save-dense", type=Path, help="file to keep the dense distributions in (.jsonl.gz)")
     parser.add_argument(
         "--save-prompts", type=Path, help="file to keep the prompts in (.jsonl.xz or .jsonl.gz)"
     )
-    parser.add_argument("--prompts", type=Path, help="what --save-prompts wrote, instead of making prompts")
+    parser.add_argument(
+        "--prompts", type=existing, help="what --save-prompts wrote, instead of making prompts"
+    )
     parser.add_argument(
         "--tokenizer", help="checkpoint folder or hub name; default: the server's own, over HTTP"
     )
-    parser.add_argument("--lengths", default="8192,32000", help="prompt lengths, tokens")
-    parser.add_argument("--kinds", default=",".join(KINDS), help="kinds of text")
-    parser.add_argument("--samples", type=int, default=4, help="prompts of each kind and length")
-    parser.add_argument("--steps", type=int, default=64, help="decode steps of each prompt")
+    parser.add_argument("--lengths", type=lengths_of, default="8192,32000", help="prompt lengths, tokens")
+    parser.add_argument("--kinds", type=some_of(KINDS), default=",".join(KINDS), help="kinds of text")
+    parser.add_argument("--samples", type=positive, default=4, help="prompts of each kind and length")
+    parser.add_argument("--steps", type=positive, default=64, help="decode steps of each prompt")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first prompt of each kind")
-    parser.add_argument("--concurrency", type=int, default=4, help="prompts at a time")
-    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds to wait for one reply")
+    parser.add_argument("--concurrency", type=positive, default=4, help="prompts at a time")
+    parser.add_argument("--timeout", type=seconds, default=1800.0, help="seconds to wait for one reply")
     parser.add_argument("--api-key", help="key of the servers")
     parser.add_argument("--name", default="divergence", help="name of the measurement in the result")
     parser.add_argument("--machine", help="GPU in words, for the result")
@@ -81,8 +85,6 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
             parser.error("without a server give --tokenizer")
     elif options.url is None and options.save_dense is None:
         parser.error("give --url, --save-dense, or both")
-    if unknown := set(options.kinds.split(",")) - KINDS.keys():
-        parser.error(f"--kinds: {sorted(unknown)[0]!r} is not one of {', '.join(KINDS)}")
     return options
 
 
@@ -93,13 +95,13 @@ def prompts_of(options: argparse.Namespace) -> list[Prompt]:
     else:
         encode = encoder(options)
         cases = [
-            (kind, int(length), seed)
-            for length in options.lengths.split(",")
-            for kind in options.kinds.split(",")
+            (kind, length, seed)
+            for length in options.lengths
+            for kind in options.kinds
             for seed in range(options.seed, options.seed + options.samples)
         ]
-        bar = tqdm(cases, desc="prompts", unit="prompt")
-        prompts = [cut_prompt(encode, kind, length, options.steps, seed) for kind, length, seed in bar]
+        with tqdm(cases, desc="prompts", unit="prompt") as bar:
+            prompts = [cut_prompt(encode, kind, length, options.steps, seed) for kind, length, seed in bar]
     if options.save_prompts is not None:
         save_prompts(options.save_prompts, prompts)
     return prompts

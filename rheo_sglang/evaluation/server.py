@@ -13,6 +13,7 @@ import requests
 from tqdm import tqdm
 
 from rheo_sglang.evaluation.conversations import SCORES, Conversation, ConversationSet, Question
+from rheo_sglang.evaluation.http import ask
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,16 @@ class ConversationServer:
         self._timeout = timeout
         self._log_probabilities = log_probabilities
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self.model = model or self._get("/v1/models")["data"][0]["id"]
+        self.model = model or self._first_model()
+
+    def _first_model(self) -> str:
+        listed = self._get("/v1/models")
+        try:
+            return str(listed["data"][0]["id"])
+        except (LookupError, TypeError):
+            raise requests.RequestException(
+                f"what answers at {self.url} is no such server: its /v1/models lists no model"
+            ) from None
 
     def tokenizer(self) -> str:
         """Folder or hub name of the model's tokenizer, as SGLang tells it; other servers' model name."""
@@ -130,18 +140,10 @@ class ConversationServer:
         )
 
     def _get(self, path: str) -> Any:
-        return self._read(requests.get(self.url + path, headers=self._headers, timeout=self._timeout))
+        return ask(self.url, path, headers=self._headers, timeout=self._timeout)
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
-        return self._read(
-            requests.post(self.url + path, json=body, headers=self._headers, timeout=self._timeout)
-        )
-
-    @staticmethod
-    def _read(reply: requests.Response) -> Any:
-        if not reply.ok:
-            raise requests.HTTPError(f"{reply.url} answered {reply.status_code}: {reply.text[:300]}")
-        return reply.json()
+        return ask(self.url, path, body, self._headers, self._timeout)
 
 
 @dataclass(frozen=True)
@@ -199,5 +201,5 @@ def ask_all(
     with ThreadPoolExecutor(concurrency) as pool:
         scores = pool.map(lambda one: converse(server, one, asked.chat, score), asked.conversations)
         keys = [one.key for one in asked.conversations]
-        bar = tqdm(scores, total=len(keys), desc=description, unit="conversation")
-        return dict(zip(keys, bar, strict=True))
+        with tqdm(scores, total=len(keys), desc=description, unit="conversation") as bar:
+            return dict(zip(keys, bar, strict=True))

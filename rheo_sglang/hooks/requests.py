@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rheo_sglang.config import RheoConfig
@@ -49,16 +50,16 @@ def refuse_release(manager: Any, *args: Any, **kwargs: Any) -> None:
 def read_request(scheduler: Any, request: Any, *args: Any, **kwargs: Any) -> None:
     """Read a new request's settings; end it with HTTP 400 if they are bad and nobody has checked them.
 
-    Tokenizers that SGLang runs in processes of their own load no plugins. A text without tokens ends here, too: SGLang
-    refuses no prompt that a tokenizer makes nothing of, and its models end the server over a batch of no tokens.
+    Tokenizers that SGLang runs in processes of their own load no plugins. Prompts that would end the server end here,
+    too: SGLang refuses none without tokens and none with tokens that the model does not have.
     """
     from rheo_sglang.request_settings import PARAMETERS, brings_settings, read_settings
     from rheo_sglang.validate import uses_rheo
 
     if not uses_rheo(scheduler.server_args):
         return
-    if not len(request.origin_input_ids):
-        request.set_finish_with_abort("the prompt has 0 tokens; allowed: 1 or more")
+    if reason := _wrong_tokens(request.origin_input_ids, scheduler.model_config.vocab_size):
+        request.set_finish_with_abort(reason)
         return
     parameters: Any = getattr(request.sampling_params, PARAMETERS, None)
     if not brings_settings(parameters):
@@ -67,6 +68,18 @@ def read_request(scheduler: Any, request: Any, *args: Any, **kwargs: Any) -> Non
         request.rheo_budget = read_settings(parameters, RheoConfig.from_environment())
     except ConfigError as error:
         request.set_finish_with_abort(str(error))
+
+
+def _wrong_tokens(tokens: Sequence[int], vocabulary: int) -> str:
+    """What is wrong with a prompt's tokens, in one sentence; empty if nothing is."""
+    if not len(tokens):
+        return "the prompt has 0 tokens; allowed: 1 or more"
+    for token in (min(tokens), max(tokens)):
+        if not 0 <= token < vocabulary:
+            return (
+                f"the prompt has token {token}, which the model does not have; allowed: 0 to {vocabulary - 1}"
+            )
+    return ""
 
 
 HOOKS = (Hook(f"{SCHEDULER}._add_request_to_queue", read_request, "BEFORE"),)

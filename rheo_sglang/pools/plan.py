@@ -361,6 +361,13 @@ def _reject_small_host(
     if cause == "host_pool_gib" and config.host_pool_gib is not None:
         reject(cause, config.host_pool_gib, f"at least {_gib_up(least * shape.page_bytes)} ({why})", "rheo")
     if cause == "--max-total-tokens" and max_total_tokens is not None:
+        if least > LEAST_HOST_PAGES and (config.frame_pool_gib, config.frame_pool_tokens) != (None, None):
+            frames = _frames_setting(config)
+            raise ConfigError(
+                f"rheo: {frames} is more than {cause}={max_total_tokens}, and the host pool holds all pages that "
+                f"frames do; allowed: frames for up to {host_pages * shape.page_size} tokens, or {cause} of at least "
+                f"{least * shape.page_size}"
+            )
         reject(cause, max_total_tokens, f"at least {least * shape.page_size} ({why})", "rheo")
     raise ConfigError(
         f"rheo: the host pool has room for {host_pages} pages of {shape.page_bytes / GIB:.6f} GiB, but {why}; allowed: "

@@ -84,6 +84,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from rheo_sglang.recorder.report import print_whole
     from rheo_sglang.replay.sweep import Case, sweep
     from rheo_sglang.replay.table import describe, render
     from rheo_sglang.traces import Trace, TraceError
@@ -116,7 +117,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     if not any(outcome.selected.sum() for outcome in outcomes):
         raise TraceError(f"{trace.folder} has no step that selects pages")
     entries = describe(outcomes)
-    Console().print(render(entries, trace.manifest))
+    print_whole(render(entries, trace.manifest))
     document = {"manifest": trace.manifest, "dropped": trace.dropped, "replays": entries}
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw the tables and the plot of docs/benchmarks/locality.md from locality_smollm2.json and runners_up.json.
+"""Draw the tables and the plot of docs/benchmarks/locality.md from the results of its fits and runners_up.json.
 
 PYTHONPATH=scripts python -m rendering.locality
 """
@@ -19,6 +19,7 @@ from rendering.marked_page import fill
 from rendering.results import PLOTS, provenance, table
 
 NAME = "locality_smollm2"
+SERVED = "locality_coder_cpu"
 PAGE = PLOTS / "locality.md"
 PLOT = PLOTS / "locality_reselection.svg"
 PAGE_SIZES = (16, 32)
@@ -70,6 +71,48 @@ def parameters(metrics: dict[str, Any]) -> str:
         lines.append([page_size, found["static"], *found["weights"], found["spread"]])
     periods = metrics[f"page{PAGE_SIZES[0]}"]["parameters"]["periods"]
     return table(["page size", "static", *(f"weight, period {one}" for one in periods), "spread"], lines)
+
+
+def served(result: dict[str, Any]) -> str:
+    """A fit to a served model's long answers: parameters, and each answer beside both fits."""
+    metrics = result["metrics"]
+    parts = []
+    for page_size in PAGE_SIZES:
+        case = metrics.get(f"page{page_size}")
+        if case is None:
+            continue
+        found = case["parameters"]
+        weights = ", ".join(
+            f"{weight} with period {period}"
+            for weight, period in zip(found["weights"], found["periods"], strict=True)
+        )
+        columns = {name.split()[-1].rsplit("-", 1)[0]: one for name, one in case["real"].items()}
+        columns |= {"process": case["fitted"], "process of SmolLM2": case[NAME]}
+        rows = [
+            [
+                f"{float(budget):.0%}",
+                name,
+                *(f"{one[budget]['reselection'][lag]:.3f}" for lag in LAGS),
+                *(f"{one[budget]['hit_rate']['lru'][size]:.3f}" for size in ("1.25", "2.0")),
+                f"{one[budget]['hit_rate']['belady']['1.25']:.3f}",
+            ]
+            for budget in case["fitted"]
+            for name, one in columns.items()
+        ]
+        header = [
+            "budget",
+            "scores of",
+            *(f"again after {lag}" for lag in LAGS),
+            "LRU 1.25x",
+            "2x",
+            "Belady 1.25x",
+        ]
+        parts += [
+            f"{case['model']}, {case['pages']} pages of {page_size} tokens, `{case['summary']}`, {metrics['steps']} "
+            f"steps. Static {found['static']}; {weights}; spread {found['spread']}.",
+            table(header, rows),
+        ]
+    return "\n\n".join([*parts, provenance(result)])
 
 
 def tables(result: dict[str, Any]) -> str:
@@ -142,6 +185,7 @@ def main() -> None:
     ahead = json.loads((RESULTS / "runners_up.json").read_text())
     fill(PAGE, NAME, tables(result))
     fill(PAGE, "runners_up", runners_up(ahead))
+    fill(PAGE, SERVED, served(json.loads((RESULTS / f"{SERVED}.json").read_text())))
     plot(result["metrics"])
 
 

@@ -146,7 +146,7 @@ def test_a_prompt_past_the_limit_is_refused_while_others_go_on(server, length):
     nothing_is_left(server)
 
 
-def test_a_prompt_without_tokens_is_refused_while_others_go_on(server):
+def test_a_prompt_without_tokens_or_with_unknown_ones_is_refused_while_others_go_on(server):
     running = tokens(300, 8)
     expected = alone(server, running, 32)
     with ThreadPoolExecutor(1) as pool:
@@ -155,6 +155,10 @@ def test_a_prompt_without_tokens_is_refused_while_others_go_on(server):
             answer = requests.post(f"{server.base_url}/generate", json=body, timeout=60)
             assert "the prompt has 0 tokens" in answer.text or "texts cannot be empty" in answer.text
             assert answer.status_code == 400 or "stream" in body
+        for token in (10**6, -5):
+            answer = requests.post(f"{server.base_url}/generate", json={"input_ids": [5, token]}, timeout=60)
+            assert f"the prompt has token {token}, which the model does not have" in answer.text
+            assert answer.status_code == 400
         assert neighbour.result()["output_ids"] == expected
     nothing_is_left(server)
 

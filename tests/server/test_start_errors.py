@@ -47,7 +47,8 @@ REFUSED_BY_SIZES = {
     ),
     "host smaller than frames": (
         {"rheo_config": {"frame_pool_tokens": 8192}, "arguments": ["--max-total-tokens", "4096"]},
-        "--max-total-tokens=4096 is not supported; allowed: at least 8192 (the frame pool has 256 pages",
+        "frame_pool_tokens=8192 is more than --max-total-tokens=4096, and the host pool holds all pages that frames "
+        "do; allowed: frames for up to 4096 tokens, or --max-total-tokens of at least 8192",
     ),
 }
 FRESH = ("unknown key", "more requests than frames")

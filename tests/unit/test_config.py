@@ -226,7 +226,7 @@ def test_a_key_that_is_given_twice_is_an_error_even_with_the_same_value(second: 
     ("text", "allowed"),
     [
         ("no/such/file.json", "neither a JSON object nor a readable file (No such file or directory)"),
-        ("", "neither a JSON object nor a readable file"),
+        ("", "is empty; allowed: a JSON object, or a file that holds one"),
         ("[1, 2]", "neither a JSON object nor a readable file"),
         ("{budget_ratio: 0.1}", "not valid JSON"),
         ('{"budget_ratio": 0.1', "not valid JSON"),

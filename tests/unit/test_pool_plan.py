@@ -151,10 +151,8 @@ def test_a_page_table_alone_that_exceeds_the_device_is_refused() -> None:
 def test_a_host_pool_smaller_than_the_frames_is_refused() -> None:
     config = RheoConfig(frame_pool_tokens=3200)
     message = refusal(config, tokens=3199)
-    assert (
-        "--max-total-tokens=3199 is not supported; allowed: at least 3200 (the frame pool has 100 pages"
-        in message
-    )
+    assert "frame_pool_tokens=3200 is more than --max-total-tokens=3199" in message
+    assert "allowed: frames for up to 3168 tokens, or --max-total-tokens of at least 3200" in message
     assert plan(config, tokens=3200) == PoolPlan(100, 100)
 
 

@@ -192,6 +192,14 @@ def test_another_budget_selects_the_best_scored_pages_anew(folder: Path) -> None
     assert chosen.largest == 6
 
 
+def test_a_piped_table_has_all_of_its_figures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--capacities", "1.25,1.5,2,2.5", "--processes", "1"]
+    assert main(["replay", str(folder), *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert all(name in shown for name in POLICIES.names())
+
+
 def test_replay_prints_a_table_and_writes_json_and_a_plot(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from fastapi import HTTPException
 
-from rheo_sglang import compat, plugin
+from rheo_sglang import compat
 from rheo_sglang.budget import BudgetSettings
 from rheo_sglang.config import ENVIRONMENT, ConfigError, RheoConfig
+from rheo_sglang.hooks.requests import check_request, check_stream, read_request
 from rheo_sglang.request_settings import brings_settings, check_parameters, read_settings
 
 SERVER = RheoConfig(budget_ratio=0.1, budget_min_pages=8, budget_max_pages=400, request_budget_ratio=0.3)
@@ -157,7 +158,7 @@ def test_requests_may_only_grow_where_something_may_raise_a_budget(ratio: float 
         ),
         (
             {"budget_min_pages": 0},
-            r"custom_params.rheo: budget_min_pages=0 is not supported; allowed: at least 1",
+            r"custom_params.rheo: budget_min_pages=0 is not supported; allowed: 1 to",
         ),
         (
             {"budget_min_pages": 9},
@@ -265,7 +266,9 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """What the hooks read of SGLang's tokenizer manager, and of its scheduler."""
     monkeypatch.setenv(ENVIRONMENT, "{}")
     return SimpleNamespace(
-        server_args=SimpleNamespace(attention_backend="rheo"), preferred_sampling_params=None
+        server_args=SimpleNamespace(attention_backend="rheo"),
+        preferred_sampling_params=None,
+        model_config=SimpleNamespace(vocab_size=100),
     )
 
 
@@ -273,21 +276,21 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_one_bad_prompt_refuses_the_request(manager: SimpleNamespace, parameters: Any) -> None:
     request = SimpleNamespace(sampling_params=parameters)
     with pytest.raises(ValueError, match=r"custom_params\.rheo: budget_ratio=2\.0 is not supported"):
-        plugin.check_request(manager, request)
+        check_request(manager, request)
     with pytest.raises(HTTPException) as refused:
-        plugin.check_stream(manager, request)
+        check_stream(manager, request)
     assert refused.value.status_code == 400
     assert refused.value.detail.startswith("custom_params.rheo: budget_ratio=2.0")
     manager.server_args.attention_backend = "triton"
-    plugin.check_request(manager, request)
-    plugin.check_stream(manager, request)
+    check_request(manager, request)
+    check_stream(manager, request)
 
 
 def test_preferred_parameters_of_the_server_are_held_to_the_same(manager: SimpleNamespace) -> None:
     manager.preferred_sampling_params = BAD
     with pytest.raises(ValueError, match=r"budget_ratio=2\.0"):
-        plugin.check_request(manager, SimpleNamespace(sampling_params={}))
-    plugin.check_request(manager, SimpleNamespace(sampling_params=GOOD))
+        check_request(manager, SimpleNamespace(sampling_params={}))
+    check_request(manager, SimpleNamespace(sampling_params=GOOD))
 
 
 class Request:
@@ -307,7 +310,7 @@ def test_the_scheduler_reads_settings_and_ends_a_request_whose_nobody_checked(
 ) -> None:
     good, bad, plain = Request(GOOD), Request(BAD), Request({})
     for request in (good, bad, plain):
-        plugin.read_request(manager, request)
+        read_request(manager, request)
     assert good.rheo_budget == BudgetSettings(Fraction(1, 100), 64)  # type: ignore[attr-defined]
     assert good.aborted is None
     assert bad.aborted is not None
@@ -317,10 +320,21 @@ def test_the_scheduler_reads_settings_and_ends_a_request_whose_nobody_checked(
     assert plain.aborted is None
 
 
-def test_a_prompt_without_tokens_is_ended(manager: SimpleNamespace) -> None:
-    empty = Request(GOOD, [])
-    plugin.read_request(manager, empty)
-    assert empty.aborted == "the prompt has 0 tokens; allowed: 1 or more"
+@pytest.mark.parametrize(
+    ("tokens", "reason"),
+    [
+        ([], "the prompt has 0 tokens; allowed: 1 or more"),
+        ([0, 99, 100], "the prompt has token 100, which the model does not have; allowed: 0 to 99"),
+        ([7, -1], "the prompt has token -1, which the model does not have; allowed: 0 to 99"),
+        ([0, 99], None),
+    ],
+)
+def test_a_prompt_without_tokens_or_with_others_than_the_model_s_is_ended(
+    manager: SimpleNamespace, tokens: list[int], reason: str | None
+) -> None:
+    request = Request(GOOD, tokens)
+    read_request(manager, request)
+    assert request.aborted == reason
 
 
 def test_a_requests_row_of_the_token_table_is_found_in_this_sglang() -> None:
@@ -332,3 +346,10 @@ def test_a_requests_row_of_the_token_table_is_found_in_this_sglang() -> None:
     holder.req_pool_idx = 5
     assert compat.request_row(request) == 5
     assert brings_settings(request.sampling_params.custom_params)
+
+
+@pytest.mark.parametrize("least", [0, -1])
+def test_too_few_pages_are_refused_with_what_this_server_allows(least: int) -> None:
+    parameters = {"rheo": {"budget_min_pages": least}}
+    with pytest.raises(ConfigError, match=rf"budget_min_pages={least} .*; allowed: 1 to 4 on this server"):
+        read_settings(parameters, RheoConfig(budget_min_pages=4))

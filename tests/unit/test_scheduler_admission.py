@@ -10,11 +10,12 @@ from property.serving import Server
 from property.tokens import Shape
 from sglang.srt.managers.schedule_policy import AddReqResult
 
-from rheo_sglang import compat, plugin
+from rheo_sglang import compat
 from rheo_sglang.admission.control import AdmissionControl
 from rheo_sglang.admission.controller import Action, Controller, Observation, Rules
 from rheo_sglang.admission.scheduling import SchedulerAdmission
 from rheo_sglang.config import RheoConfig
+from rheo_sglang.hooks.scheduler import admit_request
 from rheo_sglang.working_sets import COUNTED_EVERY
 
 LONG = 500
@@ -110,7 +111,7 @@ def adder_of(admission: SchedulerAdmission, running: list[Req], added: list[Req]
 
 
 def hooked(adder: Any, req: Req) -> Any:
-    return plugin.admit_request(lambda *args, **kwargs: "SGLang's answer", adder, req, False, None)
+    return admit_request(lambda *args, **kwargs: "SGLang's answer", adder, req, False, None)
 
 
 def test_sglang_answers_whoever_fits_and_the_others_are_told_there_is_no_room() -> None:
