@@ -137,10 +137,9 @@ def test_a_model_that_rheo_cannot_serve_is_named(tiny_models, tmp_path, reason):
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text(json.dumps(REFUSED_MODELS[reason]))
-    embedding = ["--is-embedding"] if "encoder_only" in reason else []
     server = RheoServer(
         str(model),
         tmp_path / "log",
-        arguments=["--load-format", "dummy", "--skip-tokenizer-init", *embedding],
+        arguments=["--load-format", "dummy", "--skip-tokenizer-init"],
     )
     assert f"{reason}; allowed: dense GQA or MHA models" in refusal(server)
