@@ -125,6 +125,7 @@ RENDERED: dict[str, tuple[Path, Callable[[], str]]] = {
     **{name: (quality.PAGE, render) for name, render in quality.RENDERED.items()},
     "kernels_gpu": (kernel_table.PAGE, kernel_table.tables_of_results),
     locality.NAME: (locality.PAGE, lambda: locality.tables(kept(locality.NAME))),
+    locality.SERVED: (locality.PAGE, lambda: locality.served(kept(locality.SERVED))),
     replay.NAME: (replay.PAGE, lambda: replay.tables(kept(replay.NAME))),
     replay.CODER: (replay.PAGE, lambda: replay.by_length(kept(replay.CODER))),
     post_hoc.NAME: (post_hoc.PAGE, lambda: post_hoc.tables(kept(post_hoc.NAME))),

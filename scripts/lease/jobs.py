@@ -110,7 +110,7 @@ JOBS: dict[str, Job] = {
     "serving-8b": Job(
         _bench(
             "serving",
-            "--model $CODER --load 8b-32k --engines rheo fa3 hicache --answers 400 "
+            "--model $CODER --load 8b-32k --locality locality_coder_cpu --engines rheo fa3 hicache --answers 400 "
             """--set '{"cpu_threads": 8, "residency_bonus": 0.5}'""",
             "serving_8b_32k",
         ),
@@ -138,7 +138,7 @@ JOBS: dict[str, Job] = {
         needs=("fa3",),
     ),
     "tpot-coder": Job(
-        "python3 -m benchmarks.tpot --out $O/tpot_coder_gpu.json --locality locality_coder --contexts 128k "
+        "python3 -m benchmarks.tpot --out $O/tpot_coder_gpu.json --locality locality_coder_cpu --contexts 128k "
         "--batches 1 4 --engines 10pct-bs1-select4 fa3 10pct-bs4-select4",
         needs=("fa3",),
     ),
