@@ -21,7 +21,7 @@ SERVER = (
     *("sglang.srt.models.qwen3", "sglang.srt.constrained.xgrammar_backend", "sglang.bench_serving"),
     *("triton.backends.amd.driver", "triton.backends.nvidia.driver", "flashinfer", "rheo_sglang.plugin"),
 )
-ON_GPU = ("sgl_kernel", "sglang.srt.layers.attention.flashattention_backend")
+ON_GPU = ("sgl_kernel",)
 PACKAGES = ("sglang", "sglang-kernel", "torch", "triton", "flashinfer-python", "transformers", "rheo-sglang")
 
 
