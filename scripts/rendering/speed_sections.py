@@ -97,7 +97,8 @@ def tpot(result: dict[str, Any], table: Any, provenance: Any) -> str:
             "## Time per output token",
             f"{metrics['shape']}'s shape, {metrics['weights']}, random prompts; all engines on one machine, one after "
             "the other. Gaps between tokens, median. With frames for 10 % of the KV, page scores come from a process "
-            "whose locality is that of SmolLM2 ([locality.md](benchmarks/locality.md)), except for *random scores*, "
+            "whose locality is that of SmolLM2 ([locality.md](benchmarks/locality.md); [a larger "
+            "model](benchmarks/locality.md#a-larger-model-behind-20k-tokens) misses more), except for *random scores*, "
             "which are what random weights give: their selection hardly repeats. *fetch*, *split* and *auto* say where "
             "misses are attended; *both work* is the share of the step in which GPU and CPU attend at once. Time to "
             "first token is that of the prompt's first run; fa3's at 128K includes what it compiles.",
