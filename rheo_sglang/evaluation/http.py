@@ -8,6 +8,8 @@ from typing import Any
 
 import requests
 
+NOT_THERE = (404, 405, 501)
+
 
 def ask(
     address: str,
@@ -81,5 +83,7 @@ def _refusal(address: str, path: str, reply: requests.Response) -> str:
     if reply.status_code in (401, 403):
         return f"the server at {address} wants another API key (HTTP {reply.status_code}); give --api-key"
     if "json" not in reply.headers.get("Content-Type", ""):
-        return f"what answers at {address} is no such server: {path} gave HTTP {reply.status_code}"
+        if reply.status_code in NOT_THERE:
+            return f"what answers at {address} is no such server: {path} gave HTTP {reply.status_code}"
+        return f"the server at {address} could not answer {path} (HTTP {reply.status_code})"
     return f"{address}{path} answered {reply.status_code}: {reply.text[:300]}"
