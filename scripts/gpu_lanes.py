@@ -29,7 +29,6 @@ import signal
 import subprocess
 import threading
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +48,14 @@ class Lanes:
     def __init__(self, logs: Path) -> None:
         self.logs = logs
         self.began = time.monotonic()
-        self.done: defaultdict[str, threading.Event] = defaultdict(threading.Event)
+        self._done: dict[str, threading.Event] = {}
         self.failed: set[str] = set()
         self._lock = threading.Lock()
+
+    def done(self, name: str) -> threading.Event:
+        """Set once a job or lane is over, or a file is there."""
+        with self._lock:
+            return self._done.setdefault(name, threading.Event())
 
     def say(self, *words: object) -> None:
         """Add a line to ``status.txt``."""
@@ -62,7 +66,7 @@ class Lanes:
         """Run one job, after what it waits for, or skip it."""
         needs = job.get("needs", ())
         for name in (*job.get("after", ()), *needs):
-            self.done[name].wait()
+            self.done(name).wait()
         if lacks := [name for name in needs if name in self.failed]:
             self.say("skip", job["name"], "needs", *lacks)
             self._over(job["name"], failed=True)
@@ -88,7 +92,7 @@ class Lanes:
     def _over(self, name: str, failed: bool) -> None:
         if failed:
             self.failed.add(name)
-        self.done[name].set()
+        self.done(name).set()
 
     @staticmethod
     def _end(process: subprocess.Popen[bytes]) -> None:
@@ -104,7 +108,7 @@ class Lanes:
         """Run a lane's jobs, and those that are added unless it ``ends``."""
         for job in jobs:
             self.run(job)
-        self.done[f"lane {name}"].set()
+        self.done(f"lane {name}").set()
         added: set[Path] = set()
         while not ends:
             for path in sorted(set(self.logs.glob(f"{name}.*.json")) - added):
@@ -130,7 +134,7 @@ class Lanes:
                         target.write(piece.read(last - first))
             offset = end
             self.say("file", name)
-            self.done[name].set()
+            self.done(name).set()
 
 
 def main() -> None:
@@ -161,7 +165,7 @@ def main() -> None:
     for thread in threads:
         thread.start()
     for name in planned:
-        lanes.done[f"lane {name}"].wait()
+        lanes.done(f"lane {name}").wait()
     lanes.say("idle")
     for thread in threads:
         thread.join()
