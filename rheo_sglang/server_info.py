@@ -40,10 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def seconds(text: str) -> float:
-    """A time of the command line."""
-    value = float(text)
+    """A time of the command line, up to a day."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value <= 86400:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is not supported; allowed: seconds, up to 86400")
     return value
 
 

@@ -33,12 +33,13 @@ from rheo_sglang.evaluation.measured import (
     late_figures,
     score_figures,
 )
-from rheo_sglang.evaluation.options import existing, positive, seconds, some_of
+from rheo_sglang.evaluation.options import existing, positive, some_of
 from rheo_sglang.evaluation.options import lengths as lengths_of
 from rheo_sglang.evaluation.report import result_document, write_result
 from rheo_sglang.evaluation.server import ConversationServer
 from rheo_sglang.evaluation.suites import TASKS_OF, Request, make_set
 from rheo_sglang.evaluation.texts import KINDS
+from rheo_sglang.server_info import seconds
 
 COMPARED_TASKS = {
     "recall": ("embedded", "buried", "multikey", "multivalue", "vartrack"),

@@ -13,13 +13,14 @@ from statistics import fmean
 from typing import Any
 
 from rheo_sglang.evaluation.conversations import ConversationSet
-from rheo_sglang.evaluation.options import existing, positive, seconds, some_of
+from rheo_sglang.evaluation.options import existing, positive, some_of
 from rheo_sglang.evaluation.options import lengths as lengths_of
 from rheo_sglang.evaluation.prompt_files import digest
 from rheo_sglang.evaluation.report import metric_name, result_document, write_result
 from rheo_sglang.evaluation.score_summary import differences, summarise, table
 from rheo_sglang.evaluation.server import ConversationServer, Score, ask_all
 from rheo_sglang.evaluation.suites import TASKS_OF, Request, make_set
+from rheo_sglang.server_info import seconds
 
 
 def parse_arguments(

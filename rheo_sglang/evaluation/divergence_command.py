@@ -38,10 +38,11 @@ from rheo_sglang.evaluation.divergence import (
     save_prompts,
     save_steps,
 )
-from rheo_sglang.evaluation.options import existing, positive, seconds, some_of
+from rheo_sglang.evaluation.options import existing, positive, some_of
 from rheo_sglang.evaluation.options import lengths as lengths_of
 from rheo_sglang.evaluation.report import result_document, write_result
 from rheo_sglang.evaluation.texts import KINDS
+from rheo_sglang.server_info import seconds
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:

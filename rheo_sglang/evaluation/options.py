@@ -25,17 +25,6 @@ def lengths(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def seconds(text: str) -> float:
-    """A time to wait."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not supported; allowed: seconds, up to 86400")
-    return value
-
-
 def existing(text: str) -> Path:
     """A file or folder that is there."""
     path = Path(text)

@@ -123,8 +123,10 @@ def main() -> None:
         )
     if options.coder is None and any("coder" in JOBS[job].needs for job in planned):
         parser.error("--coder: no weights, which jobs need")
-    shutil.rmtree(options.out, ignore_errors=True)
     beside = options.out / "k"
+    shutil.rmtree(beside, ignore_errors=True)
+    for old in options.out.glob("part[0-9]*"):
+        old.unlink()
     beside.mkdir(parents=True)
     if options.extra is not None:
         shutil.copytree(options.extra, beside, dirs_exist_ok=True)

@@ -32,19 +32,20 @@ def served_scores(trace: Trace, steps: int) -> Iterator[tuple[str, torch.Tensor,
         Pages at each step, ``[steps]``, int32.
     """
     found: defaultdict[str, list[tuple[int, torch.Tensor]]] = defaultdict(list)
+    told: set[str] = set()
     for event in trace.events():
         if not isinstance(event, Step) or event.scores is None:
             continue
         for index, request in enumerate(event.requests):
-            kept = found[request]
-            if len(kept) == steps:
+            if request in told:
                 continue
+            kept = found[request]
             pages = -(-int(event.tokens[index]) // trace.page_size)
             rows = event.scores[:, index, :, :pages].reshape(-1, pages)
             kept.append((pages, torch.from_numpy(np.ascontiguousarray(rows))))
             if len(kept) == steps:
-                yield request, *_padded(kept)
-                kept[:] = kept[:1] * steps
+                told.add(request)
+                yield request, *_padded(found.pop(request))
 
 
 def _padded(kept: list[tuple[int, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:

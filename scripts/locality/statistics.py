@@ -64,7 +64,7 @@ def reselection(retrieved: Booleans | torch.Tensor, lag: int) -> float:
 def reselection_by_cache(retrieved: Booleans | torch.Tensor, lag: int) -> npt.NDArray[np.float64]:
     """`reselection` of each cache, ``[C]``."""
     now, before = retrieved[:, lag:], retrieved[:, :-lag]
-    again, all_now = ((now & before).sum((1, 2)), now.sum((1, 2)))
+    again, all_now = (now & before).sum((1, 2)), now.sum((1, 2))
     if isinstance(again, torch.Tensor):
         again, all_now = again.cpu().numpy(), all_now.cpu().numpy()
     return again / all_now

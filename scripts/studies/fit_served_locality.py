@@ -5,7 +5,7 @@
 
 Takes the long answers among the traces that `studies.trace_workloads` left in the folder: those of ``--steps`` decode
 steps and more. At each page size the process is fitted to the selections of a budget of 4 %, the default of long
-contexts, in all of these answers; then answers and process are compared at several budgets, the process under seeds
+contexts, in all of these answers; then answers and process are compared at several budgets, the process under a seed
 that the fit has not seen, and so is the process that was fitted to SmolLM2. The scores are the server's own: what its
 summary estimates of each page's attention.
 """
