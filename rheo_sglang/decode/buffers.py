@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
-from rheo_kernels.types import Admitted, DecodeBatch, Estimates, RunnersUp, Selected
+from rheo_kernels.types import Admitted, DecodeBatch, Estimates, PrefixPairs, RunnersUp, Selected
 from rheo_kernels.types.estimates import PAGES_PER_BLOCK
 from rheo_sglang.decode.heads import HeadShape
 from rheo_sglang.decode.variant import Variant
@@ -66,6 +66,10 @@ class SparseBuffers(StepBuffers, Generic[Path]):
         ``[B, H, M]``, float32.
     estimates
         What the scores are made of; None where the page summary estimates nothing.
+    pairs
+        Requests that begin with the same pages; None where estimates are not shared, and of a single request.
+    pairing
+        Scratch of what finds them.
     allowed
         Pages that may be selected, ``[B, H]``, int32, where scores may raise budgets.
     selected
@@ -83,6 +87,8 @@ class SparseBuffers(StepBuffers, Generic[Path]):
 
     scores: torch.Tensor
     estimates: Estimates | None
+    pairs: PrefixPairs | None
+    pairing: torch.Tensor
     allowed: torch.Tensor
     selected: Sequence[Selected]
     runners_up: Sequence[RunnersUp | None]
@@ -119,6 +125,8 @@ class DecodeBuffers(Generic[Path]):
         Whether scores are made of estimates.
     attends_tail
         Whether what a selection leaves out is attended by the estimates.
+    pairs_requests
+        Whether estimates are shared by requests that begin with the same pages.
     shares_workspaces
         Whether all batch sizes and variants share the workspaces' memory.
     device
@@ -137,6 +145,7 @@ class DecodeBuffers(Generic[Path]):
         runners_up: bool,
         estimates: bool,
         attends_tail: bool,
+        pairs_requests: bool = False,
         shares_workspaces: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
@@ -165,6 +174,8 @@ class DecodeBuffers(Generic[Path]):
         self.rows = torch.zeros(batch, dtype=torch.int64, device=device)
         self.scores = floats(batch, kv, columns)
         self.estimates = Estimates.allocate(batch, kv * heads.group, columns, device) if estimates else None
+        self.pairs = PrefixPairs.allocate(batch, device) if pairs_requests else None
+        self.pairing = integers(batch * (batch + 1) if pairs_requests else 0)
         self.allowed = integers(batch, kv)
         copies = self.layers if keeps_misses else 1
         self.lists = integers(4, batch * kv * width)
@@ -212,6 +223,8 @@ class DecodeBuffers(Generic[Path]):
             workspace,
             scores=self.scores[:batch, :, :columns],
             estimates=self._estimates(batch, columns),
+            pairs=None if self.pairs is None or batch == 1 else self.pairs.views(batch),
+            pairing=self.pairing,
             allowed=self.allowed[:batch],
             selected=self._selected(batch, width),
             runners_up=self._runners_up(batch),

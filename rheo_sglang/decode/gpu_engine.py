@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rheo_kernels.triton import allow, append, describe, note_margins, summarise_tails
+from rheo_kernels.triton import allow, append, describe, note_margins, pair_prefixes, summarise_tails
 from rheo_kernels.types import HitCounters, ResidencyBonus
 from rheo_sglang.decode.buffers import DecodeBuffers, SparseBuffers, StepBuffers
 from rheo_sglang.decode.engine import CpuUse, DecodeEngine, EngineInputs, MissRoute
@@ -103,6 +103,7 @@ class GpuDecodeEngine(DecodeEngine):
             self.attention.lists_runners_up and not all_fit,
             self.scoring.estimates,
             self.scoring.attends_tail,
+            self.scoring.pairs_requests,
             self.config.plan_decode_buffers,
         )
         self._buffers.append(made)
@@ -155,6 +156,8 @@ class GpuDecodeEngine(DecodeEngine):
         if live == 0:
             for field in step.batch:
                 field.zero_()
+            if isinstance(step, SparseBuffers) and step.pairs is not None:
+                step.pairs.clear()
             if self.recorder is not None:
                 step.rows.fill_(self.recorder.padding_row)
             if self.tracer is not None:
@@ -176,6 +179,8 @@ class GpuDecodeEngine(DecodeEngine):
             table.unsaved,
             step.batch,
         )
+        if isinstance(step, SparseBuffers) and step.pairs is not None:
+            pair_prefixes(step.batch.pages, step.batch.past, self.page_size, step.pairing, step.pairs)
         table.total_summarised_tokens += live
         offsets = (lengths - 1) % self.page_size
         if self.fresh_tails or bool((offsets == 0).any()):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from rheo_kernels.cuda import estimate
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.cpu_offload.cpu_attention import CpuAttention
 from rheo_sglang.decode.buffers import MOST_CANDIDATES, DecodeBuffers, StagedPages
@@ -111,8 +112,12 @@ class DecodeMemory:
         host = frames.transpose(1, 2)
         attention = make_attention(host, frames, heads, self.page_size, compute_dtype=self.compute_dtype)
         in_cuda = isinstance(attention, CudaAttention)
-        summary = SUMMARIES[self.summary]
-        estimates = issubclass(summary, EstimatingSummary)
+        summary = SUMMARIES[self.summary]()
+        estimates = pairs = isinstance(summary, EstimatingSummary)
+        if isinstance(summary, EstimatingSummary):
+            layout = summary.layout(heads.dim, self.page_size)
+            computed_in = self.compute_dtype or self.dtype
+            pairs = estimate.pairs_requests(layout, heads.group, computed_in, self.device)
         variants = make_variants(config.budget_table(self.page_size, self.max_pages))
         width = max(variant.width for variant in variants)
         on_cpu = config.miss_mode == "split" or (config.miss_mode == "auto" and in_cuda)
@@ -128,9 +133,10 @@ class DecodeMemory:
             on_cpu and in_cuda,
             attention.lists_runners_up,
             estimates,
-            estimates and config.tail,
-            True,
-            "meta",
+            attends_tail=estimates and config.tail,
+            pairs_requests=pairs,
+            shares_workspaces=True,
+            device="meta",
         )
         if not on_cpu:
             return DecodeBytes(bytes_of(buffers), 0)

@@ -15,6 +15,7 @@ from rheo_kernels.types import Corrections, Coverage, Estimates, Tail
 from rheo_kernels.types.summary import EstimatingSummary, ScoringSummary
 from rheo_sglang.decode.buffers import SparseBuffers
 from rheo_sglang.decode.engine import EngineInputs
+from rheo_sglang.decode.heads import HeadShape
 from rheo_sglang.page_table import PageTable
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ class Scoring(ABC):
     pages are selected."""
     attends_tail = False
     """Whether what a selection leaves out is attended by the estimates."""
+    pairs_requests = False
+    """Whether requests that begin with the same pages, `SparseBuffers.pairs`, share the reading of their summaries."""
 
     def __init__(self, table: PageTable) -> None:
         self.table = table
@@ -78,8 +81,10 @@ class EstimateScoring(Scoring):
         Its kind of summaries.
     kernels
         `rheo_kernels.cuda.estimate` or `rheo_kernels.triton`.
-    head_dim, page_size
-        Of the pages.
+    heads
+        Query and KV heads.
+    page_size
+        Tokens per page.
     attends_tail
         Whether what a selection leaves out is attended by the estimates.
     coverage
@@ -96,7 +101,7 @@ class EstimateScoring(Scoring):
         table: PageTable,
         summary: EstimatingSummary,
         kernels: ModuleType,
-        head_dim: int,
+        heads: HeadShape,
         page_size: int,
         attends_tail: bool,
         coverage: torch.Tensor | None,
@@ -104,8 +109,9 @@ class EstimateScoring(Scoring):
     ) -> None:
         super().__init__(table)
         self.corrections = corrections
-        self.layout = summary.layout(head_dim, page_size)
+        self.layout = summary.layout(heads.dim, page_size)
         self.kernels = kernels
+        self.pairs_requests = kernels is cuda and heads.group <= cuda.MOST_PAIRED_GROUP
         self.attends_tail = attends_tail
         self.coverage = coverage
 
@@ -113,7 +119,11 @@ class EstimateScoring(Scoring):
         """See `Scoring`."""
         batch, estimates = step.batch, self._estimates(step)
         summaries = self.table.summaries[layer, :, :, 0]
-        self.kernels.estimate(q, summaries, batch.pages, batch.past, scale, self.layout, estimates)
+        given = q, summaries, batch.pages, batch.past, scale, self.layout, estimates
+        if self.pairs_requests:
+            cuda.estimate(*given, step.pairs)
+        else:
+            self.kernels.estimate(*given)
         corrections = None if self.corrections is None else Corrections(self.corrections[layer], batch.rows)
         self.kernels.log_shares(estimates, batch.seq_lens, self.layout.page_size, step.scores, corrections)
 
@@ -139,13 +149,15 @@ def make_scoring(inputs: EngineInputs) -> Scoring:
     if isinstance(summary, ScoringSummary):
         return SummaryScoring(table, summary, config.grouping)
     assert isinstance(summary, EstimatingSummary)
-    dim, page_size = inputs.heads.dim, inputs.page_size
+    page_size = inputs.page_size
     kernels: ModuleType = cuda
-    layout, frames = summary.layout(dim, page_size), inputs.frames
+    layout, frames = summary.layout(inputs.heads.dim, page_size), inputs.frames
     reason = cuda.unsupported(layout, inputs.heads.group, inputs.computed_in, frames.device)
     if reason is not None:
         kernels = triton
         if frames.is_cuda:
             logger.info("rheo: pages are estimated in Triton, not in CUDA C++: %s", reason)
     coverage = None if inputs.recorder is None else inputs.recorder.counts.coverage
-    return EstimateScoring(table, summary, kernels, dim, page_size, config.tail, coverage, inputs.corrections)
+    return EstimateScoring(
+        table, summary, kernels, inputs.heads, page_size, config.tail, coverage, inputs.corrections
+    )

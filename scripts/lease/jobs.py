@@ -61,6 +61,7 @@ def _trace(name: str) -> Job:
 
 _BOTH = ("coder", "fa3")
 _EIGHT_THREADS = """--set '{"cpu_threads": 8}'"""
+_SHARED = "python3 -m benchmarks.estimate_kernels --layouts page32_rows4 --context 28672 --budget 0.08"
 JOBS: dict[str, Job] = {
     "serving": Job(
         _bench(
@@ -123,8 +124,9 @@ JOBS: dict[str, Job] = {
         needs=_BOTH,
     ),
     "shared": Job(
-        "for share in 32 1; do python3 -m benchmarks.estimate_kernels --layouts page32_rows4 --batch 2 8 32 "
-        "--context 28672 --budget 0.08 --documents $share --out $O/shared_prefix_$share.json; done",
+        f"{_SHARED} --batch 2 8 32 --documents 0 1 --out $O/shared_prefixes_gpu.json; "
+        f"{_SHARED} --batch 2 8 32 --documents 0 1 --kv-heads 2 --group 6 --out $O/shared_coder.json; "
+        f"{_SHARED} --batch 48 --documents 0 24 --kv-heads 2 --group 6 --out $O/shared_serving.json",
     ),
     "tpot-fp8": Job(
         "python3 -m benchmarks.tpot --out $O/tpot_fp8_gpu.json --engines default fa3 default-fp8 fa3-fp8 "

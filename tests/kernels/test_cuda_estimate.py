@@ -12,7 +12,7 @@ from rheo_kernels import reference
 from rheo_kernels.cuda import compile as compile_module
 from rheo_kernels.cuda import estimate as module
 from rheo_kernels.cuda.estimate import estimate, log_shares
-from rheo_kernels.types import CORRECTION_STEP, Estimates
+from rheo_kernels.types import CORRECTION_STEP, Estimates, PrefixPairs
 from rheo_kernels.types.estimates import LEAST_SCORE, PAGES_PER_BLOCK
 
 pytestmark = pytest.mark.usefixtures("cuda_kernels")
@@ -79,6 +79,27 @@ def test_equals_reference(geometry: Geometry, kind: str, rng: torch.Generator) -
     assert (wide[..., :-3].exp() - scores.exp()).abs().max() < 1e-5
     within = scores > 0.9 * LEAST_SCORE
     assert (wide[..., :-3] - scores)[within].abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("geometry", [one for one in GEOMETRIES if one.group <= 8], ids=str)
+def test_pairs_change_nothing(geometry: Geometry, rng: torch.Generator) -> None:
+    size = geometry.page_size
+    counts = [19 * size + 1, 0, 19 * size + 1, 40 * size, 30 * size + 7, 9 * size - 1, 8 * size]
+    case = make_case(geometry, "offset", rng, counts)
+    pages = case.pages
+    shared = {(0, 2): 2, (3, 4): 3, (5, 6): 1}
+    partner = torch.full((len(counts),), -1, dtype=torch.int32, device=rng.device)
+    units = torch.zeros_like(partner)
+    for (one, other), number in shared.items():
+        pages[other, : number * PAGES_PER_BLOCK] = pages[one, : number * PAGES_PER_BLOCK]
+        partner[one], partner[other] = other, one
+        units[one] = units[other] = number
+    arguments = case.q, case.summaries, pages, case.seq_lens, case.scale, case.layout
+    expected = estimate(*arguments)
+    found = Estimates(*(torch.full_like(field, torch.nan) for field in expected))
+    estimate(*arguments, found, PrefixPairs(partner, units))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_equals_the_triton_kernels(rng: torch.Generator) -> None:
@@ -196,7 +217,18 @@ def test_refuses_what_it_cannot_read(rng: torch.Generator) -> None:
     [
         (
             module.SOURCE,
-            ("a.q", "a.seq_lens", "pages[", "load_centre(", "load_tiles(", " lse[", " block_lse["),
+            (
+                *(
+                    "a.q",
+                    "a.seq_lens",
+                    "a.partner",
+                    "a.shared_units",
+                    "pages[",
+                    "load_centre(",
+                    "load_tiles(",
+                ),
+                *("a.lse[", "a.block_lse["),
+            ),
         ),
         (module.SHARES_SOURCE, ("a.lse[", "a.block_lse", "a.seq_lens", "out[")),
     ],

@@ -77,9 +77,16 @@ def test_a_selection_is_kept_in_registers(threads: int, items: int, tmp_path: Pa
     assert usage(select_resolve.SOURCE, macros, tmp_path).stack == 0
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_estimates_are_kept_in_registers(geometry: Geometry, tmp_path: Path) -> None:
-    macros = estimate.defines(geometry.layout, geometry.group, geometry.dtype)
+@pytest.mark.parametrize(
+    ("geometry", "paired"),
+    [
+        pytest.param(geometry, paired, id=f"{geometry}{'-pairs' if paired else ''}")
+        for geometry in GEOMETRIES
+        for paired in (False, True)[: 1 + (geometry.group <= estimate.MOST_PAIRED_GROUP)]
+    ],
+)
+def test_estimates_are_kept_in_registers(geometry: Geometry, paired: bool, tmp_path: Path) -> None:
+    macros = estimate.defines(geometry.layout, geometry.group, geometry.dtype, paired)
     assert usage(estimate.SOURCE, macros, tmp_path).stack == 0
 
 

@@ -10,8 +10,11 @@
 // Reads a page's summary up to its mean V once for all query heads of the group; bound by HBM, and by latency where
 // pages are few.
 //
+// With PAIRS, warps of a pair's first request take the other one's queries along in the units that both list: summaries
+// are read and decoded once for both. Groups of up to 4 fill the columns that one of them leaves empty.
+//
 // Macros: BF16 (queries; else fp16), DIM (64, 128 or 256), PAGE (tokens), ROWS (of a page: 2, 4, 8 or 16), GROUP (query heads
-// per KV head, up to 16), CENTRE_BITS (8 or 4), CENTRE, SCALES, WIDTH (offsets and bytes of a summary), PAGES_PER_BLOCK (8),
+// per KV head, up to 16), PAIRS (1 where requests come in pairs; groups of up to 8), CENTRE_BITS (8 or 4), CENTRE, SCALES, WIDTH (offsets and bytes of a summary), PAGES_PER_BLOCK (8),
 // WARPS (of a block), BLOCKS (of a multiprocessor), PDL (see launch_order.cuh).
 
 #include "exponentials.cuh"
@@ -24,7 +27,8 @@ namespace {
 constexpr int kUnit = PAGES_PER_BLOCK;         // pages at a time
 constexpr int kWords = DIM / 32;               // of a row, in one lane
 constexpr int kProducts = DIM / 16;            // to make a logit
-constexpr int kHeadTiles = (GROUP + 7) / 8;    // eight query heads each
+constexpr int kQueries = GROUP * (1 + PAIRS);  // of a request and KV head, and those of its partner
+constexpr int kHeadTiles = (kQueries + 7) / 8; // eight query heads each
 constexpr int kRowTokens = PAGE / ROWS;
 constexpr float kMiddle = -7.5f;               // what a code of 0 stands for
 constexpr float kRowWeight = kRowTokens == 2 ? 1 : kRowTokens == 4 ? 2 : 3;  // its logarithm
@@ -35,7 +39,7 @@ constexpr int kTilePages = 8 / kTogether;      // pages of a tile
 constexpr int kItems = kTiles / kPageTiles;    // pages, or tiles of several: what lanes reduce to one each
 constexpr int kWordsInFlight = 32;
 constexpr int kTilesInFlight = kTiles * kWords > kWordsInFlight ? kWordsInFlight / kWords : kTiles;
-static_assert(kUnit == 8 && (DIM == 64 || DIM == 128 || DIM == 256) && GROUP <= 16);
+static_assert(kUnit == 8 && (DIM == 64 || DIM == 128 || DIM == 256) && kQueries <= 16);
 static_assert(ROWS == 2 || ROWS == 4 || ROWS == 8 || ROWS == 16);
 
 struct Arguments {
@@ -45,6 +49,8 @@ struct Arguments {
     const int* seq_lens;     // [B], 32 or 64 bits, below 2^31
     float* lse;              // [B, Hq, M]
     float* block_lse;        // [B, Hq, units]
+    const int* partner;      // [B], and
+    const int* shared_units; // [B]: see PrefixPairs; with PAIRS
     long long stride_qb, stride_qh, stride_sh, stride_pb;  // of summaries in bytes, else in elements
     float scale;             // of logits to the base of 2
     float inverse_scale;
@@ -129,20 +135,23 @@ __device__ __forceinline__ void load_numbers(float (&numbers)[4], const unsigned
     }
 }
 
-__device__ __forceinline__ void load_queries(Queries& queries, const unsigned char* q, long long stride, float noise_scale) {
+// The query heads of a group, and behind them those of a partner, if there is one.
+__device__ __forceinline__ void load_queries(Queries& queries, const unsigned char* q, const unsigned char* partner_q, long long stride,
+                                             float noise_scale) {
     const int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4;
     QuerySums& sums = query_sums[threadIdx.x];
 #pragma unroll
     for (int h = 0; h < kHeadTiles; ++h) {
         const int head = row + 8 * h;
+        const bool own = head < GROUP, present = own || head < kQueries && partner_q != nullptr;
+        const unsigned char* const head_q = own ? q + 2 * head * stride : partner_q + 2 * (head - GROUP) * stride;
         float energy[2] = {}, total[2] = {};
 #pragma unroll
         for (int i = 0; i < kWords; ++i) {
             float numbers[2][4] = {};
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const unsigned char* const from = q + 2 * (head * stride + half * DIM / 2 + 4 * (column * kWords + i));
-                if (head < GROUP) load_numbers(numbers[half], from);
+                if (present) load_numbers(numbers[half], head_q + 2 * (half * DIM / 2 + 4 * (column * kWords + i)));
 #pragma unroll
                 for (int d = 0; d < 4; ++d) {
                     energy[2 * i / kWords] += numbers[half][d] * numbers[half][d];
@@ -359,15 +368,17 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) estimate(const 
     // of a tile, from where a page is
     const unsigned char* const tiles = summaries + 16 * (row % kTogether) + 4 * column;
     const int* const pages = a.pages + request * a.stride_pb;
-    const long long line = static_cast<long long>(pair) * GROUP + 2 * column;
-    float* const lse = a.lse + line * a.width;
-    float* const block_lse = a.block_lse + line * units;
     const float scale = a.scale * kStepScale;
     int unit = blockIdx.x * WARPS + warp;
     release_next_kernel();
     wait_for_last_kernel();
 
     const int tokens = a.seq_lens[request * a.words_per_length];
+    int partner = -1, shared = 0;  // taken along, in so many units
+#if PAIRS
+    partner = a.partner[request];
+    shared = a.shared_units[request];
+#endif
     const int listed = min((tokens + PAGE - 1) / PAGE, a.width);
     // On their way together with the list's length.
     const auto number = [&](int unit) {
@@ -375,6 +386,19 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) estimate(const 
         return position < a.width ? pages[position] : 0;
     };
     int next = number(unit);
+    if (PAIRS && partner >= 0 && partner < request) {
+        next = number(unit += shared);
+        shared = 0;
+    }
+    // Where results of heads 2 column and 2 column + 1 of each eight go.
+    int lines[kHeadTiles][2];
+#pragma unroll
+    for (int h = 0; h < kHeadTiles; ++h)
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+            const int query = 8 * h + 2 * column + k;
+            lines[h][k] = query < GROUP ? pair * GROUP + query : (partner * a.heads + head) * GROUP + query - GROUP;
+        }
     Queries queries;
     bool queries_loaded = false;
 
@@ -402,7 +426,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) estimate(const 
             next = number(unit + step);
             __syncwarp();  // reads stay in front of this
             if (!queries_loaded) {  // while the pages are on their way
-                load_queries(queries, a.q + 2 * (request * a.stride_qb + head * GROUP * a.stride_qh), a.stride_qh, a.noise_scale);
+                const unsigned char* const q = a.q + 2 * head * GROUP * a.stride_qh;
+                load_queries(queries, q + 2 * request * a.stride_qb, shared > 0 ? q + 2 * partner * a.stride_qb : nullptr,
+                             a.stride_qh, a.noise_scale);
                 queries_loaded = true;
             }
             Products middle = {}, noise = {};
@@ -424,6 +450,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) estimate(const 
             if (left < kUnit * PAGE) weigh_rows(logits, left, a.inverse_scale / kStepScale);
 #pragma unroll
             for (int h = 0; h < kHeadTiles; ++h) {
+                if (PAIRS && h > 0 && unit >= shared) continue;
                 float rows[2];
                 reduce(rows, logits[h], scale);
 #pragma unroll
@@ -433,16 +460,18 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) estimate(const 
         }
 #pragma unroll
         for (int h = 0; h < kHeadTiles; ++h) {
+            if (PAIRS && h > 0 && unit >= shared) continue;
             const u32 tops = greatest<3>(values[h][0], values[h][1]);
             const float top[2] = {first_of(tops), second_of(tops)};
 #pragma unroll
             for (int k = 0; k < 2; ++k) {
-                const bool real = 8 * h + k + 2 * column < GROUP;
-                if (real && position < a.width) lse[(8 * h + k) * a.width + position] = values[h][k] * kLn2;
+                const int query = 8 * h + 2 * column + k;
+                const bool real = query < GROUP || PAIRS && query < kQueries && unit < shared;
+                if (real && position < a.width) a.lse[static_cast<long long>(lines[h][k]) * a.width + position] = values[h][k] * kLn2;
                 float total = first < listed ? power_of_2(values[h][k] - top[k]) : 0.f;
 #pragma unroll
                 for (int lanes = 4; lanes < 32; lanes *= 2) total += __shfl_xor_sync(kAll, total, lanes);
-                if (real && row == 0) block_lse[(8 * h + k) * units + unit] = log_sum(top[k], total) * kLn2;
+                if (real && row == 0) a.block_lse[static_cast<long long>(lines[h][k]) * units + unit] = log_sum(top[k], total) * kLn2;
             }
         }
     }

@@ -10,6 +10,7 @@ import torch
 from rheo_kernels.cuda.compile import Kernel, UnavailableError, compile_kernel
 from rheo_kernels.types.corrections import CORRECTION_STEP, Corrections
 from rheo_kernels.types.estimates import LEAST_SCORE, PAGES_PER_BLOCK, Estimates
+from rheo_kernels.types.prefix_pairs import PrefixPairs
 from rheo_kernels.types.subcentroids import SubcentroidLayout
 
 LOG2_E = 1.4426950408889634
@@ -25,6 +26,8 @@ MIN_CAPABILITY = (9, 0)
 DIMS = (64, 128, 256)
 ROWS = (2, 4, 8, 16)
 MOST_GROUP = 16
+MOST_PAIRED_GROUP = 8
+"""Query heads per KV head with which pairs of requests are estimated together."""
 
 
 class _Arguments(ctypes.Structure):
@@ -32,6 +35,7 @@ class _Arguments(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("q", "summaries", "pages", "seq_lens", "lse", "block_lse")),
+        *((name, ctypes.c_void_p) for name in ("partner", "shared_units")),
         *((f"stride_{name}", ctypes.c_longlong) for name in ("qb", "qh", "sh", "pb")),
         *((name, ctypes.c_float) for name in ("scale", "inverse_scale", "noise_scale")),
         *((name, ctypes.c_int) for name in ("heads", "width", "words_per_length")),
@@ -57,11 +61,17 @@ def unsupported(
     if (reason := unsupported_shape(layout, group, dtype)) is not None:
         return reason
     try:
-        _kernel(layout, group, dtype)
+        for paired in (False, True)[: 1 + (group <= MOST_PAIRED_GROUP)]:
+            _kernel(layout, group, dtype, paired)
         _share_kernel(group)
     except UnavailableError as error:
         return str(error)
     return None
+
+
+def pairs_requests(layout: SubcentroidLayout, group: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether `estimate` serves a shape here, two requests at a time where they begin with the same pages."""
+    return group <= MOST_PAIRED_GROUP and unsupported(layout, group, dtype, device) is None
 
 
 def unsupported_shape(layout: SubcentroidLayout, group: int, dtype: torch.dtype) -> str | None:
@@ -85,6 +95,7 @@ def estimate(
     scale: float,
     layout: SubcentroidLayout,
     out: Estimates | None = None,
+    pairs: PrefixPairs | None = None,
 ) -> Estimates:
     """Estimate the log-sum-exp of every page's logits; see `rheo_kernels.reference.estimate`.
 
@@ -106,6 +117,9 @@ def estimate(
         Of the summaries.
     out
         Result buffers.
+    pairs
+        Requests that begin with the same pages, whose summaries are then read once for two; nothing else changes. For
+        groups above `MOST_PAIRED_GROUP` they are not looked at.
 
     Returns
     -------
@@ -121,10 +135,11 @@ def estimate(
 
     Notes
     -----
-    Reads the first ``layout.value_offset`` bytes of every listed page once for the whole group, and writes 4 bytes
-    for each page and query head, and for each `PAGES_PER_BLOCK` of them. Bound by HBM where there are many pages, by
-    latency where there are few: about 1000 instructions of a warp for 8 pages of 8 rows (``D = 128``, groups of up to
-    8). The launch overlaps the end of the kernel in front of it, and lets the one behind it begin.
+    Reads the first ``layout.value_offset`` bytes of every listed page once for the whole group, of pages that a pair
+    shares once for both, and writes 4 bytes for each page and query head, and for each `PAGES_PER_BLOCK` of them.
+    Bound by HBM where there are many pages, by latency where there are few: about 1000 instructions of a warp for 8
+    pages of 8 rows (``D = 128``, groups of up to 8). The launch overlaps the end of the kernel in front of it, and
+    lets the one behind it begin.
     """
     batch, queries, _ = q.shape
     heads, width = summaries.shape[0], pages.shape[1]
@@ -140,6 +155,7 @@ def estimate(
             f"summaries have strides {summaries.stride()} and q has {q.stride()}; allowed: pages of {layout.width} "
             "bytes next to each other, other strides a multiple of 4"
         )
+    paired = pairs is not None and group <= MOST_PAIRED_GROUP
     arguments = _Arguments(
         _address("q", q, torch.bfloat16, torch.float16),
         _address("summaries", summaries, torch.uint8),
@@ -147,6 +163,8 @@ def estimate(
         _address("seq_lens", seq_lens, torch.int32, torch.int64),
         _address("out.lse", out.lse, torch.float32, whole=True),
         _address("out.block_lse", out.block_lse, torch.float32, whole=True),
+        None if pairs is None else _address("pairs.partner", pairs.partner, torch.int32),
+        None if pairs is None else _address("pairs.units", pairs.units, torch.int32),
         q.stride(0),
         q.stride(1),
         summaries.stride(0),
@@ -159,15 +177,15 @@ def estimate(
         seq_lens.element_size() // 4,
     )
     processors = torch.cuda.get_device_properties(q.device).multi_processor_count
-    at_once = processors * resident_blocks(layout, group)
+    at_once = processors * resident_blocks(layout, group * (1 + paired))
     grid = (launch_blocks(batch * heads, width, at_once), batch * heads, 1)
-    _kernel(layout, group, q.dtype).launch(grid, 32 * WARPS, 0, arguments, early=True)
+    _kernel(layout, group, q.dtype, paired).launch(grid, 32 * WARPS, 0, arguments, early=True)
     return out
 
 
-def resident_blocks(layout: SubcentroidLayout, group: int) -> int:
-    """Blocks of a multiprocessor at once; what more of them would need, spills."""
-    return 4 - (layout.head_dim > 128) - (group > 8)
+def resident_blocks(layout: SubcentroidLayout, queries: int) -> int:
+    """Blocks of a multiprocessor at once, for ``queries`` of a warp; what more of them would need, spills."""
+    return 4 - (layout.head_dim > 128) - (queries > 8)
 
 
 def launch_blocks(pairs: int, width: int, at_once: int) -> int:
@@ -255,7 +273,9 @@ def log_shares(
     return out
 
 
-def defines(layout: SubcentroidLayout, group: int, dtype: torch.dtype) -> dict[str, int | str]:
+def defines(
+    layout: SubcentroidLayout, group: int, dtype: torch.dtype, paired: bool = False
+) -> dict[str, int | str]:
     """Macros of `estimate` for a shape."""
     return {
         "BF16": int(dtype == torch.bfloat16),
@@ -263,13 +283,14 @@ def defines(layout: SubcentroidLayout, group: int, dtype: torch.dtype) -> dict[s
         "PAGE": layout.page_size,
         "ROWS": layout.rows,
         "GROUP": group,
+        "PAIRS": int(paired),
         "CENTRE_BITS": layout.centre_bits,
         "CENTRE": layout.centre_offset,
         "SCALES": layout.scales_offset,
         "WIDTH": layout.width,
         "PAGES_PER_BLOCK": PAGES_PER_BLOCK,
         "WARPS": WARPS,
-        "BLOCKS": resident_blocks(layout, group),
+        "BLOCKS": resident_blocks(layout, group * (1 + paired)),
         "PDL": 1,
     }
 
@@ -287,8 +308,8 @@ def share_defines(group: int) -> dict[str, int | str]:
 
 
 @functools.cache
-def _kernel(layout: SubcentroidLayout, group: int, dtype: torch.dtype) -> Kernel:
-    return compile_kernel(SOURCE, "estimate", defines(layout, group, dtype))
+def _kernel(layout: SubcentroidLayout, group: int, dtype: torch.dtype, paired: bool) -> Kernel:
+    return compile_kernel(SOURCE, "estimate", defines(layout, group, dtype, paired))
 
 
 @functools.cache

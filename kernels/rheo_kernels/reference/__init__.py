@@ -38,6 +38,7 @@ from rheo_kernels.reference.merge import merge
 from rheo_kernels.reference.note_margins import note_margins
 from rheo_kernels.reference.offload import offload_misses
 from rheo_kernels.reference.page_mass import page_mass
+from rheo_kernels.reference.pair_prefixes import pair_prefixes
 from rheo_kernels.reference.place import place
 from rheo_kernels.reference.release import release
 from rheo_kernels.reference.resolve import resolve
@@ -75,6 +76,7 @@ __all__ = [
     "note_margins",
     "offload_misses",
     "page_mass",
+    "pair_prefixes",
     "place",
     "quantise",
     "rank_normalise",

@@ -18,6 +18,7 @@ from rheo_kernels.triton.merge import merge
 from rheo_kernels.triton.note_margins import note_margins
 from rheo_kernels.triton.offload import offload_misses
 from rheo_kernels.triton.page_mass import page_mass
+from rheo_kernels.triton.pair_prefixes import pair_prefixes
 from rheo_kernels.triton.partial import num_splits
 from rheo_kernels.triton.place import place
 from rheo_kernels.triton.release import release
@@ -51,6 +52,7 @@ __all__ = [
     "num_splits",
     "offload_misses",
     "page_mass",
+    "pair_prefixes",
     "place",
     "release",
     "save",

@@ -9,6 +9,7 @@ from rheo_kernels.types.growth import Growth
 from rheo_kernels.types.idle_decay import IdleDecay
 from rheo_kernels.types.kv_scales import UNSCALED, KVScales
 from rheo_kernels.types.partials import Partials
+from rheo_kernels.types.prefix_pairs import PrefixPairs
 from rheo_kernels.types.selection import HitCounters, ResidencyBonus, RunnersUp, Selected, Stamps
 from rheo_kernels.types.tail import Coverage, Tail
 
@@ -26,6 +27,7 @@ __all__ = [
     "IdleDecay",
     "KVScales",
     "Partials",
+    "PrefixPairs",
     "ResidencyBonus",
     "RunnersUp",
     "Selected",
