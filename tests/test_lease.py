@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +81,75 @@ def test_every_job_waits_for_preparations_that_are_planned(bundle: Path, tmp_pat
     }
     assert waited <= known
     assert planned["one"][1]["after"] == ["trace-review-32-28000"]
-    assert {"machine.sh", "environment.sh", "lanes.json", "manifest.json"} <= {
-        p.name for p in (out / "k").iterdir()
-    }
+    beside = {path.name for path in (out / "k").iterdir()}
+    assert beside == {"machine.sh", "environment.sh", "lanes.json", "manifest.json", "parcels.txt", "servers"}
+    assert (out / "k" / "parcels.txt").read_text() == "00\n"
+
+
+def test_a_parcel_and_the_tree_fit_into_a_call(bundle: Path, tmp_path: Path) -> None:
+    """Files as large as a call allows, and prompts that would take half of one: no parcel is too large."""
+    with open(bundle / "site.tar.xz", "wb") as site:
+        site.truncate(parcels.CALL + 1)
+    extra, out = tmp_path / "extra", tmp_path / "out"
+    (extra / "coder").mkdir(parents=True)
+    with open(extra / "coder" / "ruler.jsonl.xz", "wb") as prompts:
+        prompts.truncate(parcels.CALL // 2)
+    done = packed(bundle, out, "--extra", str(extra), "--lane", "one", "0", "0-15", "shared")
+    assert done.returncode == 0, done.stderr
+    parts = sorted(out.glob("part*"))
+    assert (out / "k" / "parcels.txt").read_text().split() == [p.name.removeprefix("part") for p in parts]
+    beside = parcels.travels((out / "k").rglob("*")) + parcels.travels(parcels.tree_files())
+    assert len(parts) >= 2
+    assert all(beside + parcels.travels([part]) < parcels.CALL for part in parts)
+
+
+@pytest.fixture
+def lease(tmp_path: Path) -> Path:
+    """A machine's folder after one of two parcels: a job has ended, another one waits for the second parcel."""
+    folder = tmp_path / "lease"
+    for name in ("tree", "pieces", "k", "logs", "out"):
+        (folder / name).mkdir(parents=True)
+    (folder / "pieces" / "00").write_bytes(b"first")
+    (folder / "k" / "parcels.txt").write_text("00\n01\n")
+    (folder / "logs" / "status.txt").write_text("    1.0 begin check\n    2.0 end check 0 1 s\n")
+    (folder / "lanes.log").write_text("")
+    return folder
+
+
+def get(lease: Path, seconds: int) -> tuple[subprocess.CompletedProcess[str], float]:
+    machine = ["bash", str(SCRIPTS / "lease" / "machine.sh"), "get", str(seconds), "3"]
+    began = time.monotonic()
+    environment = {**os.environ, "LEASE": str(lease), "OUT": str(lease)}
+    done = subprocess.run(machine, env=environment, capture_output=True, text=True)
+    return done, time.monotonic() - began
+
+
+def test_nobody_waits_where_no_parcel_came(tmp_path: Path) -> None:
+    done, took = get(tmp_path / "nothing", 30)
+    assert done.returncode == 3
+    assert "no parcel is here; take them before get" in done.stderr
+    assert took < 15
+
+
+def test_nobody_waits_for_parcels_that_are_missing(lease: Path) -> None:
+    done, took = get(lease, 30)
+    assert took < 15
+    assert "parcel 01 is missing" in done.stdout
+    assert (lease / "rest.tgz").exists()
+
+
+def test_a_job_that_runs_is_waited_for_though_a_parcel_is_missing(lease: Path) -> None:
+    with open(lease / "logs" / "status.txt", "a") as status:
+        status.write("    3.0 begin kernels\n")
+    assert get(lease, 3)[1] >= 3
+
+
+def test_nobody_waits_where_all_jobs_are_over(lease: Path) -> None:
+    (lease / "pieces" / "01").write_bytes(b"second")
+    assert get(lease, 3)[1] >= 3
+    with open(lease / "logs" / "status.txt", "a") as status:
+        status.write("    3.0 idle\n")
+    assert get(lease, 30)[1] < 15
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ class Job:
     sglang
         Version.
     needs
-        Preparations: ``coder`` the weights, ``fa3`` FlashAttention-3, ``models`` the tree's own.
+        Preparations: ``coder`` the weights, ``fa3`` FlashAttention-3, ``models`` the tree's own, ``extra`` the prompts
+        in ``$K``.
     after
         Jobs that must have ended.
     """
@@ -121,7 +122,7 @@ JOBS: dict[str, Job] = {
     "quality": Job(
         "python3 -m benchmarks.selection_coder --model $CODER --prompts $K/coder --servers $K/servers/coder.json "
         "--work $O/work-coder --samples ruler=6 --out $O/selection_settings.json",
-        needs=_BOTH,
+        needs=(*_BOTH, "extra"),
     ),
     "shared": Job(
         f"{_SHARED} --batch 2 8 32 --documents 0 1 --out $O/shared_prefixes_gpu.json; "
@@ -153,7 +154,7 @@ JOBS: dict[str, Job] = {
         "--servers $K/servers/reference.json --work $O/work --suites divergence,recall "
         "--out $O/selection_reference.json",
         1000,
-        needs=("fa3", "models"),
+        needs=("fa3", "models", "extra"),
     ),
     "every-page": Job(
         "SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK=0 python3 -m exactness.tensor_parallel --model $CODER "

@@ -5,11 +5,13 @@
         --lane timings 0 0-15 serving,agents --lane soak 1 16-31 soak
 
 Each parcel and the tree travel to the machine in a call of its own, where ``scripts/lease/machine.sh take NN`` keeps
-it; ``get SECONDS LINES`` brings results back, and returns at once when nothing is left to do. Nothing starts before its
-bundle has passed the imports of ``gpu_run.sh check`` there: where one is broken, a lease ends after a minute.
-``--bundle`` is a folder of `environment.gpu_bundle`, one for each version of SGLang that jobs need. What is in
-``--extra`` is ``$K`` to the jobs: folders ``coder`` and ``reference`` of `benchmarks.selection_prompts`, for those of
-quality. ``models`` of the tree travels in the parcels, so move it aside for the calls.
+it; ``get SECONDS LINES`` brings results back, and returns at once when nothing is left to wait for, also where parcels
+did not arrive. Parcels are as large as the tree leaves room for, so pack after the last change, and look at what the
+first call says before you send the others. Nothing starts before its bundle has passed the imports of ``gpu_run.sh
+check`` there: where one is broken, a lease ends after a minute. ``--bundle`` is a folder of `environment.gpu_bundle`,
+one for each version of SGLang that jobs need. What is in ``--extra`` is ``$K`` to the jobs: folders ``coder`` and
+``reference`` of `benchmarks.selection_prompts`, for those of quality. ``models`` of the tree travels in the parcels, so
+move it aside for the calls.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import json
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,12 @@ from common.measurement import REPOSITORY
 from lease.jobs import ENVIRONMENT, JOBS, LEASE, OLDEST, lane_job
 
 HERE = Path(__file__).parent
-PIECE = 58_500_000
-"""Bytes of a parcel: beside it the tree must fit into 64 MiB."""
+CALL = 64 * 2**20
+"""Bytes that travel with a call at most: the tree, a parcel and what is beside it."""
+PER_FILE = 1024
+"""Bytes that a file takes beside its own, in an archive."""
+SPARE = 2**20
+LEAST_PARCEL = 16 * 2**20
 UNPACK = (
     'python3 -c "import sys, zstandard; '
     "zstandard.ZstdDecompressor(max_window_size=2**31).copy_stream(sys.stdin.buffer, sys.stdout.buffer)"
@@ -82,13 +89,27 @@ def weights() -> dict[str, list[dict[str, Any]]]:
         f"--source {LEASE}/files/coder.gguf --out $CODER"
     )
     models = f"tar -xf {LEASE}/files/models.tar -C {LEASE}/tree"
+    extra = f"tar -xf {LEASE}/files/extra.tar -C {LEASE}/k"
     return {
+        "extra": [{"name": "extra", "command": extra, "needs": ["extra.tar"]}],
         "coder": [{"name": "coder", "command": convert, "needs": ["coder.gguf", f"check-{OLDEST}"]}],
         "models": [{"name": "models", "command": models, "needs": ["models.tar"]}],
     }
 
 
-def split(files: dict[str, Path], out: Path, piece: int = PIECE) -> dict[str, Any]:
+def travels(paths: Iterable[Path]) -> int:
+    """Bytes that files take on their way."""
+    return sum(path.stat().st_size + PER_FILE for path in paths if path.is_file())
+
+
+def tree_files() -> list[Path]:
+    """What of the tree travels with every call: ``models`` is moved aside."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
+    return [REPOSITORY / name for name in listed.split("\0") if name and not name.startswith("models/")]
+
+
+def split(files: dict[str, Path], out: Path, piece: int) -> dict[str, Any]:
     """Cut files, one after the other, into parcels; the manifest that `gpu_lanes` reads."""
     command = f'cat "${{@:2}}" | split -b {piece} -d -a 2 - "$1/part"'
     paths = [str(path) for path in files.values()]
@@ -128,27 +149,39 @@ def main() -> None:
     for old in options.out.glob("part[0-9]*"):
         old.unlink()
     beside.mkdir(parents=True)
-    if options.extra is not None:
-        shutil.copytree(options.extra, beside, dirs_exist_ok=True)
     shutil.copytree(HERE / "servers", beside / "servers")
     for script in ("environment.sh", "machine.sh"):
         shutil.copy(HERE / script, beside)
-    models = options.out / "models.tar"
+    models, extra = options.out / "models.tar", options.out / "extra.tar"
     with tarfile.open(models, "w") as archive:
         archive.add(REPOSITORY / "models", "models")
+    with tarfile.open(extra, "w") as archive:
+        if options.extra is not None:
+            archive.add(options.extra, ".")
     first, *others = (bundle_files(version, Path(folder)) for version, folder in bundles.items())
-    files = {**first, **({"coder.gguf": options.coder} if options.coder else {}), "models.tar": models}
+    files = {"extra.tar": extra, **first, **({"coder.gguf": options.coder} if options.coder else {})}
+    files["models.tar"] = models
     for one in others:
         files |= one
-    lanes = weights() if options.coder else {"models": weights()["models"]}
+    lanes = weights()
+    if not options.coder:
+        del lanes["coder"]
     for version in bundles:
         lanes |= preparations(version, files)
     for name, gpus, cpus, jobs in asked:
         lanes[name] = [lane_job(job, gpus, cpus, planned) for job in jobs]
     (beside / "lanes.json").write_text(json.dumps(lanes, indent=1) + "\n")
-    (beside / "manifest.json").write_text(json.dumps(split(files, options.out)) + "\n")
+    room = CALL - travels(tree_files()) - travels(beside.rglob("*")) - SPARE
+    if room < LEAST_PARCEL:
+        parser.error(
+            f"the tree leaves {room / 1e6:.1f} MB of a call for a parcel; allowed: {LEAST_PARCEL / 1e6:.0f}"
+        )
+    (beside / "manifest.json").write_text(json.dumps(split(files, options.out, room)) + "\n")
     models.unlink()
-    print(f"{len(list(options.out.glob('part*')))} parcels in {options.out}")
+    extra.unlink()
+    parts = sorted(path.name.removeprefix("part") for path in options.out.glob("part*"))
+    (beside / "parcels.txt").write_text("".join(f"{part}\n" for part in parts))
+    print(f"{len(parts)} parcels of {room / 1e6:.1f} MB in {options.out}")
 
 
 if __name__ == "__main__":
