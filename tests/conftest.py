@@ -1,7 +1,7 @@
 """What all tests share: random numbers, hypothesis profiles, the kernels' device, the limit of a test, and `--full`.
 
-Triton's kernels run on the GPU where there is one, else in its interpreter. Whether a kernel is interpreted is decided
-where it is defined, so those of the project are imported here, before any test is.
+Triton's kernels run on the GPU where there is one, else in its interpreter, or are only compiled (`compiled`). Whether
+a kernel is interpreted is decided where it is defined, so those of the project are imported here, before any test is.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import failures_at_once
 import pytest
 import torch
+from compiled import Compiled
 from hypothesis import HealthCheck, settings
 from interpreted import interpret_kernels
 
@@ -39,12 +40,18 @@ GPU = torch.cuda.is_available()
 PROCESSORS = 24
 """Multiprocessors of the GPU that `simt` stands in for: few, for the blocks that fill it are run after each other."""
 
-if not GPU:
+COMPILED = None if GPU or "RHEO_COMPILED" not in os.environ else Compiled(Path(os.environ["RHEO_COMPILED"]))
+
+if COMPILED is not None:
+    COMPILED.compile_kernels()
+elif not GPU:
     interpret_kernels()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     failures_at_once.pytest_configure(config)
+    if COMPILED is not None:
+        config.pluginmanager.register(COMPILED)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -81,7 +88,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> str:
     """Where tensors live that Triton's kernels are given."""
     if GPU:
         return "cuda"
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    if COMPILED is None:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
     return "cpu"
 
 
