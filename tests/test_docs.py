@@ -195,3 +195,16 @@ def test_the_readme_names_every_command(command: str, capsys: pytest.CaptureFixt
         main(["--help"])
     assert f"rheo {command}" in (REPOSITORY / "README.md").read_text()
     assert re.search(rf"^    {command} ", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_what_the_readme_says_of_lost_answers_is_in_the_table() -> None:
+    quality = (REPOSITORY / "docs" / "quality.md").read_text()
+    rendered = quality.partition("<!-- default: start -->")[2].partition("<!-- default: end -->")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in rendered.splitlines() if "|" in line]
+    lost = [row for row in rows if row[0].endswith("points from dense")]
+    default, conservative = (
+        [row[rows[0].index(server)].removeprefix("-") for row in lost]
+        for server in ("default", "`conservative` on")
+    )
+    said = (REPOSITORY / "README.md").read_text().partition("**A budget below 1.0 can lose answers.**")[2]
+    assert re.findall(r"\d+\.\d ± \d+\.\d", said)[:6] == [*default, *conservative]

@@ -123,6 +123,7 @@ def by_length(result: dict[str, Any]) -> str:
         traced.append(
             [
                 *session,
+                one["dtype"],
                 len(one["prompt_tokens"]),
                 sum(one["steps"].values()),
                 f"{one['server_page_hit_rate']:.3f}",
@@ -137,9 +138,9 @@ def by_length(result: dict[str, Any]) -> str:
     entry = next(iter(metrics.values()))
     header = ["session", "longest prompt, tokens"]
     parts = [
-        f"{entry['model']} in {entry['dtype']}, pages of {entry['page_size']} tokens, summary "
+        f"{entry['model']}, pages of {entry['page_size']} tokens, summary "
         f"`{entry['summary']}`, budget {entry['budget_ratio']:.0%}:",
-        table([*header, "prompts", "steps", "hit rate of the server", "Jaccard of the best 10 %"], traced),
+        table([*header, "in", "prompts", "steps", "hit rate of the server", "Jaccard of the best 10 %"], traced),
         "Share of selected pages with a frame, where only misses get one; in brackets the 95 % interval over requests, "
         "layers and KV heads:",
         table([*header, "frames", *names], rates),
