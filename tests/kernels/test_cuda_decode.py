@@ -8,21 +8,27 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import engine_server
 import pytest
 import torch
 from engine_server import DIM, GROUP, HEADS, LAYERS, PAGE_SIZE, PAGES, EngineServer, engine_class
 from sglang.srt.layers.radix_attention import RadixAttention
 from triton_cases import relative_error
 
+from rheo_kernels.cuda import estimate as cuda_estimate
 from rheo_kernels.cuda.offload import Costs
+from rheo_kernels.reference import block_keys, block_values
 from rheo_kernels.types import KVScales
+from rheo_kernels.types.estimates import PAGES_PER_BLOCK
 from rheo_kernels.types.kv_scales import EIGHT_BITS
 from rheo_sglang.backend import engine_inputs
 from rheo_sglang.config import RheoConfig
 from rheo_sglang.decode.costs import ALL_FETCHED
 from rheo_sglang.decode.cuda_attention import CudaAttention
 from rheo_sglang.decode.heads import HeadShape
+from rheo_sglang.decode.scoring import EstimateScoring
 from rheo_sglang.pools.kv_pool import RheoKVPool
+from rheo_sglang.selection import EstimatingSummary
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 DTYPES = [torch.float32, torch.bfloat16]
@@ -181,6 +187,47 @@ def test_steps_in_cuda_equal_the_reference(
     report = server.engine.miss_report()
     if miss_mode != "fetch":
         assert report is not None and report["layers_with_misses"] > 0
+
+
+@pytest.mark.usefixtures("attended_in_cuda")
+def test_requests_that_begin_with_the_same_pages_decode_as_if_they_were_alone(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dim, shared = 64, PAGES_PER_BLOCK
+    monkeypatch.setattr(engine_server, "DIM", dim)
+    monkeypatch.setattr(engine_server, "HEAD_SHAPE", HeadShape(HEADS, GROUP, dim))
+    monkeypatch.setattr("rheo_kernels.cuda.estimate.unsupported", lambda *shape: None)
+    config = RheoConfig(budget_ratio=0.4, budget_min_pages=3, dense_threshold=0, cpu_threads=1)
+    lengths = {1: 11 * PAGE_SIZE - 3, 2: 30, 3: 9 * PAGE_SIZE + 1}
+    pages_of = {1: [*range(1, 13)], 2: [20, 21, 22], 3: [*range(1, 1 + shared), 30, 31, 32]}
+    decoded = {}
+    for paired in (False, True):
+        noise = torch.Generator().manual_seed(5)
+        server = EngineServer(config, 30, rng.device, True, torch.bfloat16)
+        summary, scoring = server.table.summary, server.engine.scoring
+        assert isinstance(summary, EstimatingSummary) and isinstance(scoring, EstimateScoring)
+        assert scoring.kernels is cuda_estimate and scoring.pairs_requests
+        scoring.pairs_requests = paired
+        content = torch.randn(server.host.shape, generator=noise)
+        full = torch.full((PAGES,), PAGE_SIZE)
+        folded = [
+            summary.fold_chunk(block_keys(layer, PAGE_SIZE), block_values(layer, PAGE_SIZE), full)
+            for layer in content.transpose(1, 2)
+        ]
+        for row, pages in pages_of.items():
+            server.prefill(row, pages, content, torch.stack(folded))
+        decoded[paired] = []
+        for number in (1, 2):
+            heads = HEADS * GROUP, HEADS, HEADS
+            inputs = [torch.randn((LAYERS, 4, count, dim), generator=noise) for count in heads]
+            running = {row: length + number for row, length in lengths.items()}
+            decoded[paired].append(server.step(running, *inputs)[:, :3])
+        pairs = server.engine.step.pairs
+        assert (pairs is not None) == paired
+    assert pairs.partner.tolist() == [2, -1, 0, -1]
+    assert pairs.units.tolist() == [1, 0, 1, 0]
+    assert all(torch.equal(one, other) for one, other in zip(*decoded.values(), strict=True))
+    assert decoded[True][0].isfinite().all()
 
 
 @pytest.mark.parametrize("miss_mode", ["auto", "split"])
