@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw the tables and the plot of docs/traces.md from replay_cpu.json and replay_coder_cpu.json.
+"""Draw the tables and the plots of docs/traces.md from replay_cpu.json and replay_coder_cpu.json.
 
 PYTHONPATH=scripts python -m rendering.replay
 """
@@ -23,6 +23,7 @@ NAME = "replay_cpu"
 CODER = "replay_coder_cpu"
 PAGE = REPOSITORY / "docs" / "traces.md"
 PLOT = PLOTS / "replay_hit_rates.svg"
+LENGTH_PLOT = PLOTS / "replay_by_length.svg"
 BELADY, LRU = "belady", "lru"
 
 
@@ -140,7 +141,9 @@ def by_length(result: dict[str, Any]) -> str:
     parts = [
         f"{entry['model']}, pages of {entry['page_size']} tokens, summary "
         f"`{entry['summary']}`, budget {entry['budget_ratio']:.0%}:",
-        table([*header, "in", "prompts", "steps", "hit rate of the server", "Jaccard of the best 10 %"], traced),
+        table(
+            [*header, "in", "prompts", "steps", "hit rate of the server", "Jaccard of the best 10 %"], traced
+        ),
         "Share of selected pages with a frame, where only misses get one; in brackets the 95 % interval over requests, "
         "layers and KV heads:",
         table([*header, "frames", *names], rates),
@@ -199,12 +202,47 @@ def plot(metrics: dict[str, Any]) -> None:
     figure.savefig(PLOT, metadata={"Date": None})
 
 
+def plot_by_length(metrics: dict[str, Any]) -> None:
+    """Hit rate against the longest prompt, a panel for each capacity, three policies of each kind of session."""
+    plt.rcParams["svg.hashsalt"] = CODER
+    sizes = capacities(metrics)
+    figure, panels = plt.subplots(
+        1, len(sizes), figsize=(4.6 * len(sizes), 3.8), squeeze=False, sharey=True, layout="constrained"
+    )
+    kinds = dict.fromkeys(name.split("-")[0] for name in metrics)
+    styles = {LRU: ":", "importance": "-", BELADY: "--"}
+    for panel, size in zip(panels.flat, sizes, strict=True):
+        for colour, kind in enumerate(kinds):
+            of_kind = [one for name, one in metrics.items() if name.startswith(f"{kind}-")]
+            of_kind.sort(key=lambda one: max(one["prompt_tokens"]))
+            for policy, style in styles.items():
+                found = [(max(one["prompt_tokens"]), find(one, policy, size)) for one in of_kind]
+                points = [(tokens, entry["page_hit_rate"]) for tokens, entry in found if entry is not None]
+                panel.plot(*zip(*points, strict=True), f"C{colour}{style}", marker=".")
+        panel.set_xscale("log", base=2)
+        panel.set_xticks([1024 * 2**power for power in range(6)], [f"{2**power}K" for power in range(6)])
+        panel.minorticks_off()
+        panel.set_xlim(1000, 34000)
+        panel.set_title(f"frames for {size:g} times the selection", fontsize="medium")
+        panel.set_xlabel("longest prompt, tokens")
+        panel.grid(alpha=0.3)
+    panels[0][0].set_ylabel("share of selected pages with a frame")
+    for colour, kind in enumerate(kinds):
+        panels[0][-1].plot([], [], f"C{colour}-", label=kind)
+    for policy, style in styles.items():
+        panels[0][-1].plot([], [], style, color="grey", label=policy)
+    panels[0][-1].legend(fontsize="small")
+    figure.savefig(LENGTH_PLOT, metadata={"Date": None})
+
+
 def main() -> None:
     """Replace what stands between the markers of the page, and the plot."""
     result = json.loads((RESULTS / f"{NAME}.json").read_text())
     fill(PAGE, NAME, tables(result))
-    fill(PAGE, CODER, by_length(json.loads((RESULTS / f"{CODER}.json").read_text())))
+    coder = json.loads((RESULTS / f"{CODER}.json").read_text())
+    fill(PAGE, CODER, by_length(coder))
     plot(result["metrics"])
+    plot_by_length(coder["metrics"])
 
 
 if __name__ == "__main__":
