@@ -160,7 +160,7 @@ def test_nobody_waits_where_all_jobs_are_over(lease: Path) -> None:
             "--lane: swimming not known; allowed: admission, agents",
         ),
         (
-            ("--lane", "one", "0", "0-15", "kernels-newest"),
+            ("--lane", "one", "0", "0-15", "tests-newest"),
             "--bundle: none of SGLang 0.5.23, which jobs need",
         ),
         (("--lane", "one", "0", "0-15", "soak"), "--coder: no weights, which jobs need"),

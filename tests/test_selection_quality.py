@@ -72,6 +72,7 @@ def test_more_directions_rebuild_more() -> None:
         ("rows4-rotated", 64, 32, 8 * 34 + 33),
         ("rows4-rotated-page", 64, 32, 8 * 34 + 66 + 33),
         ("clusters4", 64, 32, 364 + 8),
+        ("outlier4", 64, 32, 8 * 32 + 64 + 12 + 32),
         ("rank2", 64, 32, 66 + 2 * (66 + 34) + 33),
         ("rank2", 64, 16, 66 + 2 * (66 + 18) + 33),
         ("oracle", 64, 32, None),
@@ -79,6 +80,20 @@ def test_more_directions_rebuild_more() -> None:
 )
 def test_bytes_of_a_page(kind: str, dim: int, page_size: int, expected: int | None) -> None:
     assert page_bytes(kind, dim, page_size) == expected
+
+
+@pytest.mark.parametrize("row_tokens", [2, 4, 8])
+def test_a_key_far_from_its_page_has_a_row_of_its_own(row_tokens: int) -> None:
+    keys = torch.randn(2, 3, 32, 64, generator=torch.Generator().manual_seed(0))
+    keys[:, :, 9] += 30.0
+    found = SUMMARIES[f"outlier{row_tokens}"].summarise(keys)
+    assert found.counts is not None
+    rows = 32 // row_tokens
+    assert (found.counts[..., 0] == 1).all()
+    assert (found.counts.sum(-1) == 32).all()
+    assert found.counts[..., 1:].amax() - found.counts[..., 1:].amin() <= 1
+    assert found.rows.shape[2] == rows
+    torch.testing.assert_close(found.rows[:, :, 0], keys[:, :, 9], rtol=0.1, atol=1.5)
 
 
 @pytest.mark.parametrize("kind", SUMMARIES)

@@ -35,7 +35,9 @@ L2_BYTES = 128 * 2**20
 MODEL_LAYERS = 36
 FLOOR = 0.9
 COPY_BYTES = 2**30
-LAYOUTS = {f"page{size}_rows{rows}": (size, rows) for size, rows in ((32, 4), (16, 2), (16, 4), (32, 2))}
+LAYOUTS = {
+    f"page{size}_rows{rows}": (size, rows) for size, rows in ((32, 4), (32, 8), (16, 2), (16, 4), (32, 2))
+}
 
 
 def copy_rate() -> float:

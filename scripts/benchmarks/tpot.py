@@ -72,6 +72,7 @@ ENGINES = {
     "fa3": EngineCase(None, ALL),
     "resident": EngineCase({"budget_ratio": SELECTED[""]}, ALL, profiled=[("128k", 1)]),
     "default": EngineCase({}, ALL, profiled=[("128k", 1)]),
+    "rows8": EngineCase({"summary": "subcentroids8"}, ALL),
     "unwatched": EngineCase({"policy": "lru", "recorder": "off"}, ALL),
     **{
         name + suffix: EngineCase(config, ALL, arguments=arguments)
@@ -323,6 +324,7 @@ def ratios(metrics: dict[str, Any]) -> dict[str, float]:
         ratio(f"tpot_ratio_{label}{suffix}", "resident", label, label)
         ratio(f"tpot_ratio_{label}{suffix}_default", "default", label, label)
         ratio(f"tpot_default_over_unwatched_{label}", "default", label, label, "unwatched")
+        ratio(f"tpot_ratio_{label}{suffix}_rows8", "rows8", label, label)
         for variant in VARIANTS:
             name = variant.replace("-", "_")
             ratio(

@@ -9,7 +9,7 @@ OLDEST, NEWEST = "0.5.17", "0.5.23"
 LEASE = "/tmp/lease"
 """Where everything is on the machine."""
 ENVIRONMENT = f"{LEASE}/k/environment.sh"
-PYTEST = "python3 -m pytest -p no:cacheprovider -p no:benchmark -q -n 8 --tb=short"
+PYTEST = "python3 -m pytest -p no:cacheprovider -p no:benchmark -q -n 12 --tb=short"
 TRACED = tuple(
     f"{session}-{page}-{tokens}"
     for session, page, tokens in (
@@ -135,7 +135,7 @@ JOBS: dict[str, Job] = {
         needs=("fa3",),
     ),
     "tpot-newest": Job(
-        "python3 -m benchmarks.tpot --out $O/tpot_newest_gpu.json --engines default fa3 unwatched "
+        "python3 -m benchmarks.tpot --out $O/tpot_newest_gpu.json --engines default fa3 rows8 unwatched "
         "--contexts 2k 128k --batches 1 4",
         sglang=NEWEST,
         needs=("fa3",),
@@ -145,10 +145,8 @@ JOBS: dict[str, Job] = {
         "--batches 1 4 --engines 10pct-bs1-select4 fa3 10pct-bs4-select4",
         needs=("fa3",),
     ),
-    "kernels-newest": Job(f"{PYTEST} tests/kernels", 420, NEWEST),
-    "contract-newest": Job(f"{PYTEST} tests/contract", 420, NEWEST),
-    "kernels": Job(f"{PYTEST} tests/kernels", 420),
-    "contract": Job(f"{PYTEST} tests/contract", 420),
+    "tests-newest": Job(f"{PYTEST} tests/kernels tests/contract", 420, NEWEST),
+    "tests": Job(f"{PYTEST} tests/kernels tests/contract", 420),
     "reference": Job(
         "python3 -m benchmarks.selection_coder --model models/rheo-reference --prompts $K/reference "
         "--servers $K/servers/reference.json --work $O/work --suites divergence,recall "

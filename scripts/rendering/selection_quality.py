@@ -13,7 +13,7 @@ import numpy as np
 
 from common.measurement import REPOSITORY, RESULTS
 
-MODELS = {"selection_quality_smollm2": "SmolLM2-135M"}
+MODELS = {"selection_quality_smollm2": "SmolLM2-135M", "selection_quality_coder": "Coder-0.5B"}
 PLOTS = REPOSITORY / "docs" / "benchmarks"
 FRONT, HEADS = PLOTS / "selection_quality.svg", PLOTS / "selection_heads.svg"
 BUDGETS, SHOWN = ("0.02", "0.04", "0.08"), "0.04"
@@ -30,6 +30,7 @@ FAMILIES = {
     "rotated-page": "4 bits, rotated, the page's centre",
     "rotated-global": "4 bits, rotated, one centre for all pages",
     "clusters": "clusters instead of consecutive tokens",
+    "outlier": "one for the token farthest from the mean",
     "variance": "served, with a variance",
     "rank": "local low rank",
 }
@@ -189,7 +190,7 @@ def plot() -> None:
     for column, (name, model) in enumerate(MODELS.items()):
         for row, page_size in enumerate(("32", "16")):
             panel, kinds = panels[row][column], result(name)["metrics"]["pages"][page_size]
-            marks = iter("sPoxd^v<*XD")
+            marks = iter("sPoxd^v<*XpD")
             for key, label in FAMILIES.items():
                 found = sorted(
                     (one["share_of_kv"], output_error(one[SHOWN]))

@@ -79,6 +79,27 @@ def clusters(keys: torch.Tensor, row_tokens: int) -> Summary:
     return stored._replace(counts=counts)
 
 
+def outlier(keys: torch.Tensor, row_tokens: int) -> Summary:
+    """A row for the key that lies farthest from its page's mean, and rows of consecutive tokens for the others."""
+    page_size = keys.shape[2]
+    rows = page_size // row_tokens
+    alone = (keys - keys.mean(2, keepdim=True)).norm(dim=-1).argmax(-1, keepdim=True)
+    place = torch.arange(page_size, device=keys.device)
+    among_others = place - (place > alone).long()
+    mine = 1 + among_others * (rows - 1) // (page_size - 1)
+    mine.scatter_(-1, alone, 0)
+    return means_of(keys, mine, row_tokens)
+
+
+def means_of(keys: torch.Tensor, mine: torch.Tensor, row_tokens: int) -> Summary:
+    """Sub-centroids of the tokens that share a row of ``mine``, ``[H, N, P]``, with their counts; empty rows are 0."""
+    rows = keys.shape[2] // row_tokens
+    member = torch.nn.functional.one_hot(mine, rows).float().transpose(2, 3)
+    counts = member.sum(-1)
+    middles = member @ keys / counts.clamp(min=1)[..., None]
+    return subcentroids(middles.repeat_interleave(row_tokens, 2), row_tokens)._replace(counts=counts)
+
+
 def with_variance(keys: torch.Tensor, row_tokens: int) -> Summary:
     """Sub-centroids and, in 8 bits, how far keys lie from their rows: the second term of the log-sum-exp."""
     around = keys.unflatten(2, (-1, row_tokens))
@@ -135,6 +156,7 @@ def _rows(row_tokens: int) -> dict[str, Kind]:
             partial(clusters, row_tokens=row_tokens),
             lambda dim, page_size: served(dim, page_size) + page_size // row_tokens,
         ),
+        f"outlier{row_tokens}": Kind(partial(outlier, row_tokens=row_tokens), served),
         f"variance{row_tokens}": Kind(
             partial(with_variance, row_tokens=row_tokens),
             lambda dim, page_size: served(dim, page_size) + eight(dim),
