@@ -92,7 +92,7 @@ JOBS: dict[str, Job] = {
             f"--model $CODER --size coder --kv-gib 4 --engines rheo hicache fa3 {_EIGHT_THREADS}",
             "agents_gpu",
         ),
-        360,
+        420,
         needs=_BOTH,
     ),
     "admission": Job(
@@ -128,6 +128,7 @@ JOBS: dict[str, Job] = {
         f"{_SHARED} --batch 2 8 32 --documents 0 1 --out $O/shared_prefixes_gpu.json; "
         f"{_SHARED} --batch 2 8 32 --documents 0 1 --kv-heads 2 --group 6 --out $O/shared_coder.json; "
         f"{_SHARED} --batch 48 --documents 0 24 --kv-heads 2 --group 6 --out $O/shared_serving.json",
+        120,
     ),
     "tpot-fp8": Job(
         "python3 -m benchmarks.tpot --out $O/tpot_fp8_gpu.json --engines default fa3 default-fp8 fa3-fp8 "
