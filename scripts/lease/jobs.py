@@ -67,7 +67,7 @@ JOBS: dict[str, Job] = {
     "serving": Job(
         _bench(
             "serving",
-            "--model $CODER --engines hicache rheo fa3 "
+            "--model $CODER --engines rheo hicache fa3 "
             """--set '{"cpu_threads": 8, "residency_bonus": 0.5}'""",
             "serving_gpu",
         ),

@@ -11,10 +11,10 @@
 // pages are few.
 //
 // With PAIRS, warps of a pair's first request take the other one's queries along in the units that both list: summaries
-// are read and decoded once for both. Groups of up to 4 fill the columns that one of them leaves empty.
+// are read and decoded once for both. The two fill the columns of one product.
 //
 // Macros: BF16 (queries; else fp16), DIM (64, 128 or 256), PAGE (tokens), ROWS (of a page: 2, 4, 8 or 16), GROUP (query heads
-// per KV head, up to 16), PAIRS (1 where requests come in pairs; groups of up to 8), CENTRE_BITS (8 or 4), CENTRE, SCALES, WIDTH (offsets and bytes of a summary), PAGES_PER_BLOCK (8),
+// per KV head, up to 16), PAIRS (1 where requests come in pairs; groups of up to 4), CENTRE_BITS (8 or 4), CENTRE, SCALES, WIDTH (offsets and bytes of a summary), PAGES_PER_BLOCK (8),
 // WARPS (of a block), BLOCKS (of a multiprocessor), PDL (see launch_order.cuh).
 
 #include "exponentials.cuh"
@@ -39,7 +39,7 @@ constexpr int kTilePages = 8 / kTogether;      // pages of a tile
 constexpr int kItems = kTiles / kPageTiles;    // pages, or tiles of several: what lanes reduce to one each
 constexpr int kWordsInFlight = 32;
 constexpr int kTilesInFlight = kTiles * kWords > kWordsInFlight ? kWordsInFlight / kWords : kTiles;
-static_assert(kUnit == 8 && (DIM == 64 || DIM == 128 || DIM == 256) && kQueries <= 16);
+static_assert(kUnit == 8 && (DIM == 64 || DIM == 128 || DIM == 256) && kQueries <= (PAIRS ? 8 : 16));
 static_assert(ROWS == 2 || ROWS == 4 || ROWS == 8 || ROWS == 16);
 
 struct Arguments {
@@ -450,7 +450,6 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) estimate(const 
             if (left < kUnit * PAGE) weigh_rows(logits, left, a.inverse_scale / kStepScale);
 #pragma unroll
             for (int h = 0; h < kHeadTiles; ++h) {
-                if (PAIRS && h > 0 && unit >= shared) continue;
                 float rows[2];
                 reduce(rows, logits[h], scale);
 #pragma unroll
@@ -460,7 +459,6 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) estimate(const 
         }
 #pragma unroll
         for (int h = 0; h < kHeadTiles; ++h) {
-            if (PAIRS && h > 0 && unit >= shared) continue;
             const u32 tops = greatest<3>(values[h][0], values[h][1]);
             const float top[2] = {first_of(tops), second_of(tops)};
 #pragma unroll
