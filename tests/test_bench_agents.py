@@ -95,19 +95,29 @@ def test_a_run_is_told_by_turn_and_as_a_whole() -> None:
 
 
 def test_ratios_are_against_every_other_server() -> None:
-    def run(rate: float, ttft: float) -> dict[str, object]:
-        return {"output_tokens_per_s": rate, "later": {"ttft_ms": {"p50": ttft, "p95": 2 * ttft}}}
+    def run(rate: float, ttft: float, tpot: float) -> dict[str, object]:
+        later = {
+            "ttft_ms": {"p50": ttft, "p95": 2 * ttft, "p99": 3 * ttft**0.5},
+            "tpot_ms": {"p50": tpot, "p99": tpot**2},
+        }
+        return {"output_tokens_per_s": rate, "later": later}
 
-    found = {"fa3": run(10.0, 800.0), "hicache": run(20.0, 400.0), "rheo": run(40.0, 200.0)}
+    found = {"fa3": run(10.0, 800.0, 2.0), "hicache": run(20.0, 400.0, 4.0), "rheo": run(40.0, 200.0, 2.0)}
     assert ratios(found) == {
         "throughput_vs_fa3": 4.0,
         "later_ttft_p50_vs_fa3": 0.25,
         "later_ttft_p95_vs_fa3": 0.25,
+        "later_ttft_p99_vs_fa3": 0.5,
+        "later_tpot_p50_vs_fa3": 1.0,
+        "later_tpot_p99_vs_fa3": 1.0,
         "throughput_vs_hicache": 2.0,
         "later_ttft_p50_vs_hicache": 0.5,
         "later_ttft_p95_vs_hicache": 0.5,
+        "later_ttft_p99_vs_hicache": 0.707,
+        "later_tpot_p50_vs_hicache": 0.5,
+        "later_tpot_p99_vs_hicache": 0.25,
     }
-    assert ratios({"fa3": run(10.0, 800.0)}) == {}
+    assert ratios({"fa3": run(10.0, 800.0, 2.0)}) == {}
 
 
 @pytest.fixture

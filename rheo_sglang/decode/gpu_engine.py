@@ -156,8 +156,7 @@ class GpuDecodeEngine(DecodeEngine):
         if live == 0:
             for field in step.batch:
                 field.zero_()
-            if isinstance(step, SparseBuffers) and step.pairs is not None:
-                step.pairs.clear()
+            self._pair_requests(step)
             if self.recorder is not None:
                 step.rows.fill_(self.recorder.padding_row)
             if self.tracer is not None:
@@ -179,8 +178,7 @@ class GpuDecodeEngine(DecodeEngine):
             table.unsaved,
             step.batch,
         )
-        if isinstance(step, SparseBuffers) and step.pairs is not None:
-            pair_prefixes(step.batch.pages, step.batch.past, self.page_size, step.pairing, step.pairs)
+        self._pair_requests(step)
         table.total_summarised_tokens += live
         offsets = (lengths - 1) % self.page_size
         if self.fresh_tails or bool((offsets == 0).any()):
@@ -194,6 +192,11 @@ class GpuDecodeEngine(DecodeEngine):
         self._count_working_sets(step.batch, rids, longest, None if chosen.dense else step.rows)
         if self.tracer is not None:
             self.tracer.begin_step(table.activity.steps, rids, lengths, step.batch, chosen.width)
+
+    def _pair_requests(self, step: StepBuffers) -> None:
+        """Find requests that begin with the same pages; none while graphs are captured, which compiles the kernels."""
+        if isinstance(step, SparseBuffers) and step.pairs is not None:
+            pair_prefixes(step.batch.pages, step.batch.past, self.page_size, step.pairing, step.pairs)
 
     def _pick(self, longest: int) -> Variant:
         """The shortcut for short requests, except now and then while their pages are not all resident."""

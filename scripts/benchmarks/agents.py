@@ -11,7 +11,7 @@ own sources. Histories only grow. So many sessions are held that their KV is ``-
 server has; they take turns, so that a session's prefix is the one that was used longest ago when its next turn comes.
 Every server has the same memory for KV: on a GPU fa3 and HiCache a pool of that size (HiCache with DRAM beyond it) and
 rheo its frames, page summaries and page table together; without a GPU torch_native a pool of tokens and rheo frames for
-as many. It was not run on a GPU yet.
+as many.
 
 Times are those of clients that stream: to the first token (TTFT), and then per token (TPOT). ``hit_rate`` is the share
 of prompts' tokens that came from the cache. ``--loader`` also has SGLang's own ``bench_serving`` replay the sessions
@@ -165,9 +165,15 @@ def ratios(found: dict[str, dict[str, Any]]) -> dict[str, float]:
             continue
         rate = ours["output_tokens_per_s"] / theirs["output_tokens_per_s"]
         result[f"throughput_vs_{engine}"] = round(rate, 3)
-        for name in ("p50", "p95"):
-            part = ours["later"]["ttft_ms"][name] / theirs["later"]["ttft_ms"][name]
-            result[f"later_ttft_{name}_vs_{engine}"] = round(part, 3)
+        for times, name in (
+            ("ttft", "p50"),
+            ("ttft", "p95"),
+            ("ttft", "p99"),
+            ("tpot", "p50"),
+            ("tpot", "p99"),
+        ):
+            part = ours["later"][f"{times}_ms"][name] / theirs["later"][f"{times}_ms"][name]
+            result[f"later_{times}_{name}_vs_{engine}"] = round(part, 3)
     return result
 
 

@@ -22,7 +22,7 @@ import torch
 from benchmarks.kernels import time_us
 from common.measurement import gpu_in_words, keep_result, result_document
 from rheo_kernels.cuda.attend import Workspace, attend_selected
-from rheo_kernels.cuda.estimate import estimate, log_shares
+from rheo_kernels.cuda.estimate import MOST_PAIRED_GROUP, estimate, log_shares
 from rheo_kernels.cuda.select_resolve import select_resolve
 from rheo_kernels.triton import allow, count_working_sets, pair_prefixes, tail, tail_splits
 from rheo_kernels.triton.working_sets import total_programs
@@ -77,7 +77,7 @@ def measure(
     partials = Partials.allocate(batch * heads, group, DIM, splits, device)
     scale = DIM**-0.5
 
-    pairs = None if batch == 1 else PrefixPairs.allocate(batch, device)
+    pairs = PrefixPairs.allocate(batch, device) if batch > 1 and group <= MOST_PAIRED_GROUP else None
     scratch = torch.empty(batch * (batch + 1), dtype=torch.int32, device=device)
 
     def estimates_of(pairs: PrefixPairs | None) -> list[partial[Estimates]]:

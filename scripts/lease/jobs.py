@@ -62,7 +62,6 @@ def _trace(name: str) -> Job:
 
 _BOTH = ("coder", "fa3")
 _EIGHT_THREADS = """--set '{"cpu_threads": 8}'"""
-_SHARED = "python3 -m benchmarks.estimate_kernels --layouts page32_rows4 --context 28672 --budget 0.08"
 JOBS: dict[str, Job] = {
     "serving": Job(
         _bench(
@@ -125,9 +124,8 @@ JOBS: dict[str, Job] = {
         needs=(*_BOTH, "extra"),
     ),
     "shared": Job(
-        f"{_SHARED} --batch 2 8 32 --documents 0 1 --out $O/shared_prefixes_gpu.json; "
-        f"{_SHARED} --batch 2 8 32 --documents 0 1 --kv-heads 2 --group 6 --out $O/shared_coder.json; "
-        f"{_SHARED} --batch 48 --documents 0 24 --kv-heads 2 --group 6 --out $O/shared_serving.json",
+        "python3 -m benchmarks.estimate_kernels --layouts page32_rows4 --context 28672 --budget 0.08 --batch 2 8 32 "
+        "--documents 0 1 --out $O/shared_prefixes_gpu.json",
         120,
     ),
     "tpot-fp8": Job(

@@ -74,6 +74,8 @@ def agents(result: dict[str, Any], table: Any, provenance: Any) -> str:
             f"A dense pool has room for {held} whole session{'s' if held > 1 else ''} at a time, so that steps there "
             f"decode fewer requests at once than rheo's, which is part of the difference in TPOT."
         )
+    if gpu and "fa3" not in metrics:
+        parts.append("The run ended before fa3's turn; HiCache decodes with fa3's kernels.")
     loader = _loader(metrics, names, table)
     if loader:
         parts += [loader]

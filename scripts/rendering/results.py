@@ -29,6 +29,7 @@ from rendering.exactness_sections import (
 )
 from rendering.prefill_sections import prefill
 from rendering.serving_section import serving, serving_variants
+from rendering.shared_prefixes_section import shared_prefixes
 from rendering.soak_section import soak
 from rendering.speed_sections import miss_path, several_gpus, tpot, tpot_default, tpot_select4
 from rendering.storage_section import storage
@@ -175,6 +176,7 @@ def page(plots: Path = PLOTS) -> str:
         ("tpot_select4_gpu", tpot_select4),
         ("tpot_default_gpu", tpot_default),
         ("tpot_tp2_gpu", several_gpus),
+        ("shared_prefixes_gpu", shared_prefixes),
         ("serving_gpu", serving),
         ("serving_variants_gpu", serving_variants),
         ("agents_gpu", agents),

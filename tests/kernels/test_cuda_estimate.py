@@ -26,6 +26,7 @@ GEOMETRIES = [
     Geometry(16, 64, 32, 2, torch.bfloat16),
     Geometry(16, 128, 64, 8, torch.bfloat16),
     Geometry(2, 128, 64, 4, torch.float16),
+    Geometry(3, 128, 32, 4, torch.bfloat16),
     Geometry(7, 64, 16, 8, torch.bfloat16),
     Geometry(12, 256, 16, 4, torch.bfloat16),
     Geometry(2, 256, 32, 4, torch.bfloat16, heads=1),
@@ -81,7 +82,9 @@ def test_equals_reference(geometry: Geometry, kind: str, rng: torch.Generator) -
     assert (wide[..., :-3] - scores)[within].abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("geometry", [one for one in GEOMETRIES if one.group <= module.MOST_PAIRED_GROUP], ids=str)
+@pytest.mark.parametrize(
+    "geometry", [one for one in GEOMETRIES if one.group <= module.MOST_PAIRED_GROUP], ids=str
+)
 def test_pairs_change_nothing(geometry: Geometry, rng: torch.Generator) -> None:
     size = geometry.page_size
     counts = [19 * size + 1, 0, 19 * size + 1, 40 * size, 30 * size + 7, 9 * size - 1, 8 * size]

@@ -10,8 +10,8 @@
 // Reads a page's summary up to its mean V once for all query heads of the group; bound by HBM, and by latency where
 // pages are few.
 //
-// With PAIRS, warps of a pair's first request take the other one's queries along in the units that both list: summaries
-// are read and decoded once for both. The two fill the columns of one product.
+// With PAIRS, warps take the partner's queries along in the units that both requests of a pair list, and each request's warps
+// take half of these: summaries are read and decoded once for both. The two fill the columns of one product.
 //
 // Macros: BF16 (queries; else fp16), DIM (64, 128 or 256), PAGE (tokens), ROWS (of a page: 2, 4, 8 or 16), GROUP (query heads
 // per KV head, up to 16), PAIRS (1 where requests come in pairs; groups of up to 4), CENTRE_BITS (8 or 4), CENTRE, SCALES, WIDTH (offsets and bytes of a summary), PAGES_PER_BLOCK (8),
@@ -369,12 +369,12 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) estimate(const 
     const unsigned char* const tiles = summaries + 16 * (row % kTogether) + 4 * column;
     const int* const pages = a.pages + request * a.stride_pb;
     const float scale = a.scale * kStepScale;
-    int unit = blockIdx.x * WARPS + warp;
+    int turn = blockIdx.x * WARPS + warp;
     release_next_kernel();
     wait_for_last_kernel();
 
     const int tokens = a.seq_lens[request * a.words_per_length];
-    int partner = -1, shared = 0;  // taken along, in so many units
+    int partner = -1, shared = 0;  // what is taken along, in so many units
 #if PAIRS
     partner = a.partner[request];
     shared = a.shared_units[request];
@@ -385,11 +385,12 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) estimate(const 
         const int position = unit * kUnit + lane % kUnit;
         return position < a.width ? pages[position] : 0;
     };
-    int next = number(unit);
-    if (PAIRS && partner >= 0 && partner < request) {
-        next = number(unit += shared);
-        shared = 0;
-    }
+    int next = number(turn);
+    // Of the units that a pair lists, the request in front takes the first half, its partner the second.
+    const int half = (shared + 1) / 2, jump_from = request < partner ? half : 0, jump = request < partner ? shared - half : half;
+    const auto unit_of = [&](int turn) { return turn < jump_from ? turn : turn + jump; };
+    int unit = unit_of(turn);
+    if (unit != turn) next = number(unit);
     // Where results of heads 2 column and 2 column + 1 of each eight go.
     int lines[kHeadTiles][2];
 #pragma unroll
@@ -402,7 +403,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) estimate(const 
     Queries queries;
     bool queries_loaded = false;
 
-    for (; unit < units; unit += step) {
+    for (; unit < units; unit = unit_of(turn += step)) {
         const int first = unit * kUnit, left = tokens - first * PAGE, position = first + page_of(row);
         float values[kHeadTiles][2];
 #pragma unroll
@@ -423,7 +424,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) estimate(const 
             };
             load_centre(centre, summaries + offset(page_of(row)));
             load_tiles(0);
-            next = number(unit + step);
+            next = number(unit_of(turn + step));
             __syncwarp();  // reads stay in front of this
             if (!queries_loaded) {  // while the pages are on their way
                 const unsigned char* const q = a.q + 2 * head * GROUP * a.stride_qh;

@@ -27,8 +27,8 @@ DIMS = (64, 128, 256)
 ROWS = (2, 4, 8, 16)
 MOST_GROUP = 16
 MOST_PAIRED_GROUP = 4
-"""Query heads per KV head with which pairs of requests are estimated together. Larger groups would need a second product
-for every unit, also in batches whose requests share nothing."""
+"""Query heads per KV head with which pairs of requests are estimated together. Larger groups would need a second
+product for every unit, also in batches whose requests share nothing."""
 
 
 class _Arguments(ctypes.Structure):

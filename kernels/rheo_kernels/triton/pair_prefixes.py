@@ -39,17 +39,20 @@ def pair_prefixes(
         common,
         batch,
         columns,
+        columns.bit_length(),
         pages.stride(0),
         PAGE_SIZE=page_size,
         BLOCK=block,
-        SEARCHES=columns.bit_length(),
         num_warps=4,
     )
     _pair[(1,)](order, common, *out, batch, UNIT=PAGES_PER_BLOCK, BLOCK=block, num_warps=4)
     return out
 
 
-@triton.jit
+# Batches of many sizes come and go: none of them is worth a compilation of its own, but for the block.
+@triton.jit(
+    do_not_specialize=["batch", "columns", "searches"], do_not_specialize_on_alignment=["order", "common"]
+)
 def _sort(
     pages,
     seq_lens,
@@ -57,10 +60,10 @@ def _sort(
     common,
     batch,
     columns,
+    searches,
     stride_pb,
     PAGE_SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
-    SEARCHES: tl.constexpr,
 ):
     """Each request's place among all, and the pages that it has in common with each."""
     request = tl.program_id(0)
@@ -74,7 +77,7 @@ def _sort(
     bound = tl.minimum(others_full, full)
     low = tl.zeros_like(bound)
     high = bound
-    for _ in range(SEARCHES):
+    for _ in range(searches):
         unknown = low < high
         middle = (low + high) // 2
         one = tl.load(mine + middle, mask=unknown, other=0)
@@ -104,7 +107,7 @@ def _larger(one, other):
     return tl.maximum(one, other)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"], do_not_specialize_on_alignment=["order", "common"])
 def _pair(order, common, partner, units, batch, UNIT: tl.constexpr, BLOCK: tl.constexpr):
     place = tl.arange(0, BLOCK)
     last = _shared_units(order, common, place - 1, batch, UNIT)

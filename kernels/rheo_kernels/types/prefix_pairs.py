@@ -10,7 +10,7 @@ import torch
 class PrefixPairs(NamedTuple):
     """Requests whose first pages are the same ones, so that what is read of these serves both.
 
-    A request is in one pair at most. In a pair, the request of the lower number *leads*.
+    A request is in one pair at most.
     """
 
     partner: torch.Tensor
