@@ -6,8 +6,9 @@
 
 Each parcel and the tree travel to the machine in a call of its own, where ``scripts/lease/machine.sh take NN`` keeps
 it; ``get SECONDS LINES`` brings results back, and returns at once when nothing is left to wait for, also where parcels
-did not arrive. Parcels are as large as the tree leaves room for, so pack after the last change, and look at what the
-first call says before you send the others. Nothing starts before its bundle has passed the imports of ``gpu_run.sh
+did not arrive. Parcels are as large as the tree leaves room for, so pack after the last change. Have all calls ready
+before the first one: a machine that waits between two of them may be given back, with what it holds. A parcel can be
+sent again, and the lanes go on with it. Nothing starts before its bundle has passed the imports of ``gpu_run.sh
 check`` there: where one is broken, a lease ends after a minute. ``--bundle`` is a folder of `environment.gpu_bundle`,
 one for each version of SGLang that jobs need. What is in ``--extra`` is ``$K`` to the jobs: folders ``coder`` and
 ``reference`` of `benchmarks.selection_prompts`, for those of quality. ``models`` of the tree travels in the parcels, so
