@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 POLL_SECONDS = 0.2
-GRACE_SECONDS = 15.0
+GRACE_SECONDS = 30.0
 
 
 class Lanes:
@@ -151,6 +151,8 @@ def main() -> None:
     parser.add_argument("--into", type=Path, default=Path("."), help="folder for the files")
     parser.add_argument("--ends", action="store_true", help="end after the last job; no more can be added")
     options = parser.parse_args()
+    # What a shell starts in the background ignores interrupts, and so would the jobs.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     options.logs.mkdir(parents=True, exist_ok=True)
     lanes, planned = Lanes(options.logs), json.loads(options.lanes.read_text())
     threads = [

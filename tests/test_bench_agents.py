@@ -149,7 +149,8 @@ def test_servers_have_the_same_memory_and_room_for_every_session(model: Path) ->
     settings = json.loads(lines["rheo"][lines["rheo"].index("--rheo-config") + 1])
     needed = planned.sessions * SIZES["8b"].load.longest * 36 * 8 * 128 * 2 * 2
     assert settings["host_pool_gib"] * 2**30 > needed and settings["budget_ratio"] == 0.1
-    assert lines["hicache"][lines["hicache"].index("--hicache-size") + 1] == str(settings["host_pool_gib"])
+    gigabytes = int(lines["hicache"][lines["hicache"].index("--hicache-size") + 1])
+    assert 0 <= gigabytes * 10**9 - settings["host_pool_gib"] * 2**30 < 10**9
     context = int(lines["fa3"][lines["fa3"].index("--context-length") + 1])
     assert SIZES["8b"].load.longest < context <= planned.pool_tokens
 

@@ -72,6 +72,14 @@ def test_an_end_is_told_once() -> None:
     assert not_told("".join([told[0], *told])) == ["rheo-trace"]
 
 
+def test_a_trace_that_was_full_before_its_thread_ended_is_not_told_twice() -> None:
+    full = "rheo: tracing ends after 9 steps, for /trace has the size that trace_gib allows\n"
+    ended = "rheo: tracing ends after 9 steps, for the thread that writes /trace ended (SystemExit)\n"
+    others = [f"{words}\n" for name, words in THREADS.items() if name != "rheo-trace"]
+    assert not_told("".join([full, ended, *others])) == []
+    assert not_told("".join([full, *others])) == ["rheo-trace"]
+
+
 def test_a_thread_ends_when_its_file_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: queue.SimpleQueue[None] = queue.SimpleQueue()
     told: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,17 @@ from typing import Any
 SCRIPT = Path(__file__).parents[1] / "scripts" / "gpu_lanes.py"
 
 
+def ignore_interrupts() -> None:
+    """As in what a shell without job control starts in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def run(folder: Path, lanes: dict[str, Any], *arguments: str) -> list[list[str]]:
     """Run lanes to their ends; words of the lines of ``status.txt``, without times."""
     file = folder / "lanes.json"
     file.write_text(json.dumps(lanes))
     command = [sys.executable, str(SCRIPT), str(file), "--logs", str(folder / "logs"), "--ends", *arguments]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=60, preexec_fn=ignore_interrupts)
     return [line.split()[1:] for line in (folder / "logs" / "status.txt").read_text().splitlines()]
 
 

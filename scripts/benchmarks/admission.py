@@ -40,6 +40,7 @@ from common.measurement import (
     machine_in_words,
     result_document,
 )
+from common.servers_in_turn import going_on
 from common.sglang_server import SGLangServer
 
 SERVERS: dict[str, dict[str, Any]] = {
@@ -63,10 +64,14 @@ class Size:
 SIZES = {
     "gpu": Size(
         28000,
-        256,
+        1024,
         (8, 16, 32, 48, 64, 96),
         {"frame_pool_gib": 4, "host_pool_gib": 96},
-        ("--context-length", "32768", "--max-running-requests", "96", "--mem-fraction-static", "0.8"),
+        (
+            *("--context-length", "32768", "--max-running-requests", "96", "--mem-fraction-static", "0.8"),
+            *("--cuda-graph-bs-decode", "8", "16", "24", "48", "72", "96", "--disable-prefill-cuda-graph"),
+            *("--grammar-backend", "none", "--tokenizer-worker-num", "8"),
+        ),
     ),
     "cpu": Size(
         1200,
@@ -182,12 +187,16 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     machine = machine_in_words() if arguments.small else gpu_in_words()
     found: dict[str, dict[str, dict[str, Any]]] = {}
+    failed: list[str] = []
     for server_name in arguments.servers:
         print(f"== {server_name}", flush=True)
         settings = {**json.loads(arguments.set), **SERVERS[server_name]}
         log = arguments.logs / f"{server_name}.log" if arguments.logs else None
         found[server_name] = {}
-        with serving(arguments.model, size, settings, not arguments.small, log) as server:
+        with (
+            going_on(server_name, failed),
+            serving(arguments.model, size, settings, not arguments.small, log) as server,
+        ):
             for concurrency, figures in measure(server, size, texts, concurrencies):
                 found[server_name][concurrency] = figures
                 metrics = {**summary(found), **found, "size": asdict(size), "model": arguments.model.name}
@@ -195,6 +204,7 @@ def main() -> None:
                     arguments.out or RESULTS / f"{name}.json", result_document(name, metrics, machine)
                 )
     print(json.dumps(summary(found), indent=1))
+    raise SystemExit(f"failed: {', '.join(failed)}" if failed else 0)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from common.measurement import (
     result_document,
     tokenizer,
 )
+from common.servers_in_turn import going_on
 from common.sglang_server import SGLangServer
 from workloads.agent_sessions import AgentLoad, Encode, Turns, agent_sessions, write_trace
 
@@ -224,6 +225,7 @@ def main() -> None:
         write_trace(sessions, size.load, options.write_trace)
         return
     found: dict[str, dict[str, Any]] = {}
+    failed: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "sessions.json" if options.loader else None
         if trace is not None:
@@ -232,7 +234,10 @@ def main() -> None:
             print(f"== {engine}: {planned.sessions} sessions of {size.load.longest} tokens", flush=True)
             log = (options.logs or Path(folder)) / f"agents_{engine}.log"
             line = planned.servers[engine]
-            with SGLangServer(options.model, line, log, environment=LONGER, gpu=GPU) as server:
+            with (
+                going_on(engine, failed),
+                SGLangServer(options.model, line, log, environment=LONGER, gpu=GPU) as server,
+            ):
                 found[engine] = measure(server, engine, sessions, encode, size, trace)
             metrics = {
                 **ratios(found),
@@ -252,6 +257,7 @@ def main() -> None:
             machine = gpu_in_words() if GPU else machine_in_words()
             keep_result(options.out, result_document(options.out.stem, metrics, machine))
     print(json.dumps(ratios(found), indent=1))
+    raise SystemExit(f"failed: {', '.join(failed)}" if failed else 0)
 
 
 if __name__ == "__main__":

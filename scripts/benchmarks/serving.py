@@ -22,11 +22,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import shlex
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from typing import Any
 from common.bench_serving import bench, documents, write_dataset
 from common.measurement import RESULTS, gpu_in_words, keep_result, result_document
 from common.qwen3_shape import make_shape
+from common.servers_in_turn import going_on
 from common.sglang_server import SGLangServer
 from locality.plugin import ENVIRONMENT, install
 
@@ -120,7 +123,9 @@ def engines(
     """Arguments of each server; ``dram_gib`` is HiCache's DRAM, ``host_gib`` rheo's."""
     dense = ["--attention-backend", "fa3", "--max-total-tokens", str(dense_tokens(model, gib))]
     hicache = [
-        *("--enable-hierarchical-cache", "--hicache-size", str(dram_gib), "--page-size", "64"),
+        # SGLang counts 1e9 bytes here
+        *("--enable-hierarchical-cache", "--hicache-size", str(math.ceil(dram_gib * 2**30 / 1e9))),
+        *("--page-size", "64"),
         *("--hicache-write-policy", "write_through"),
         *("--hicache-io-backend", "kernel", "--hicache-mem-layout", "page_first"),
     ]
@@ -144,14 +149,14 @@ def told(server: SGLangServer) -> dict[str, Any]:
     }
 
 
-def measure(server: SGLangServer, dataset: Path, load: Load, answers: list[int]) -> dict[str, Any]:
-    """Figures of one server: a run to warm up, then one of each length of answers."""
+def measure(server: SGLangServer, dataset: Path, load: Load, answers: list[int]) -> Iterator[dict[str, Any]]:
+    """Figures of one server, more of them with each length of answers: a run to warm up, then one of each."""
     found: dict[str, Any] = {"warm": bench(server, dataset, load.at_once, load.at_once, WARM_TOKENS)}
     for tokens in answers:
         found[str(tokens)] = bench(server, dataset, load.at_once, load.at_once, tokens)
+        found["told"] = told(server)
         print(f"{tokens} tokens: {json.dumps(found[str(tokens)])}", flush=True)
-    found["told"] = told(server)
-    return found
+        yield found
 
 
 def ratios(found: dict[str, dict[str, Any]], model: str, gib: float, answers: list[int]) -> dict[str, float]:
@@ -242,11 +247,13 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure the servers, one after the other, and write the result after each."""
+    """Measure the servers, one after the other, and write the result after every run."""
     options = options_of()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     load, settings = LOADS[options.load], json.loads(options.set)
     found: dict[str, dict[str, Any]] = {}
+    figures: dict[str, float] = {}
+    failed: list[str] = []
     with tempfile.TemporaryDirectory() as kept:
         folder = Path(kept)
         model = served_model(options.model, load, folder)
@@ -263,18 +270,22 @@ def main() -> None:
                 [*common, *commands[engine]],
                 environment_of(engine, load, folder, options.locality),
             )
-            with SGLangServer(model, line, log, gpu=True, environment=environment) as server:
-                found[engine] = measure(server, dataset, load, options.answers)
-            figures = ratios(found, options.load, load.kv_gib, options.answers)
-            metrics = {
-                **figures,
-                **found,
-                "model": "Qwen3-8B's shape, random weights" if load.random else options.model.name,
-                **({"locality": options.locality} if load.random else {}),
-                "servers": {name: " ".join([*common, *line]) for name, line in commands.items()},
-            }
-            keep_result(options.out, result_document(options.out.stem, metrics, gpu_in_words()))
+            with (
+                going_on(engine, failed),
+                SGLangServer(model, line, log, gpu=True, environment=environment) as server,
+            ):
+                for found[engine] in measure(server, dataset, load, options.answers):
+                    figures = ratios(found, options.load, load.kv_gib, options.answers)
+                    metrics = {
+                        **figures,
+                        **found,
+                        "model": "Qwen3-8B's shape, random weights" if load.random else options.model.name,
+                        **({"locality": options.locality} if load.random else {}),
+                        "servers": {name: " ".join([*common, *line]) for name, line in commands.items()},
+                    }
+                    keep_result(options.out, result_document(options.out.stem, metrics, gpu_in_words()))
     print(json.dumps(figures, indent=1))
+    raise SystemExit(f"failed: {', '.join(failed)}" if failed else 0)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from common.measurement import (
 from common.sglang_server import SGLangServer
 
 GPU = torch.cuda.is_available()
-IDLE_SECONDS = 300.0
+IDLE_SECONDS = 60.0 if GPU else 300.0
 WRONG = (
     "errors",
     "inconsistent",
@@ -64,7 +65,7 @@ FREE = (
 )
 """Counters that are 0 where nothing runs and nothing is cached."""
 THREADS = {
-    "rheo-trace": "rheo: tracing ends",
+    "rheo-trace": "steps, for the thread that writes",
     "rheo-importance": "is not written any more, for its thread ended",
     "rheo-storage-reader": "rheo: storage is off from now on, for the thread that reads ended",
 }
@@ -124,8 +125,8 @@ def not_told(log: str) -> list[str]:
 
 def soak(
     server: SGLangServer, size: Size, documents: list[list[int]], faults: Path, minutes: float, seed: int
-) -> dict[str, Any]:
-    """Figures of one run."""
+) -> Iterator[dict[str, Any]]:
+    """Figures of one run: those of the load, and then all, with what is left once it is over."""
 
     def probe() -> list[int]:
         answer: dict[str, Any] = server.generate(documents[-1], 32, timeout=3600.0, ignore_eos=True)
@@ -137,17 +138,12 @@ def soak(
     early = scheduler_mib(server)
     asyncio.run(load.run(54.0 * minutes, list(THREADS)))
     late = scheduler_mib(server)
-    left = left_over(server)
-    after = probe()
     seen, silent = load.seen, not_told(server.log.read_text(errors="replace"))
-    return {
+    found: dict[str, Any] = {
         "minutes": minutes,
         "requests": load.number,
         "errors": len(seen.errors),
         "inconsistent": len(seen.inconsistent),
-        "leaked_pages": max((left.get(name, 0) for name in FREE if name.startswith("pages")), default=0),
-        "leaked_frames": left.get("frames_used", 0),
-        "probe_changed": int(before != after),
         "threads_ended": list(THREADS),
         "threads_not_told": len(silent),
         "memory_mib_after_a_tenth": round(early),
@@ -157,6 +153,14 @@ def soak(
         "first_inconsistent": seen.inconsistent[:20],
         "server": {"config": size.config, "arguments": list(size.arguments)},
     }
+    yield found
+    left = left_over(server)
+    found |= {
+        "leaked_pages": max((left.get(name, 0) for name in FREE if name.startswith("pages")), default=0),
+        "leaked_frames": left.get("frames_used", 0),
+        "probe_changed": int(before != probe()),
+    }
+    yield found
 
 
 def main() -> int:
@@ -186,9 +190,10 @@ def main() -> int:
         environment = {"PYTHONPATH": path, ENVIRONMENT: str(faults)}
         log = options.log or folder / "server.log"
         with SGLangServer(options.model, arguments, log, environment=environment, gpu=GPU) as server:
-            found = soak(server, size, documents, faults, options.minutes, options.seed)
-    machine = gpu_in_words() if GPU else machine_in_words()
-    keep_result(options.out, result_document(f"soak_{name}", {**found, "model": options.model.name}, machine))
+            machine = gpu_in_words() if GPU else machine_in_words()
+            for found in soak(server, size, documents, faults, options.minutes, options.seed):
+                metrics = {**found, "model": options.model.name}
+                keep_result(options.out, result_document(f"soak_{name}", metrics, machine))
     print(json.dumps(found, indent=1))
     return int(any(found[key] for key in WRONG))
 

@@ -57,9 +57,7 @@ def bench(
     RuntimeError
         If requests were left without an answer.
     """
-    found = _run(server, "sglang", "sharegpt", dataset, prompts, concurrency, answer_tokens)
-    if found["completed"] != prompts:
-        raise RuntimeError(f"{found['completed']} of {prompts} requests were answered")
+    found = _run(server, "sglang", "sharegpt", dataset, prompts, prompts, concurrency, answer_tokens)
     return {name: round(found[name], 3) for name in FIGURES}
 
 
@@ -84,10 +82,10 @@ def bench_agents(
     RuntimeError
         If turns were left without an answer.
     """
-    found = _run(server, "sglang-oai-chat", "agentic-trace", trace, sessions, concurrency, answer_tokens)
     turns = sum(map(len, json.loads(trace.read_text())["conversations"][:sessions]))
-    if found["completed"] != turns:
-        raise RuntimeError(f"{found['completed']} of {turns} turns were answered")
+    found = _run(
+        server, "sglang-oai-chat", "agentic-trace", trace, turns, sessions, concurrency, answer_tokens
+    )
     return {name: round(found[name], 3) for name in FIGURES}
 
 
@@ -96,13 +94,14 @@ def _run(
     backend: str,
     loader: str,
     dataset: Path,
+    requests: int,
     prompts: int,
     concurrency: int,
     answer_tokens: int,
 ) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run.jsonl"
-        subprocess.run(
+        said = subprocess.run(
             [
                 *(sys.executable, "-m", "sglang.bench_serving", "--backend", backend),
                 *("--base-url", server.base_url, "--model", str(server.model)),
@@ -114,7 +113,13 @@ def _run(
             env=server.environment,
             check=True,
             timeout=RUN_SECONDS,
-            stdout=subprocess.DEVNULL,
-        )
+            stdout=subprocess.PIPE,
+            text=True,
+        ).stdout
         found: dict[str, Any] = json.loads(out.read_text().splitlines()[-1])
+        if found["completed"] != requests:
+            errors = [line for line in said.splitlines() if "error" in line.lower()][:3]
+            raise RuntimeError(
+                f"{found['completed']} of {requests} requests were answered; {'; '.join(errors)}"
+            )
         return found

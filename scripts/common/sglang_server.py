@@ -30,6 +30,7 @@ CPU_ENVIRONMENT = {
     "PYTHONDONTWRITEBYTECODE": "",
 }
 READY_TIMEOUT = 600.0
+GPU_READY_TIMEOUT = 240.0
 STOP_TIMEOUT = 15.0
 TAIL_LINES = 40
 PR_SET_PDEATHSIG = 1
@@ -95,6 +96,7 @@ class SGLangServer:
             *arguments,
         ]
         self.environment = {**os.environ, **({} if gpu else CPU_ENVIRONMENT), **(environment or {})}
+        self.ready_timeout = GPU_READY_TIMEOUT if gpu else READY_TIMEOUT
         self.process: subprocess.Popen | None = None
         self.session = requests.Session()
         self.session.trust_env = False
@@ -125,13 +127,13 @@ class SGLangServer:
                 preexec_fn=end_with_parent,
             )
 
-    def wait_ready(self, timeout: float = READY_TIMEOUT, on_wait: Callable[[], None] | None = None) -> None:
+    def wait_ready(self, timeout: float | None = None, on_wait: Callable[[], None] | None = None) -> None:
         """Wait until the server answers its health check.
 
         Parameters
         ----------
-        timeout : float
-            Seconds.
+        timeout : float, optional
+            Seconds; `GPU_READY_TIMEOUT` or `READY_TIMEOUT` when omitted.
         on_wait : callable, optional
             Called about four times a second, for a progress display.
 
@@ -140,6 +142,7 @@ class SGLangServer:
         ServerError
             If the process ends or the time runs out; the message carries the end of the log.
         """
+        timeout = self.ready_timeout if timeout is None else timeout
         deadline = time.monotonic() + timeout
         while not self._healthy():
             if not self.running:

@@ -91,7 +91,7 @@ JOBS: dict[str, Job] = {
             f"--model $CODER --size coder --kv-gib 4 --engines rheo hicache fa3 {_EIGHT_THREADS}",
             "agents_gpu",
         ),
-        420,
+        540,
         needs=_BOTH,
     ),
     "admission": Job(
@@ -100,12 +100,12 @@ JOBS: dict[str, Job] = {
             f"--model $CODER --servers off admission --concurrency 8 24 48 96 {_EIGHT_THREADS}",
             "admission",
         ),
-        430,
+        700,
         needs=("coder",),
     ),
     "soak": Job(
         "python3 -m benchmarks.soak --minutes 20 --model $CODER --out $O/soak_gpu.json --log $L/soak_server.log",
-        1400,
+        1500,
         needs=("coder",),
     ),
     "serving-8b": Job(
@@ -115,7 +115,7 @@ JOBS: dict[str, Job] = {
             """--set '{"cpu_threads": 8, "residency_bonus": 0.5}'""",
             "serving_8b_32k",
         ),
-        600,
+        780,
         needs=_BOTH,
     ),
     "quality": Job(
