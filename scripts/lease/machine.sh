@@ -31,6 +31,8 @@ take)
         nvidia-smi -L
         nproc
         free -g | sed -n 2p
+        # what SGLang compiles its page hashes with, for importance files and storage
+        ls /usr/include/openssl/sha.h /usr/lib/x86_64-linux-gnu/libcrypto.so 2>&1
     fi
     find $lease/pieces -type f | wc -l
     ;;
