@@ -25,7 +25,7 @@ def read_settings_text(text: str, known: Collection[str], source: str) -> dict[s
     """
     if not text.strip():
         raise ConfigError(f"{source}: {text!r} is empty; allowed: a JSON object, or a file that holds one")
-    if not text.lstrip().startswith("{"):
+    if not text.lstrip().startswith(("{", "[", '"')):
         try:
             text = Path(text).read_text()
         except (OSError, UnicodeDecodeError) as error:

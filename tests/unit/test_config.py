@@ -227,7 +227,8 @@ def test_a_key_that_is_given_twice_is_an_error_even_with_the_same_value(second: 
     [
         ("no/such/file.json", "neither a JSON object nor a readable file (No such file or directory)"),
         ("", "is empty; allowed: a JSON object, or a file that holds one"),
-        ("[1, 2]", "neither a JSON object nor a readable file"),
+        ("[1, 2]", "is not a JSON object; allowed: an object of settings"),
+        ('"lru"', "is not a JSON object; allowed: an object of settings"),
         ("{budget_ratio: 0.1}", "not valid JSON"),
         ('{"budget_ratio": 0.1', "not valid JSON"),
         ('{"host_pool_gib": ' + 5000 * "9" + "}", "not valid JSON"),
