@@ -107,6 +107,16 @@ def test_the_rest_of_the_budget_goes_to_the_best_scores(case: Case) -> None:
 
 
 @given(cases())
+def test_of_equal_scores_the_earlier_page_is_taken(case: Case) -> None:
+    for request, heads in enumerate(case.select().tolist()):
+        for head, selected in enumerate(heads):
+            scores = infinite_for_nan(case.scores[request, head])
+            left_out = set(range(case.num_pages[request])) - set(selected)
+            for page in set(selected) - case.forced(request) - {-1}:
+                assert not any(other < page for other in left_out if scores[other] == scores[page])
+
+
+@given(cases())
 def test_a_dirty_result_buffer_is_overwritten(case: Case) -> None:
     out = torch.full((len(case.num_pages), HEADS, case.width), 77, dtype=torch.int32)
     assert case.select(out) is out

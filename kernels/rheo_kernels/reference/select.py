@@ -18,7 +18,7 @@ def select(
 
     The first ``sink_pages`` and the last ``window_pages`` (at least the tail page) are always selected, even
     where they exceed the budget; the rest of the budget goes to the highest scores. NaN counts as the infinity of its
-    sign, and no score comes before an always-selected page.
+    sign, and no score comes before an always-selected page. Of equal scores, the earlier page comes first.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def select(
     keyed = keyed.clamp(finite.min, finite.max).masked_fill((position >= last)[:, None], -torch.inf)
     keyed = keyed.masked_fill(forced[:, None], torch.inf)
     k = min(width, scores.shape[2])
-    best = keyed.topk(k, dim=2).indices.to(torch.int32)
+    best = keyed.sort(dim=2, descending=True, stable=True).indices[:, :, :k].to(torch.int32)
     best.masked_fill_(torch.arange(k, device=scores.device) >= count[:, :, None], -1)
     if out is None:
         out = torch.empty((*scores.shape[:2], width), dtype=torch.int32, device=scores.device)

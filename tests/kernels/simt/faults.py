@@ -76,7 +76,7 @@ FAULTS = [
     Fault("estimate.cu", "weigh_rows(logits, left, a.inverse_scale / kStepScale);", ";", ESTIMATED),
     Fault("estimate.cu", "    multiply(products, sums.offset, steps, 0, steps, 0);\n", "", ESTIMATED),
     Fault("estimate.cu", "noise, sums.energy_rest,", "products, sums.energy_rest,", ESTIMATED),
-    Fault("estimate.cu", "next = number(unit + step);", "", ("test_cuda_estimate.py", "several_units")),
+    Fault("estimate.cu", "next = number(unit_of(turn + step));", "", ("test_cuda_estimate.py", "several_units")),
     Fault("log_shares.cu", "    __syncthreads();\n", "", ESTIMATED),
     Fault("load.cu", "            wait_until_read();\n", "", LOADED),
 ]  # fmt: skip
