@@ -82,7 +82,7 @@ JOBS: dict[str, Job] = {
             """--variant rheo_independent '{"policy": "lru", "residency_bonus": 0, "miss_mode": "fetch"}' ''""",
             "serving_joint_gpu",
         ),
-        400,
+        600,
         needs=("coder",),
     ),
     "agents": Job(
@@ -120,7 +120,7 @@ JOBS: dict[str, Job] = {
     ),
     "quality": Job(
         "python3 -m benchmarks.selection_coder --model $CODER --prompts $K/coder --servers $K/servers/coder.json "
-        "--work $O/work-coder --samples ruler=6 --out $O/selection_settings.json",
+        f"--work {LEASE}/work-coder --samples ruler=6 --out $O/selection_settings.json",
         needs=(*_BOTH, "extra"),
     ),
     "shared": Job(
@@ -148,7 +148,7 @@ JOBS: dict[str, Job] = {
     "tests": Job(f"{PYTEST} tests/kernels tests/contract", 420),
     "reference": Job(
         "python3 -m benchmarks.selection_coder --model models/rheo-reference --prompts $K/reference "
-        "--servers $K/servers/reference.json --work $O/work --suites divergence,recall "
+        f"--servers $K/servers/reference.json --work {LEASE}/work --suites divergence,recall "
         "--out $O/selection_reference.json",
         1000,
         needs=("fa3", "models", "extra"),
