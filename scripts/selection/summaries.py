@@ -71,9 +71,7 @@ def clusters(keys: torch.Tensor, row_tokens: int) -> Summary:
     middles = torch.take_along_dim(keys, torch.cat(chosen, -1)[..., None], 2)
     for _ in range(CLUSTER_PASSES):
         mine = torch.cdist(keys, middles).argmin(-1)
-        member = torch.nn.functional.one_hot(mine, rows).float().transpose(2, 3)
-        counts = member.sum(-1)
-        found = member @ keys / counts.clamp(min=1)[..., None]
+        found, counts = means_of(keys, mine, rows)
         middles = torch.where(counts[..., None] > 0, found, middles)
     stored = subcentroids(middles.repeat_interleave(row_tokens, 2), row_tokens)
     return stored._replace(counts=counts)
@@ -88,16 +86,15 @@ def outlier(keys: torch.Tensor, row_tokens: int) -> Summary:
     among_others = place - (place > alone).long()
     mine = 1 + among_others * (rows - 1) // (page_size - 1)
     mine.scatter_(-1, alone, 0)
-    return means_of(keys, mine, row_tokens)
+    middles, counts = means_of(keys, mine, rows)
+    return subcentroids(middles.repeat_interleave(row_tokens, 2), row_tokens)._replace(counts=counts)
 
 
-def means_of(keys: torch.Tensor, mine: torch.Tensor, row_tokens: int) -> Summary:
-    """Sub-centroids of the tokens that share a row of ``mine``, ``[H, N, P]``, with their counts; empty rows are 0."""
-    rows = keys.shape[2] // row_tokens
+def means_of(keys: torch.Tensor, mine: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean keys ``[H, N, R, D]`` of the tokens that share a row of ``mine``, ``[H, N, P]``, 0 without any; how many."""
     member = torch.nn.functional.one_hot(mine, rows).float().transpose(2, 3)
     counts = member.sum(-1)
-    middles = member @ keys / counts.clamp(min=1)[..., None]
-    return subcentroids(middles.repeat_interleave(row_tokens, 2), row_tokens)._replace(counts=counts)
+    return member @ keys / counts.clamp(min=1)[..., None], counts
 
 
 def with_variance(keys: torch.Tensor, row_tokens: int) -> Summary:
